@@ -1,0 +1,89 @@
+# All the set-up there is: `make demo` and `make test` start from a bare clone.
+
+# The interpreter that .venv is made with; empty: the first of python3.11, 3.12, 3.13 and python3 that is 3.11 or newer.
+PYTHON ?=
+# Of `make demo`: easy, medium or hard.
+TASK ?= medium
+# pytest processes; 0 runs the tests in one process, for a debugger.
+WORKERS ?= 2
+# For example PYTEST_ARGS='-k replay'.
+PYTEST_ARGS ?=
+# torch for the parity tests: 1 installs it, 0 doesn't, auto does on Python 3.11.
+PARITY ?= auto
+
+VENV := .venv
+BIN := $(VENV)/bin
+# worksteal starts each process on its own stretch of files, so that a file's fixtures and compiled programs are shared.
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
+
+.DEFAULT_GOAL := help
+.PHONY: help install install-demo demo test test-fast lint format bench clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo               watch SmolLM2-135M learn to answer by ReVal (TASK=easy, medium or hard)"
+	@echo "make test               every test"
+	@echo "make test-fast          the tests that take less than about 5 seconds each"
+	@echo "make lint               style, security rules and types"
+	@echo "make format             rewrite the sources in the style that lint asks for"
+	@echo "make bench              draw the learning curves in docs/"
+	@echo "make install            .venv with the package (editable) and its test tools; the targets above do it themselves"
+	@echo "make install-demo       .venv with what running needs and no test tools"
+	@echo "make clean              remove .venv and caches; runs/ and models/ stay"
+	@echo
+	@echo "Settings: PYTHON=$(or $(PYTHON),found) TASK=$(TASK) WORKERS=$(WORKERS) PARITY=$(PARITY) PYTEST_ARGS='$(PYTEST_ARGS)'"
+
+# Two stamps, so that the demo waits for no test tool and nothing is installed twice.
+install: $(VENV)/.installed-test
+install-demo: $(VENV)/.installed-run
+
+$(VENV)/.installed-run: pyproject.toml requirements.txt
+	@python='$(PYTHON)'; \
+	for candidate in $${python:-python3.11 python3.12 python3.13 python3 python}; do \
+	    if "$$candidate" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	        found="$$candidate"; break; fi; \
+	done; \
+	if [ -z "$$found" ]; then \
+	    echo "make: no Python 3.11 or newer with its venv module was found (tried: $${python:-python3.11 python3.12 python3.13 python3 python})." >&2; \
+	    echo "Install one (Debian, Ubuntu: apt-get install python3 python3-venv), or name it: make PYTHON=/path/to/python ..." >&2; \
+	    exit 1; \
+	fi; \
+	set -ex; "$$found" -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --editable . --constraint requirements.txt
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed-run
+	@extras=test,plot; \
+	case '$(PARITY)' in \
+	    0) ;; \
+	    1) extras=$$extras,parity ;; \
+	    auto) if $(BIN)/python -c 'import sys; sys.exit(sys.version_info >= (3, 12))'; then extras=$$extras,parity; fi ;; \
+	    *) echo "make: PARITY=$(PARITY) is none of 0, 1 and auto." >&2; exit 1 ;; \
+	esac; \
+	set -ex; $(BIN)/python -m pip install --quiet --editable ".[$$extras]" --constraint requirements.txt
+	@touch $@
+
+demo: install-demo
+	$(BIN)/python -m reval_jax.demo --task $(TASK)
+
+test: install
+	$(PYTEST)
+
+test-fast: install
+	$(PYTEST) -m "not slow"
+
+lint: install
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: install
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: install
+	$(BIN)/python -m benchmarks.learning_curves
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	find reval_jax tests benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true

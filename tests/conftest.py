@@ -1,0 +1,29 @@
+"""What every test runs on: CPU, eight fake devices, strict promotion, and one compilation cache for all runs.
+
+A subprocess that a test starts inherits the environment below but not jax's settings: it sees one device and the
+default promotion, as a user's process does.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "reval_jax" / "xla"))
+# Most programs of the tests compile in less than jax's default threshold of a second.
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+# No test may ask a hub; one that tests the asking says so itself.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("MPLBACKEND", "agg")
+
+import jax
+
+import reval_jax  # noqa: F401  # before a backend starts: it guards against jaxlib's miscompile
+
+jax.config.update("jax_num_cpu_devices", 8)
+# An accidental float64 or a silent broadcast of [B] against [B, 1] fails. optax's adamw promotes int32 to float32:
+# a test that steps it does so under `jax.numpy_dtype_promotion("standard")`.
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
