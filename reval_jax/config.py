@@ -1,0 +1,300 @@
+"""Settings as frozen dataclasses: YAML in, command-line overrides on top, the resolved YAML out.
+
+pydantic checks types and bounds, tyro (in `cli`) turns the same classes into `--section.field VALUE` flags whose help is
+the comment behind each field; what concerns several fields at once is checked by `check`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+import yaml
+
+PositiveInt = Annotated[int, pydantic.Field(gt=0)]
+Count = Annotated[int, pydantic.Field(ge=0)]
+PositiveFloat = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
+Probability = Annotated[float, pydantic.Field(gt=0, le=1)]
+Decay = Annotated[float, pydantic.Field(ge=0, lt=1)]
+STRICT = pydantic.ConfigDict(extra="forbid")
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    __pydantic_config__ = STRICT
+    path: str = ""  # Hugging Face directory, hub id, or .gguf file
+    compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"  # operands of matrix products; parameters stay float32
+    remat: Literal["none", "dots", "full"] = "none"  # what the backward pass recomputes: nothing, all but matrix products, all
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    __pydantic_config__ = STRICT
+    dataset: str = ""  # .jsonl file with `question` and `answer`, or a TFDS directory
+    split: str = "train"  # split of a TFDS directory
+    template: Literal["raw", "chat", "r1_distill", "qwen2_5_math"] = "chat"  # how a question becomes a prompt
+    max_prompt_tokens: PositiveInt = 1024  # tokens; a longer prompt is handled as `overlong` says
+    overlong: Literal["error", "drop"] = "error"  # refuse a data set with longer prompts, or leave those rows out
+    answer_format: Literal["boxed", "first_number"] = "boxed"  # what of a response is graded
+
+
+@dataclasses.dataclass(frozen=True)
+class Rollout:
+    __pydantic_config__ = STRICT
+    prompts_per_round: PositiveInt = 128  # prompts
+    samples_per_prompt: PositiveInt = 8  # responses a prompt
+    temperature: PositiveFloat = 1.0  # Q is logit / temperature, when sampling and in the loss
+    top_k: Count = 0  # tokens kept before sampling; 0 keeps all
+    top_p: Probability = 1.0  # probability mass kept before sampling; 1 keeps all
+    max_response_tokens: PositiveInt = 8192  # tokens, the end-of-sequence token included
+    decode_slots: PositiveInt = 128  # responses a process decodes at once
+
+
+@dataclasses.dataclass(frozen=True)
+class Replay:
+    __pydantic_config__ = STRICT
+    capacity: PositiveInt = 5120  # trajectories kept; the oldest leave first
+    sampling: Literal["uniform"] = "uniform"  # without replacement inside a batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Update:
+    __pydantic_config__ = STRICT
+    objective: Literal["reval", "tbrm", "regression", "grpo"] = "reval"  # the loss
+    beta: PositiveFloat = 0.002  # reward per nat; smaller weighs the reward more
+    reward: Literal["binary", "signed", "group_normalized"] = "binary"  # 0/1, -1/+1, or r minus the mean of the prompt's group
+    updates_per_round: PositiveInt = 2  # optimizer steps a round; for grpo, mini-batches the fresh batch is split into
+    fresh_first: bool = True  # the first update of a round trains on the fresh batch, the rest on replay draws
+    batch_size: PositiveInt = 1024  # trajectories an update
+    micro_batch_tokens: PositiveInt = 16384  # tokens a device holds at once; at least one row
+    reference_reset_every: Count = 0  # rounds; 0 never
+    reset_optimizer: bool = False  # forget Adam's moments at a reference reset
+    stop_value_gradient: bool = False  # leave out the gradient of V(s1), as Eq. 4 of the paper does
+    clip_low: Decay = 0.2  # grpo: the ratio is clipped below at 1 - clip_low
+    clip_high: NonNegativeFloat = 0.28  # grpo: the ratio is clipped above at 1 + clip_high
+    clip_dual: Annotated[float, pydantic.Field(gt=1)] = 3.0  # grpo: bound of the loss for a negative advantage, times -advantage
+    max_skipped: PositiveInt = 5  # non-finite updates in a row that stop the run
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    __pydantic_config__ = STRICT
+    learning_rate: PositiveFloat = 1e-6  # AdamW
+    warmup_updates: Count = 0  # updates over which the learning rate climbs linearly from 0
+    weight_decay: NonNegativeFloat = 0.01  # decoupled, on every parameter
+    b1: Decay = 0.9  # decay of Adam's first moment
+    b2: Decay = 0.999  # decay of Adam's second moment
+    max_grad_norm: PositiveFloat = 1.0  # global norm the gradient is clipped to
+
+
+@dataclasses.dataclass(frozen=True)
+class Mesh:
+    __pydantic_config__ = STRICT
+    data: PositiveInt = 1  # devices that hold whole copies of the parameters
+    fsdp: Annotated[int, pydantic.Field(ge=-1)] = -1  # devices the parameters are spread over; -1 takes all that are left
+    tensor: PositiveInt = 1  # devices that share each matrix product
+
+
+@dataclasses.dataclass(frozen=True)
+class Eval:
+    __pydantic_config__ = STRICT
+    every: Count = 10  # rounds; 0 never
+    benchmarks: tuple[str, ...] = ()  # .jsonl files or TFDS directories; a benchmark's name is the file's
+    samples_per_prompt: PositiveInt = 16  # responses a problem
+    max_prompts: PositiveInt = 100  # problems a benchmark, chosen by a fixed seed
+    temperature: PositiveFloat = 1.0  # of the evaluation's samples
+    top_p: Probability = 1.0  # of the evaluation's samples
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    __pydantic_config__ = STRICT
+    every: PositiveInt = 10  # rounds; the last round is always saved
+    keep: PositiveInt = 2  # checkpoints kept; the oldest leave first
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    __pydantic_config__ = STRICT
+    rounds: PositiveInt = 650  # rounds of Algorithm 1
+    seed: Annotated[int, pydantic.Field(ge=0, lt=2**32)] = 0  # of every random draw
+    stop_score: Annotated[float, pydantic.Field(ge=0, le=1)] | None = None  # mean score of a fresh round that ends the run early
+    stop_rounds: PositiveInt = 2  # rounds in a row that must reach stop_score
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Everything a run depends on."""
+
+    __pydantic_config__ = STRICT
+    model: Model = Model()
+    task: Task = Task()
+    rollout: Rollout = Rollout()
+    replay: Replay = Replay()
+    update: Update = Update()
+    optimizer: Optimizer = Optimizer()
+    mesh: Mesh = Mesh()
+    eval: Eval = Eval()
+    checkpoint: Checkpoint = Checkpoint()
+    run: Run = Run()
+
+    @property
+    def fresh_size(self) -> int:
+        """Trajectories a round samples."""
+        return self.rollout.prompts_per_round * self.rollout.samples_per_prompt
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens of the longest possible trajectory."""
+        return self.task.max_prompt_tokens + self.rollout.max_response_tokens
+
+
+MAY_CHANGE = ("eval", "checkpoint")
+"""Sections a resumed run may change: they choose what is looked at and kept, not what is computed."""
+MAY_CHANGE_FIELDS = (("run", "rounds"), ("run", "stop_score"), ("run", "stop_rounds"))
+
+
+def load(path: str | Path) -> Config:
+    """The settings in a YAML file; fields it does not name keep their defaults.
+
+    A run directory's config.yaml has one section more, `about`, which is what was found, not what is asked: left out here.
+
+    Raises:
+      ValueError: the file is missing, not YAML, or names an unknown key or a wrong type.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        tree = yaml.safe_load(text)
+    except OSError as error:
+        raise ValueError(f"config {path} cannot be read: {error.strerror}. Name an existing YAML file.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"config {path} is not YAML: {error}") from error
+    if tree is not None and not isinstance(tree, dict):
+        raise ValueError(f"config {path} holds a {type(tree).__name__}, not sections. Begin with for example 'model:'.")
+    tree = dict(tree or {})
+    tree.pop("about", None)
+    return from_tree(tree, source=str(path))
+
+
+def from_tree(tree: dict[str, Any], *, source: str = "config") -> Config:
+    """The settings in a nested dict, checked for keys, types and bounds.
+
+    Raises:
+      ValueError: naming every offending key and, for an unknown one, the nearest that exists.
+    """
+    try:
+        return pydantic.TypeAdapter(Config).validate_python(tree)
+    except pydantic.ValidationError as error:
+        raise ValueError(f"{source}: " + "; ".join(_explain(problem) for problem in error.errors())) from error
+
+
+def check(config: Config) -> Config:
+    """The same settings, or a refusal of combinations that cannot train.
+
+    Raises:
+      ValueError: what was asked, what was found, why it can't be, what to change.
+    """
+    update, rollout, fresh = config.update, config.rollout, config.fresh_size
+    size = f"rollout.prompts_per_round x rollout.samples_per_prompt = {fresh}"
+    if not config.model.path:
+        raise ValueError("model.path is empty. Name a Hugging Face directory, a hub id or a .gguf file.")
+    if config.mesh.fsdp == 0:
+        raise ValueError("mesh.fsdp=0. Use -1 for all devices that data and tensor leave, or a count of at least 1.")
+    if not config.task.dataset:
+        raise ValueError("task.dataset is empty. Name a .jsonl file or a TFDS directory.")
+    if update.reward == "group_normalized" and rollout.samples_per_prompt == 1:
+        raise ValueError(
+            "update.reward=group_normalized with rollout.samples_per_prompt=1: the reward minus the mean of a group of one "
+            "is always 0, so nothing would be learned. Use at least 2 samples a prompt, or update.reward=binary."
+        )
+    if update.fresh_first and update.batch_size != fresh:
+        raise ValueError(
+            f"update.batch_size={update.batch_size} with update.fresh_first: the first update trains on the fresh batch, and "
+            f"{size}. Set update.batch_size={fresh}, or update.fresh_first=false."
+        )
+    if update.batch_size > fresh:
+        raise ValueError(
+            f"update.batch_size={update.batch_size} is larger than the buffer after the first round: {size}, and a batch is "
+            f"drawn without replacement. Use at most {fresh}."
+        )
+    if config.replay.capacity < max(update.batch_size, fresh):
+        raise ValueError(
+            f"replay.capacity={config.replay.capacity} is smaller than a batch of {max(update.batch_size, fresh)} trajectories "
+            f"(update.batch_size={update.batch_size}; {size}). Use at least {max(update.batch_size, fresh)}."
+        )
+    if update.objective == "grpo":
+        _check_grpo(config)
+    return config
+
+
+def _check_grpo(config: Config) -> None:
+    update, rollout = config.update, config.rollout
+    if not update.fresh_first:
+        raise ValueError(
+            "update.objective=grpo with update.fresh_first=false: GRPO's ratio is taken against the policy that sampled, so "
+            "it trains on fresh trajectories only. Set update.fresh_first=true."
+        )
+    if update.batch_size % update.updates_per_round:
+        raise ValueError(
+            f"update.updates_per_round={update.updates_per_round} does not divide update.batch_size={update.batch_size}: grpo "
+            "splits the fresh batch into that many equal mini-batches. Use a divisor."
+        )
+    if rollout.top_k or rollout.top_p < 1:
+        raise ValueError(
+            f"update.objective=grpo with rollout.top_k={rollout.top_k}, rollout.top_p={rollout.top_p}: the ratio would "
+            "compare a truncated distribution with a whole one. Set top_k=0 and top_p=1."
+        )
+
+
+def to_tree(config: Config) -> dict[str, Any]:
+    """The settings as nested dicts of plain values."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def results_hash(config: Config) -> str:
+    """16 hex digits that change exactly when a field that can alter results does."""
+    return hashlib.sha256(json.dumps(_results_tree(config), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def changed_results(old: Config, new: Config) -> list[str]:
+    """`section.field: old -> new` of every field that alters results and differs."""
+    return _differences(_results_tree(old), _results_tree(new))
+
+
+def changed(old: Config, new: Config) -> list[str]:
+    """`section.field: old -> new` of every field that differs."""
+    return _differences(to_tree(old), to_tree(new))
+
+
+def _results_tree(config: Config) -> dict[str, Any]:
+    tree = {section: fields for section, fields in to_tree(config).items() if section not in MAY_CHANGE}
+    for section, field in MAY_CHANGE_FIELDS:
+        del tree[section][field]
+    return tree
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    return [
+        f"{section}.{field}: {old[section].get(field)} -> {value}"
+        for section, fields in new.items()
+        for field, value in fields.items()
+        if old[section].get(field) != value
+    ]
+
+
+def _explain(problem: Any) -> str:
+    where = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "unexpected_keyword_argument":
+        known = [f"{s.name}.{f.name}" for s in dataclasses.fields(Config) for f in dataclasses.fields(s.default)]
+        known += [section.name for section in dataclasses.fields(Config)]
+        nearest = difflib.get_close_matches(where, known, n=1, cutoff=0.0)[0]
+        return f"unknown key '{where}'. Did you mean '{nearest}'?"
+    if problem["type"] in ("dataclass_type", "dataclass_exact_type"):
+        return f"{where} is a section with fields of its own, found {problem['input']!r}"
+    return f"{where}={problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}"

@@ -1,0 +1,81 @@
+"""Records that cross modules, with their shapes.
+
+Dimension letters, used in every docstring of the package:
+B trajectories, T tokens of a row, P prompt tokens, H response tokens (in a sum over a trajectory) or head size (in a
+weight's shape), V vocabulary, D width, N query heads, K key/value heads, L layers, M micro-batches, R rows of a
+micro-batch.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+VERDICTS = ("ok", "wrong", "unparsed", "no_box", "unclosed_think", "limit", "timeout", "crash")
+"""Kinds of a verifier's verdict; a trajectory stores the index into this tuple."""
+
+NOT_SCORED = -1
+"""Reference version of a trajectory that no reference has scored yet."""
+
+
+class Prompts(NamedTuple):
+    """n prompts in the order of the prompt cursor."""
+
+    cursor: np.ndarray  # i64[n] position in the endless prompt order; names the prompt in every random draw
+    row: np.ndarray  # i64[n] row of the data set
+    texts: tuple[str, ...]  # n rendered prompts
+    tokens: tuple[np.ndarray, ...]  # n arrays i32[P_i]
+    answers: tuple[str, ...]  # n gold answers
+
+
+class Rollout(NamedTuple):
+    """B = n·N sampled responses in (prompt, sample) order; ragged parts lie end to end."""
+
+    prompt: np.ndarray  # i32[B] index into the prompts the rollout was made from
+    sample: np.ndarray  # i32[B] 0 … N−1
+    tokens: np.ndarray  # i32[sum of length] response tokens as sampled, the end-of-sequence token included
+    log_prob: np.ndarray  # f32[sum of length] nats, of each sampled token under the untruncated softmax(logits / temperature)
+    length: np.ndarray  # i32[B] response tokens, at least 1
+    is_truncated: np.ndarray  # bool[B] cut at the length limit, so without an end-of-sequence token
+
+
+class Verdicts(NamedTuple):
+    """B graded responses."""
+
+    reward: np.ndarray  # f32[B] 1 for a right answer, else 0
+    kind: np.ndarray  # i8[B] index into VERDICTS
+
+
+class Trajectories(NamedTuple):
+    """B finished trajectories: one array a field, ragged parts end to end.
+
+    What the sampler made, the buffer keeps and the batch is packed from is this one record.
+    """
+
+    tokens: np.ndarray  # i32[sum of prompt_length + response_length] each prompt followed by its response
+    log_prob: np.ndarray  # f32[sum of response_length] nats, under the policy that sampled them
+    prompt_length: np.ndarray  # i32[B] tokens
+    response_length: np.ndarray  # i32[B] tokens
+    is_truncated: np.ndarray  # bool[B]
+    raw_reward: np.ndarray  # f32[B] from the verifier
+    reward: np.ndarray  # f32[B] what the objective consumes: the shaped reward, or GRPO's advantage
+    verdict: np.ndarray  # i8[B] index into VERDICTS
+    cursor: np.ndarray  # i64[B] prompt cursor
+    sample: np.ndarray  # i32[B] sample index of that prompt
+    round: np.ndarray  # i32[B] round it was sampled in
+    policy_version: np.ndarray  # i32[B] updates the sampling policy had seen
+    use_count: np.ndarray  # i32[B] updates that trained on it
+    reference_log_prob: np.ndarray  # f32[B] nats, log pi_ref(tau)
+    reference_value: np.ndarray  # f32[B] nats, V_ref(s1)
+    reference_version: np.ndarray  # i32[B] version of the reference behind the two; NOT_SCORED before the first
+
+    @property
+    def size(self) -> int:
+        """Number of trajectories."""
+        return int(self.prompt_length.shape[0])
+
+    @property
+    def length(self) -> np.ndarray:
+        """i32[B] tokens of prompt and response together."""
+        return self.prompt_length + self.response_length
