@@ -1,0 +1,150 @@
+"""Process start, device meshes, the table from logical axes to mesh axes, and placement between host and devices."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from reval_jax import config as config_lib
+
+LOGGER = logging.getLogger(__name__)
+
+AXES = ("data", "fsdp", "tensor")
+ROWS = ("data", "fsdp")
+"""Mesh axes that the rows of a batch are spread over."""
+
+LEARNER_AXES = {"vocab": "tensor", "heads": "tensor", "kv_heads": "tensor", "mlp": "tensor", "width": "fsdp"}
+"""Where the learner puts each logical axis of a weight; an axis that is not named is not split."""
+
+SAMPLER_AXES = {"vocab": "tensor", "heads": "tensor", "kv_heads": "tensor", "mlp": "tensor"}
+"""Where the sampler puts them: whole copies but for the tensor axis, so that decoding gathers no weights."""
+
+
+def start(*, cache_directory: str | None = None) -> None:
+    """Join the other processes, if there are any, and turn on the persistent compilation cache.
+
+    Processes find each other by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID; a TPU pod needs none of
+    them when JAX_COORDINATOR_ADDRESS is the word `auto`. The cache lies in JAX_COMPILATION_CACHE_DIR, else in
+    `cache_directory`, else in ~/.cache/reval_jax/xla.
+    """
+    address = os.environ.get("JAX_COORDINATOR_ADDRESS")
+    if address == "auto":
+        jax.distributed.initialize()
+    elif address:
+        try:
+            count, index = int(os.environ["JAX_NUM_PROCESSES"]), int(os.environ["JAX_PROCESS_ID"])
+        except (KeyError, ValueError) as error:
+            raise ValueError(
+                f"JAX_COORDINATOR_ADDRESS={address} asks for several processes, but JAX_NUM_PROCESSES and JAX_PROCESS_ID are "
+                "not both set to integers. Set them, or unset JAX_COORDINATOR_ADDRESS to run one process."
+            ) from error
+        if os.environ.get("JAX_PLATFORMS", "") == "cpu":
+            jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        jax.distributed.initialize(address, count, index)
+    if jax.config.jax_compilation_cache_dir is None:
+        default = os.path.join(os.path.expanduser("~"), ".cache", "reval_jax", "xla")
+        jax.config.update("jax_compilation_cache_dir", cache_directory or default)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def make(settings: config_lib.Mesh) -> Mesh:
+    """The learner's mesh over every device of every process, axes (data, fsdp, tensor).
+
+    Raises:
+      ValueError: the axes' product is not the number of devices, or `tensor` would span processes.
+    """
+    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    data, fsdp, tensor = settings.data, settings.fsdp, settings.tensor
+    if fsdp == -1:
+        fsdp = max(1, len(devices) // (data * tensor))
+    if data * fsdp * tensor != len(devices):
+        raise ValueError(
+            f"mesh.data={data} x mesh.fsdp={settings.fsdp} x mesh.tensor={tensor} does not make {len(devices)}, the number of "
+            f"{devices[0].platform} devices. Use axes whose product is {len(devices)}, for example mesh.fsdp=-1 and "
+            "mesh.data=1, mesh.tensor=1."
+        )
+    if jax.local_device_count() % tensor:
+        raise ValueError(
+            f"mesh.tensor={tensor} does not divide the {jax.local_device_count()} devices of a process. Use a divisor."
+        )
+    return Mesh(np.array(devices).reshape(data, fsdp, tensor), AXES)
+
+
+def local(mesh: Mesh) -> Mesh:
+    """This process's part of the mesh, axes (rows, tensor): where its sampler decodes."""
+    tensor = mesh.shape["tensor"]
+    mine = [device for device in mesh.devices.flat if device.process_index == jax.process_index()]
+    return Mesh(np.array(mine).reshape(-1, tensor), ("rows", "tensor"))
+
+
+def num_row_shards(mesh: Mesh) -> int:
+    """Devices that the rows of a batch are spread over."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def shardings(mesh: Mesh, logical_axes: Any, shapes: Any, table: dict[str, str]) -> Any:
+    """A NamedSharding for every weight, by its logical axes.
+
+    A dimension that its mesh axis does not divide is kept whole (3 key/value heads over tensor=2), which is logged.
+
+    Args:
+      logical_axes: tree whose leaves are tuples of axis names, one a dimension.
+      shapes: the same tree with anything that has a `.shape`.
+      table: LEARNER_AXES or SAMPLER_AXES.
+    """
+
+    def place(leaf: Any, axes: tuple[str | None, ...]) -> NamedSharding:
+        spec = [table.get(axis) if axis else None for axis in axes]
+        for dimension, axis in enumerate(spec):
+            if axis and leaf.shape[dimension] % mesh.shape[axis]:
+                LOGGER.info("%s: size %d kept whole over %s=%d", axes, leaf.shape[dimension], axis, mesh.shape[axis])
+                spec[dimension] = None
+        return NamedSharding(mesh, PartitionSpec(*spec))
+
+    return jax.tree.map(place, shapes, logical_axes)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """One whole copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def put(tree: Any, placement: Any) -> Any:
+    """Host arrays, the same on every process, as device arrays under the given sharding(s).
+
+    Args:
+      tree: NumPy arrays or scalars.
+      placement: one sharding for all leaves, or a tree of them.
+    """
+    if isinstance(placement, jax.sharding.Sharding):
+        placement = jax.tree.map(lambda _: placement, tree)
+
+    def place(value: Any, sharding: jax.sharding.Sharding) -> jax.Array:
+        value = np.asarray(value)
+        return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
+
+    return jax.tree.map(place, tree, placement)
+
+
+def fetch(tree: Any) -> Any:
+    """Device arrays as NumPy arrays, whole on every process."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    return jax.tree.map(lambda leaf: np.asarray(multihost_utils.process_allgather(leaf, tiled=True)), tree)
+
+
+def gather_bytes(payload: bytes) -> list[bytes]:
+    """Every process's payload, in process order, on every process. Bytes, so that no dtype is narrowed on the way."""
+    if jax.process_count() == 1:
+        return [payload]
+    sizes = multihost_utils.process_allgather(np.int32(len(payload)))
+    padded = np.zeros(int(sizes.max()), np.uint8)
+    padded[: len(payload)] = np.frombuffer(payload, np.uint8)
+    everyone = multihost_utils.process_allgather(padded)
+    return [bytes(row[:size]) for row, size in zip(everyone, sizes, strict=True)]

@@ -1,0 +1,75 @@
+"""Reference scores: what they are, paid once, never mixed."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import programs
+
+from reval_jax import reference, replay, types
+
+
+def scored(tiny, num=8):
+    """A buffer of unscored trajectories, the tiny policy as reference, and the jitted scorer."""
+    trajectories = programs.random_trajectories(num)._replace(
+        reference_log_prob=np.zeros(num, np.float32),
+        reference_value=np.zeros(num, np.float32),
+        reference_version=np.full(num, types.NOT_SCORED, np.int32),
+    )
+    buffer = replay.add(replay.init(32), trajectories)
+    frozen = reference.init(tiny.params, compute_dtype=tiny.config.model.compute_dtype)
+    return buffer, frozen, reference.make_score(tiny.architecture, config=tiny.config)
+
+
+def test_scores_equal_a_loop_over_unpadded_sequences():
+    tiny = programs.tiny(update={"micro_batch_tokens": 48})
+    buffer, frozen, score = scored(tiny)
+    buffer = reference.score_stale(score, frozen, buffer, np.arange(8), tiny.mesh, config=tiny.config)
+    for row in range(8):
+        tokens, prompt, response = programs.tokens_of(buffer.trajectories, row)
+        logits = programs.full_logits(tiny.architecture, tiny.params, tokens)[prompt - 1 : prompt + response - 1]
+        log_prob = programs.log_softmax(logits)[np.arange(response), tokens[prompt:]].sum()
+        np.testing.assert_allclose(buffer.trajectories.reference_log_prob[row], log_prob, atol=1e-4)
+        np.testing.assert_allclose(buffer.trajectories.reference_value[row], np.log(np.exp(logits[0]).sum()), atol=1e-4)
+
+
+def test_only_rows_that_are_not_scored_by_this_version_are_scored():
+    tiny = programs.tiny()
+    buffer, frozen, score = scored(tiny)
+    seen = []
+
+    def counting(params, rows):
+        seen.append(int(rows.num_trajectories))
+        return score(params, rows)
+
+    for rows in (np.array([0, 3, 5]), np.array([3, 5]), np.array([5, 1, 0])):
+        buffer = reference.score_stale(counting, frozen, buffer, rows, tiny.mesh, config=tiny.config)
+    assert seen == [3, 1]
+    np.testing.assert_array_equal(buffer.trajectories.reference_version, [0, 0, -1, 0, -1, 0, -1, -1])
+
+
+def test_a_reset_makes_every_row_stale_and_no_batch_mixes_versions():
+    tiny = programs.tiny()
+    buffer, frozen, score = scored(tiny)
+    everything = np.arange(8)
+    buffer = reference.score_stale(score, frozen, buffer, everything, tiny.mesh, config=tiny.config)
+    old = buffer.trajectories.reference_log_prob.copy()
+    moved = jax.tree.map(lambda leaf: leaf * 1.5, tiny.params)
+    renewed = reference.reset(frozen, moved, compute_dtype="float32")
+    assert renewed.version == 1
+    buffer = reference.score_stale(score, renewed, buffer, everything[:4], tiny.mesh, config=tiny.config)
+    np.testing.assert_array_equal(buffer.trajectories.reference_version, [1] * 4 + [0] * 4)
+    assert np.abs(buffer.trajectories.reference_log_prob[:4] - old[:4]).max() > 1e-2
+    np.testing.assert_array_equal(buffer.trajectories.reference_log_prob[4:], old[4:])
+
+
+def test_the_reference_survives_the_donation_of_the_parameters_it_was_made_from():
+    tiny = programs.tiny()
+    frozen = reference.init(tiny.params, compute_dtype="float32")
+    jax.jit(lambda params: jax.tree.map(lambda leaf: leaf * 0, params), donate_argnums=0)(tiny.params)
+    assert all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(frozen.params))
+
+
+def test_the_reference_is_kept_in_the_compute_dtype():
+    frozen = reference.init(programs.tiny().params, compute_dtype="bfloat16")
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(frozen.params)} == {"bfloat16"}

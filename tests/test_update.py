@@ -1,0 +1,215 @@
+"""The jitted step: its loss and gradients against NumPy and finite differences, its split, its mesh, its refusals."""
+
+from __future__ import annotations
+
+import checkpoints
+import jax
+import jax.numpy as jnp
+import numpy as np
+import programs
+import pytest
+
+from reval_jax import batch, mesh, update
+
+OBJECTIVES = ("reval", "tbrm", "regression", "grpo")
+
+
+def loss_and_gradients(tiny, trajectories):
+    """Loss, host gradients and metrics of one batch."""
+    packed = batch.pack(trajectories, tiny.mesh, config=tiny.config)
+    loss = update.make_loss(tiny.config.update)
+    run = jax.jit(lambda params, rows: update.loss_and_gradients(tiny.architecture, params, rows, loss, config=tiny.config))
+    value, gradients, metrics = run(tiny.params, packed)
+    return float(value), mesh.fetch(gradients), {name: float(metric) for name, metric in metrics.items()}
+
+
+def stepper(tiny):
+    """The jitted step and the state it begins with."""
+    optimizer = update.make_optimizer(tiny.config.optimizer)
+    return update.make_step(tiny.architecture, optimizer, tiny.mesh, config=tiny.config), update.init(tiny.params, optimizer, tiny.mesh)
+
+
+def scores_by_hand(tiny, trajectories, row):
+    """log pi per response token and V(s1) of one trajectory, float64."""
+    tokens, prompt, response = programs.tokens_of(trajectories, row)
+    logits = programs.full_logits(tiny.architecture, tiny.params, tokens)[prompt - 1 : prompt + response - 1]
+    return programs.log_softmax(logits)[np.arange(response), tokens[prompt:]], np.log(np.exp(logits[0]).sum())
+
+
+def loss_by_hand(tiny, trajectories, objective, beta=0.1):
+    """The batch's loss from one unpadded sequence at a time."""
+    t, residuals, surrogate = trajectories, [], 0.0
+    starts = np.cumsum(t.response_length) - t.response_length
+    for row in range(t.size):
+        log_prob, value = scores_by_hand(tiny, t, row)
+        ratio = log_prob.sum() - t.reference_log_prob[row]
+        if objective == "reval":
+            residuals.append(value - t.reference_value[row] + ratio - t.reward[row] / beta)
+        elif objective == "tbrm":
+            residuals.append(value + ratio - t.reward[row] / beta)
+        elif objective == "regression":
+            residuals.append(ratio - t.reward[row] / beta)
+        else:
+            for token, new in enumerate(log_prob):
+                change, advantage = np.exp(np.clip(new - t.log_prob[starts[row] + token], -20, 20)), t.reward[row]
+                worst = max(-advantage * change, -advantage * np.clip(change, 0.8, 1.28))
+                surrogate += min(worst, -3 * advantage) if advantage < 0 else worst
+    return surrogate / t.response_length.sum() if objective == "grpo" else np.mean(np.square(residuals))
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_the_loss_equals_a_loop_over_trajectories(objective):
+    tiny = programs.tiny(update={"objective": objective, "batch_size": 8, "updates_per_round": 1})
+    trajectories = programs.random_trajectories(8)
+    if objective == "grpo":
+        trajectories = trajectories._replace(reward=np.linspace(-1.5, 1.5, 8).astype(np.float32))
+    value, _, _ = loss_and_gradients(tiny, trajectories)
+    np.testing.assert_allclose(value, loss_by_hand(tiny, trajectories, objective), rtol=2e-5)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_gradients_equal_finite_differences(objective):
+    tiny = programs.tiny(update={"objective": objective, "batch_size": 8, "updates_per_round": 1})
+    trajectories = programs.random_trajectories(8, seed=3)
+    # Ratios near 1 keep GRPO away from its clips, where a difference quotient means nothing.
+    flat = np.concatenate([scores_by_hand(tiny, trajectories, row)[0] for row in range(8)])
+    trajectories = trajectories._replace(log_prob=(flat + 0.05).astype(np.float32), reward=np.linspace(-1, 2, 8).astype(np.float32))
+    _, gradients, _ = loss_and_gradients(tiny, trajectories)
+    rng = np.random.default_rng(0)
+    params = jax.device_get(tiny.params)
+    direction = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape).astype(np.float32), params)
+
+    def at(step):
+        moved = jax.tree.map(lambda leaf, along: leaf + np.float32(step) * along, params, direction)
+        return loss_by_hand(tiny._replace(params=moved), trajectories, objective)
+
+    slope = (at(1e-3) - at(-1e-3)) / 2e-3
+    expected = sum(float(np.vdot(g, d)) for g, d in zip(jax.tree.leaves(gradients), jax.tree.leaves(direction), strict=True))
+    np.testing.assert_allclose(slope, expected, rtol=3e-3)
+
+
+def assert_gradients_agree(one, other):
+    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(one))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * largest, rtol=0), one, other)
+
+
+@pytest.mark.parametrize("objective", ["reval", "grpo"])
+def test_the_split_into_micro_batches_changes_rounding_only(objective):
+    trajectories = programs.random_trajectories(8)
+    results = [
+        loss_and_gradients(
+            programs.tiny(update={"objective": objective, "micro_batch_tokens": tokens, "updates_per_round": 1}), trajectories
+        )
+        for tokens in (4096, 48, 16)
+    ]
+    for value, gradients, metrics in results[1:]:
+        np.testing.assert_allclose(value, results[0][0], rtol=1e-5)
+        assert_gradients_agree(gradients, results[0][1])
+        assert metrics == pytest.approx(results[0][2], rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("axes", [{"data": 2, "fsdp": 4}, {"data": 2, "fsdp": 2, "tensor": 2}, {"fsdp": 2, "tensor": 4}], ids=str)
+def test_one_device_equals_eight(axes):
+    trajectories = programs.random_trajectories(8)
+    value, gradients, _ = loss_and_gradients(programs.tiny(), trajectories)
+    sharded_value, sharded, _ = loss_and_gradients(programs.tiny(**axes), trajectories)
+    np.testing.assert_allclose(sharded_value, value, rtol=1e-5)
+    assert_gradients_agree(sharded, gradients)
+
+
+def test_the_residual_is_zero_at_the_reference_without_reward():
+    tiny = programs.tiny()
+    trajectories = programs.random_trajectories(8)
+    scores = [scores_by_hand(tiny, trajectories, row) for row in range(8)]
+    trajectories = trajectories._replace(
+        reward=np.zeros(8, np.float32),
+        reference_log_prob=np.array([log_prob.sum() for log_prob, _ in scores], np.float32),
+        reference_value=np.array([value for _, value in scores], np.float32),
+    )
+    value, _, metrics = loss_and_gradients(tiny, trajectories)
+    assert value < 1e-8
+    assert metrics["reval/residual_abs"] < 1e-4
+
+
+def test_the_gradient_of_the_value_can_be_left_out():
+    trajectories = programs.random_trajectories(8)
+    _, whole, _ = loss_and_gradients(programs.tiny(), trajectories)
+    value, stopped, _ = loss_and_gradients(programs.tiny(update={"stop_value_gradient": True}), trajectories)
+    assert max(np.abs(a - b).max() for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(stopped), strict=True)) > 1e-3
+    np.testing.assert_allclose(value, loss_by_hand(programs.tiny(), trajectories, "reval"), rtol=2e-5)
+
+
+def test_a_step_is_adamw_behind_a_global_norm_clip():
+    tiny = programs.tiny(optimizer={"learning_rate": 1e-2, "weight_decay": 0.1, "max_grad_norm": 0.5})
+    trajectories = programs.random_trajectories(8)
+    _, gradients, _ = loss_and_gradients(tiny, trajectories)
+    params = jax.device_get(tiny.params)
+    step, state = stepper(tiny)
+    with jax.numpy_dtype_promotion("standard"):
+        state, metrics = step(state, batch.pack(trajectories, tiny.mesh, config=tiny.config))
+    norm = np.sqrt(sum(np.square(leaf, dtype=np.float64).sum() for leaf in jax.tree.leaves(gradients)))
+    assert float(metrics["actor/grad_norm"]) == pytest.approx(norm, rel=1e-5)
+
+    def by_hand(param, gradient):
+        clipped = gradient.astype(np.float64) * min(1.0, 0.5 / norm)
+        # The first step of Adam: both moments' bias corrections cancel their decay.
+        return param - 1e-2 * (clipped / (np.abs(clipped) + 1e-8) + 0.1 * param)
+
+    expected = jax.tree.map(by_hand, params, gradients)
+    # Entries whose clipped gradient is near Adam's epsilon amplify rounding of the gradient.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), mesh.fetch(state.params), expected)
+    assert int(state.num_updates) == 1
+
+
+def test_warm_up_climbs_linearly_and_the_first_update_moves():
+    rate = update.learning_rate(programs.settings(optimizer={"learning_rate": 0.4, "warmup_updates": 4}).optimizer)
+    assert [float(rate(jnp.int32(count))) for count in range(6)] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4, 0.4])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_an_update_that_is_not_finite_leaves_everything_bitwise_and_is_counted(bad):
+    tiny = programs.tiny()
+    trajectories = programs.random_trajectories(8)
+    step, state = stepper(tiny)
+    poisoned = trajectories._replace(reward=np.where(np.arange(8) == 3, bad, trajectories.reward).astype(np.float32))
+    with jax.numpy_dtype_promotion("standard"):
+        state, _ = step(state, batch.pack(trajectories, tiny.mesh, config=tiny.config))
+        before = jax.device_get((state.params, state.opt_state))
+        for count in (1, 2):
+            state, _ = step(state, batch.pack(poisoned, tiny.mesh, config=tiny.config))
+            assert (int(state.num_skipped), int(state.skipped_in_a_row), int(state.num_updates)) == (count, count, 1)
+        jax.tree.map(np.testing.assert_array_equal, jax.device_get((state.params, state.opt_state)), before)
+        state, _ = step(state, batch.pack(trajectories, tiny.mesh, config=tiny.config))
+    assert (int(state.num_skipped), int(state.skipped_in_a_row), int(state.num_updates)) == (2, 0, 2)
+
+
+def test_the_step_donates_its_state_and_compiles_once_for_a_row_length():
+    tiny = programs.tiny()
+    step, state = stepper(tiny)
+    with jax.numpy_dtype_promotion("standard"):
+        for num in (8, 5, 8):
+            old, state = state, step(state, batch.pack(programs.random_trajectories(num, max_prompt=5), tiny.mesh, config=tiny.config))[0]
+            assert all(leaf.is_deleted() for leaf in jax.tree.leaves((old.params, old.opt_state)))
+    assert step._cache_size() == 1
+
+
+def test_a_step_on_eight_devices_moves_as_one_device_does():
+    trajectories = programs.random_trajectories(8)
+    moved = []
+    for axes in ({}, {"data": 2, "fsdp": 2, "tensor": 2}):
+        tiny = programs.tiny(**axes, optimizer={"learning_rate": 1e-3})
+        step, state = stepper(tiny)
+        with jax.numpy_dtype_promotion("standard"):
+            state, _ = step(state, batch.pack(trajectories, tiny.mesh, config=tiny.config))
+        moved.append(mesh.fetch(state.params))
+    # Adam's first step is lr·sign(g), so an entry whose gradient is all rounding may go either way.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-3), *moved)
+
+
+def test_heads_that_do_not_divide_give_the_same_gradients():
+    architecture = checkpoints.tiny_architecture(num_heads=9, num_kv_heads=3)
+    trajectories = programs.random_trajectories(8)
+    value, gradients, _ = loss_and_gradients(programs.tiny(architecture=architecture), trajectories)
+    sharded_value, sharded, _ = loss_and_gradients(programs.tiny(fsdp=2, tensor=4, architecture=architecture), trajectories)
+    np.testing.assert_allclose(sharded_value, value, rtol=1e-5)
+    assert_gradients_agree(sharded, gradients)
