@@ -1,0 +1,246 @@
+"""Config → everything a run is made of, every refusal before anything is written."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+from reval_jax import (
+    batch,
+    checkpoint,
+    evaluate,
+    keys,
+    mesh,
+    metrics,
+    model,
+    prompts,
+    reference,
+    replay,
+    run_directory,
+    sampler,
+    update,
+    weights,
+)
+from reval_jax import config as config_lib
+from reval_jax import console as console_lib
+
+
+class Parts(NamedTuple):
+    """What a run is made of: built once, never changed."""
+
+    config: config_lib.Config
+    tokenizer: Any
+    mesh: jax.sharding.Mesh
+    data: prompts.Dataset
+    benchmarks: list[evaluate.Benchmark]
+    engine: sampler.Engine
+    optimizer: optax.GradientTransformation
+    step: Any  # update.make_step
+    score: Any | None  # reference.make_score; None where the objective has no reference
+    store: checkpoint.Store
+    run: run_directory.RunDirectory
+    writer: metrics.Writer
+    clock: metrics.Clock
+    console: console_lib.Console
+
+
+class Run(NamedTuple):
+    """What a run has become, between two rounds."""
+
+    state: update.TrainState
+    reference: reference.Reference | None
+    buffer: replay.Buffer
+    progress: checkpoint.Progress
+
+
+def prepare(config: config_lib.Config, run_dir: Path, *, console: console_lib.Console) -> tuple[Parts, Run]:
+    """The parts of the run in `run_dir` and its state: from its last checkpoint, or new.
+
+    Raises:
+      ValueError: the config, the devices, the model, the data or the directory can't be used; nothing was written.
+    """
+    config_lib.check(config)
+    mesh.start()
+    learner_mesh = mesh.make(config.mesh)
+    batch.check_divides(config, learner_mesh)
+    changes = run_directory.inspect(run_dir, config)
+
+    architecture, tokenizer, stop_ids = weights.read(config.model.path)
+    data = prompts.load(config.task, tokenizer)
+    benchmarks = evaluate.load(config, tokenizer)
+    engine = sampler.make(
+        architecture,
+        learner_mesh,
+        compute_dtype=config.model.compute_dtype,
+        max_response_tokens=config.rollout.max_response_tokens,
+        decode_slots=config.rollout.decode_slots,
+        stop_ids=stop_ids,
+    )
+    optimizer = update.make_optimizer(config.optimizer)
+    directory = run_directory.RunDirectory(run_dir)
+    # Opening the checkpoints of a new run makes the directory, and the weights can still be refused.
+    store = checkpoint.Store(directory.checkpoints, config.checkpoint) if directory.checkpoints.exists() else None
+    latest = store.latest() if store else None
+    if store is None or latest is None:
+        run = _begin(config, architecture, optimizer, learner_mesh)
+    else:
+        run = _resume(config, architecture, optimizer, learner_mesh, store, latest)
+        console.say(f"resuming {run_dir} after round {latest}")
+    for change in changes:
+        console.say(f"resuming with {change}")
+    is_writer = jax.process_index() == 0
+    if is_writer:
+        run_directory.claim(run_dir, config, data_fingerprint=data.fingerprint, round=run.progress.round)
+    parts = Parts(
+        config=config,
+        tokenizer=tokenizer,
+        mesh=learner_mesh,
+        data=data,
+        benchmarks=benchmarks,
+        engine=engine,
+        optimizer=optimizer,
+        step=update.make_step(architecture, optimizer, learner_mesh, config=config),
+        score=reference.make_score(architecture, config=config) if has_reference(config) else None,
+        store=store or checkpoint.Store(directory.checkpoints, config.checkpoint),
+        run=directory,
+        writer=metrics.Writer(directory.metrics, keep_bytes=run.progress.metrics_bytes, is_active=is_writer),
+        clock=metrics.Clock(),
+        console=console,
+    )
+    return parts, run
+
+
+def has_reference(config: config_lib.Config) -> bool:
+    """Whether the objective compares with pi_ref: GRPO as the paper runs it has no KL term, so it keeps none."""
+    return config.update.objective != "grpo"
+
+
+def everything(run: Run) -> checkpoint.Everything:
+    """The run in the form checkpoints take it: the learner's counters travel with the optimizer."""
+    return checkpoint.Everything(
+        params=run.state.params,
+        optimizer=run.state._replace(params=None),
+        reference=run.reference.params if run.reference else None,
+        replay=run.buffer.trajectories,
+        progress=run.progress,
+    )
+
+
+def _begin(
+    config: config_lib.Config, architecture: model.Architecture, optimizer: optax.GradientTransformation, devices: jax.sharding.Mesh
+) -> Run:
+    params = place_params(weights.load(config.model.path).params, architecture, devices)
+    start = reference.init(params, compute_dtype=config.model.compute_dtype) if has_reference(config) else None
+    state = update.init(params, optimizer, devices)
+    return Run(state, start, replay.init(config.replay.capacity), checkpoint.Progress())
+
+
+def _resume(
+    config: config_lib.Config,
+    architecture: model.Architecture,
+    optimizer: optax.GradientTransformation,
+    devices: jax.sharding.Mesh,
+    store: checkpoint.Store,
+    latest: int,
+) -> Run:
+    params = update.abstract_params(architecture, devices)
+    state = update.abstract(params, optimizer, devices)
+    frozen = None
+    if has_reference(config):
+        frozen = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, config.model.compute_dtype, sharding=leaf.sharding), params
+        )
+    buffer = replay.init(config.replay.capacity)
+    like = Run(state, reference.Reference(frozen, 0) if frozen else None, buffer, checkpoint.Progress())
+    saved = store.restore(latest, everything(like))
+    return Run(
+        state=saved.optimizer._replace(params=saved.params),
+        reference=reference.Reference(saved.reference, saved.progress.reference_version) if frozen else None,
+        buffer=buffer._replace(trajectories=saved.replay),
+        progress=saved.progress,
+    )
+
+
+def place_params(params: Any, architecture: model.Architecture, devices: jax.sharding.Mesh) -> Any:
+    """Host parameters on the learner's mesh."""
+    placement = jax.tree.map(lambda leaf: leaf.sharding, update.abstract_params(architecture, devices))
+    return mesh.put(params, placement)
+
+
+class Policy(NamedTuple):
+    """A policy to look at."""
+
+    params: Any  # float32, on the learner's mesh
+    architecture: model.Architecture
+    tokenizer: Any
+    stop_ids: tuple[int, ...]
+    mesh: jax.sharding.Mesh
+    source: str  # what was loaded
+
+
+def load_policy(config: config_lib.Config, run_dir: Path | None, *, round: int | None = None) -> Policy:
+    """The last checkpoint (or `round`'s) of a run, or without a run the published weights.
+
+    Raises:
+      ValueError: the run has no such checkpoint, or the model can't be read.
+    """
+    mesh.start()
+    devices = mesh.make(config.mesh)
+    architecture, tokenizer, stop_ids = weights.read(config.model.path)
+    if run_dir is None:
+        params = place_params(weights.load(config.model.path).params, architecture, devices)
+        return Policy(params, architecture, tokenizer, stop_ids, devices, config.model.path)
+    store = checkpoint.Store.open(run_dir / "checkpoints")
+    chosen = store.choose(round)
+    params = store.restore_params(chosen, update.abstract_params(architecture, devices))
+    store.close()
+    return Policy(params, architecture, tokenizer, stop_ids, devices, f"{run_dir}, round {chosen}")
+
+
+def sampling_copy(policy: Policy, config: config_lib.Config) -> tuple[Any, sampler.Engine]:
+    """The sampler's parameters and engine for the policy."""
+    engine = sampler.make(
+        policy.architecture,
+        policy.mesh,
+        compute_dtype=config.model.compute_dtype,
+        max_response_tokens=config.rollout.max_response_tokens,
+        decode_slots=config.rollout.decode_slots,
+        stop_ids=policy.stop_ids,
+    )
+    return sampler.hand_over(policy.params, policy.mesh, engine), engine
+
+
+def respond(policy: Policy, config: config_lib.Config, question: str, num_samples: int) -> list[dict[str, Any]]:
+    """Responses to one question: text, tokens, log-probability, whether cut.
+
+    Raises:
+      ValueError: the rendered prompt is longer than `task.max_prompt_tokens`.
+    """
+    asked = prompts.from_question(question, config.task, policy.tokenizer)
+    slots = min(config.rollout.decode_slots, -(-num_samples // jax.local_device_count()) * jax.local_device_count())
+    settings = dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, decode_slots=slots))
+    params, engine = sampling_copy(policy, settings)
+    rollout = sampler.generate(
+        engine,
+        params,
+        asked,
+        keys.named_key(config.run.seed, "sample"),
+        samples_per_prompt=num_samples,
+        sampling=sampler.Sampling(config.rollout.temperature, config.rollout.top_k, config.rollout.top_p),
+    )
+    texts = evaluate.decode(policy.tokenizer, rollout.tokens, rollout.length)
+    log_probs = np.split(rollout.log_prob, np.cumsum(rollout.length)[:-1])
+    return [
+        {
+            "text": text,
+            "num_tokens": int(rollout.length[index]),
+            "log_prob": float(log_probs[index].sum()),
+            "is_truncated": bool(rollout.is_truncated[index]),
+        }
+        for index, text in enumerate(texts)
+    ]

@@ -1,0 +1,157 @@
+"""Orbax save and restore of everything resume needs, in one commit."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from reval_jax import config as config_lib
+from reval_jax import types
+
+
+class Everything(NamedTuple):
+    """What a run is, between two rounds."""
+
+    params: Any  # nested dict of device arrays
+    optimizer: Any  # optax's state and the update counters: any pytree of device arrays
+    reference: Any | None  # nested dict of device arrays; None where the objective has no reference
+    replay: types.Trajectories
+    progress: Progress
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """Counters of a run between two rounds; plain values."""
+
+    round: int = 0  # rounds finished
+    cursor: int = 0  # next prompt of the endless order
+    reference_version: int = 0  # resets of the reference so far
+    rounds_at_stop_score: int = 0  # in a row, up to now
+    metrics_bytes: int = 0  # length of metrics.jsonl after the last finished round
+
+
+class Store:
+    """The checkpoints of one run directory."""
+
+    def __init__(self, directory: Path, settings: config_lib.Checkpoint | None) -> None:
+        """Opens the run's checkpoints to go on with the run; without settings only to read, beside a run that writes."""
+        if settings is None:
+            options = ocp.CheckpointManagerOptions(create=False, enable_async_checkpointing=False)
+        else:
+            # Temporary directories are what a killed process was saving; each is as large as a checkpoint.
+            options = ocp.CheckpointManagerOptions(
+                max_to_keep=settings.keep, enable_async_checkpointing=True, cleanup_tmp_directories=True
+            )
+        # Named, so that a manager that has saved nothing yet can read what an earlier process saved.
+        handlers = {"arrays": ocp.PyTreeCheckpointHandler(), "notes": ocp.JsonCheckpointHandler()}
+        self._manager = ocp.CheckpointManager(directory.resolve(), options=options, item_handlers=handlers)
+
+    @classmethod
+    def open(cls, directory: Path) -> Store:
+        """The checkpoints of an existing run, to read.
+
+        Raises:
+          ValueError: there are none.
+        """
+        if not directory.is_dir():
+            raise ValueError(f"{directory.parent} has no checkpoints. Name the directory of a run that has saved one.")
+        return cls(directory, None)
+
+    def choose(self, round: int | None) -> int:
+        """The given round, or the last.
+
+        Raises:
+          ValueError: that round was not saved; names those that were.
+        """
+        saved = sorted(self._manager.all_steps())
+        if not saved or round is not None and round not in saved:
+            asked = "any" if round is None else f"round {round}"
+            raise ValueError(f"no checkpoint of {asked} was found; there are {saved or 'none'}. Name one of those.")
+        return saved[-1] if round is None else round
+
+    def latest(self) -> int | None:
+        """The last committed round, or None."""
+        return self._manager.latest_step()
+
+    def save(self, round: int, everything: Everything, config: config_lib.Config) -> None:
+        """Begin to save; returns when the arrays are copied to the host, so that the caller may donate them."""
+        arrays = {
+            "params": everything.params,
+            "optimizer": _flat(everything.optimizer),
+            "replay": {name: np.asarray(value) for name, value in everything.replay._asdict().items()},
+        }
+        if everything.reference is not None:
+            arrays["reference"] = everything.reference
+        notes = {"progress": dataclasses.asdict(everything.progress), "config": config_lib.to_tree(config)}
+        self._manager.save(
+            round, args=ocp.args.Composite(arrays=ocp.args.PyTreeSave(arrays), notes=ocp.args.JsonSave(notes))
+        )
+
+    def restore(self, round: int, like: Everything) -> Everything:
+        """What `save` was given.
+
+        Args:
+          round: a committed round.
+          like: arrays or ShapeDtypeStructs with shardings for params, optimizer and reference; its other fields are not read.
+        """
+        target = {
+            "params": _abstract(like.params),
+            "optimizer": _abstract(_flat(like.optimizer)),
+            "replay": self._replay_like(round),
+        }
+        if like.reference is not None:
+            target["reference"] = _abstract(like.reference)
+        restored = self._manager.restore(
+            round, args=ocp.args.Composite(arrays=_restore(target), notes=ocp.args.JsonRestore())
+        )
+        arrays = restored.arrays
+        structure = jax.tree.structure(like.optimizer)
+        return Everything(
+            params=arrays["params"],
+            optimizer=structure.unflatten([arrays["optimizer"][name] for name in _flat(like.optimizer)]),
+            reference=arrays.get("reference"),
+            replay=types.Trajectories(**arrays["replay"]),
+            progress=Progress(**restored.notes["progress"]),
+        )
+
+    def restore_params(self, round: int, like: Any) -> Any:
+        """Only the policy's parameters.
+
+        Args:
+          like: arrays or ShapeDtypeStructs with shardings.
+        """
+        arrays = _restore({"params": _abstract(like)}, is_partial=True)
+        restored = self._manager.restore(round, args=ocp.args.Composite(arrays=arrays))
+        return restored.arrays["params"]
+
+    def wait(self) -> None:
+        """Block until a save that has begun is committed; raises what it raised."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Wait for the last save and stop the background threads."""
+        self._manager.close()
+
+    def _replay_like(self, round: int) -> dict[str, np.ndarray]:
+        """NumPy arrays of the saved shapes: as NumPy they are restored with their 64-bit types."""
+        saved = self._manager.item_metadata(round)["arrays"].tree["replay"]
+        return {name: np.empty(leaf.shape, leaf.dtype) for name, leaf in saved.items()}
+
+
+def _restore(target: Any, *, is_partial: bool = False) -> ocp.args.PyTreeRestore:
+    placement = ocp.checkpoint_utils.construct_restore_args(target)
+    return ocp.args.PyTreeRestore(target, restore_args=placement, partial_restore=is_partial)
+
+
+def _flat(tree: Any) -> dict[str, Any]:
+    """Leaves by path, so that a checkpoint holds no class of optax."""
+    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _abstract(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), tree)

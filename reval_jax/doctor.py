@@ -1,0 +1,99 @@
+"""What this machine has, and whether reval_jax computes right on it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from reval_jax import mesh, run_directory, scores, xla_guard
+
+
+class Finding(NamedTuple):
+    """One thing looked at."""
+
+    name: str
+    found: str
+    is_fine: bool
+
+
+def examine() -> list[Finding]:
+    """Versions, devices, memory, disk, the compilation cache, and two computations against NumPy in float64."""
+    mesh.start()
+    devices = jax.devices()
+    kinds = ", ".join(sorted({device.device_kind for device in devices}))
+    cache = str(jax.config.jax_compilation_cache_dir)
+    findings = [
+        Finding("python", f"{platform.python_version()} on {platform.platform()}, {os.cpu_count()} cores", True),
+        *(_version(name) for name in run_directory.PACKAGES),
+        Finding("devices", f"{len(devices)} {jax.default_backend()} ({kinds}), {jax.process_count()} processes", True),
+        _memory(),
+        _disk(Path.cwd()),
+        Finding("compilation cache", cache, os.access(_existing(Path(cache)), os.W_OK)),
+        Finding(
+            "jaxlib CPU fault 39103",
+            xla_guard.exposure_message() if xla_guard.is_exposed() else "guarded, or this release is not affected",
+            not xla_guard.is_exposed(),
+        ),
+        _matrix_vector(),
+        _scores(),
+    ]
+    return findings
+
+
+def _version(package: str) -> Finding:
+    try:
+        return Finding(package, importlib.metadata.version(package), True)
+    except importlib.metadata.PackageNotFoundError:
+        # The package itself may run from a checkout; what it needs may not be missing.
+        return Finding(package, "not installed", package == "reval-jax")
+
+
+def _memory() -> Finding:
+    try:
+        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):
+        return Finding("host memory", "unknown", True)
+    return Finding("host memory", f"{total / 2**30:.1f} GiB", True)
+
+
+def _disk(path: Path) -> Finding:
+    free = shutil.disk_usage(path).free
+    return Finding("free disk here", f"{free / 2**30:.1f} GiB (the demo's two checkpoints take 4.4)", free > 5 * 2**30)
+
+
+def _existing(path: Path) -> Path:
+    return next(parent for parent in (path, *path.parents) if parent.exists())
+
+
+def _matrix_vector() -> Finding:
+    """The pattern that jaxlib 0.10.2 miscompiles: a vmapped matrix-vector product followed by a reduction."""
+    rng = np.random.default_rng(0)
+    matrices, vectors = rng.standard_normal((8, 64, 64)), rng.standard_normal((8, 64))
+    ours = jax.jit(lambda m, v: jax.vmap(jnp.matmul)(m, v).sum(axis=1))(
+        jnp.asarray(matrices, jnp.float32), jnp.asarray(vectors, jnp.float32)
+    )
+    error = float(np.abs(np.asarray(ours) - np.einsum("bij,bj->b", matrices, vectors)).max())
+    return Finding("batched matrix-vector sums", f"largest error {error:.1e}", error < 1e-3)
+
+
+def _scores() -> Finding:
+    """Token scores of a random head against float64."""
+    rng = np.random.default_rng(1)
+    hidden, head = rng.standard_normal((32, 64)), rng.standard_normal((64, 512))
+    targets = rng.integers(0, 512, 32)
+    logits = hidden @ head
+    expected = logits[np.arange(32), targets] - np.log(np.exp(logits - logits.max(1, keepdims=True)).sum(1)) - logits.max(1)
+    ours, _ = scores.token_scores(
+        jnp.asarray(hidden, jnp.float32), jnp.asarray(head, jnp.float32), jnp.asarray(targets, jnp.int32)
+    )
+    error = float(np.abs(np.asarray(ours) - expected).max())
+    # Accelerators multiply float32 in lower precision unless told not to.
+    return Finding("token scores", f"largest error {error:.1e} nats", error < (1e-3 if jax.default_backend() == "cpu" else 0.5))

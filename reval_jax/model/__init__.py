@@ -1,0 +1,184 @@
+"""The decoder: Llama, Qwen2 and Qwen3, their weights, forward pass and cached decoding.
+
+Parameters travel as one plain nested dict of arrays; every public function is a pure function of it, so callers drive
+it with `jax.jit`. The layers are stacked on a leading axis L and run under `jax.lax.scan`, so one layer is traced and
+compiled whatever the depth. The flax modules (`modules`) hold one layer's equations; they are split once into a graph
+definition, cached per architecture, and merged with the caller's arrays while tracing. Only `modules` imports flax.
+
+Dimension letters: B rows, T tokens, P prompt tokens, S cache positions, V vocabulary, D width, N query heads, K
+key/value heads, G = N / K query heads per key/value head, H head size, F feed-forward width, L layers.
+
+Numbers: matrix products take `compute_dtype` operands, accumulate in float32 and are cast back to `compute_dtype`;
+RMSNorm, RoPE tables and the attention softmax are float32. With `compute_dtype=float32` products ask for
+`jax.lax.Precision.HIGHEST`, because TPU (bfloat16 passes) and GPU (TF32) would otherwise keep only 8 to 10 bits of each
+operand; on CPU it changes nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from reval_jax.model import arithmetic, attention, modules, rope
+from reval_jax.model.architecture import Architecture, RopeScaling
+from reval_jax.model.modules import Params, abstract_params, init_params, logical_axes
+
+__all__ = [
+    "Architecture",
+    "Cache",
+    "Params",
+    "RopeScaling",
+    "abstract_params",
+    "decode",
+    "head",
+    "hidden_states",
+    "init_params",
+    "logical_axes",
+    "prefill",
+]
+
+
+class Cache(NamedTuple):
+    """Keys (after RoPE) and values of every layer. Which positions are valid is known from the caller's cursors."""
+
+    keys: jax.Array  # [L, B, S, K, H]
+    values: jax.Array  # [L, B, S, K, H]
+
+
+def head(architecture: Architecture, params: Params, *, compute_dtype: Any) -> jax.Array:
+    """The output head [D, V] in `compute_dtype`; for a tied model the transposed embedding."""
+    weight = params["embedding"].T if architecture.tied_head else params["head"]
+    return weight.astype(compute_dtype)
+
+
+def _final_norm(architecture: Architecture, params: Params, hidden: jax.Array) -> jax.Array:
+    return arithmetic.rms_norm(hidden, params["final_norm"], architecture.norm_eps)
+
+
+def _segment_mask(segment_ids: jax.Array) -> jax.Array:
+    """bool[B,T,T]: whether column t sees column s. Padding is a segment too, so every column sees at least itself."""
+    index = jnp.arange(segment_ids.shape[1])
+    is_same = segment_ids[:, :, None] == segment_ids[:, None, :]
+    return is_same & (index[:, None] >= index[None, :])[None]
+
+
+def _rematerialise(body: Callable[..., Any], remat: str) -> Callable[..., Any]:
+    if remat == "none":
+        return body
+    if remat == "full":
+        return jax.checkpoint(body, prevent_cse=False)
+    if remat == "dots":
+        policy = jax.checkpoint_policies.save_only_these_names(arithmetic.SAVED_PRODUCT)
+        return jax.checkpoint(body, prevent_cse=False, policy=policy)
+    raise ValueError(f"model.remat={remat!r} is not a known policy. Use 'none', 'dots' or 'full'.")
+
+
+def hidden_states(
+    architecture: Architecture,
+    params: Params,
+    tokens: jax.Array,
+    positions: jax.Array,
+    segment_ids: jax.Array,
+    *,
+    compute_dtype: Any,
+    remat: str = "none",
+) -> jax.Array:
+    """Hidden states [B,T,D] after the final norm, in `compute_dtype`; multiply by `head` for logits.
+
+    Args:
+      tokens, positions, segment_ids: i32[B,T]. A token sees the tokens of its own row and segment at or before its own
+        column; segment 0 is padding, whose outputs are finite and meaningless. Positions feed RoPE only.
+      remat: what the backward pass keeps of each layer: "none" everything, "dots" the products with weights, "full"
+        only the layer's input. Changes memory and time, not values.
+    """
+    rope_tables = rope.tables(architecture, positions)
+    mask = _segment_mask(segment_ids)
+
+    def body(hidden: jax.Array, layer_params: Params) -> tuple[jax.Array, None]:
+        layer = modules.layer(architecture, layer_params)
+        return layer(hidden, rope_tables, functools.partial(attention.attend, mask=mask))[0], None
+
+    embedded = params["embedding"][tokens].astype(compute_dtype)
+    hidden, _ = jax.lax.scan(_rematerialise(body, remat), embedded, params["layers"])
+    return _final_norm(architecture, params, hidden)
+
+
+def prefill(
+    architecture: Architecture,
+    params: Params,
+    tokens: jax.Array,
+    lengths: jax.Array,
+    *,
+    cache_length: int,
+    compute_dtype: Any,
+) -> tuple[jax.Array, Cache]:
+    """Hidden state [B,D] of each prompt's last token after the final norm, and the cache filled with the prompts.
+
+    Args:
+      tokens: i32[B,P], right-padded. lengths: i32[B], 1..P. cache_length: S >= P.
+
+    Cache positions at or after a row's length hold padding; `decode` overwrites each before it is first attended to.
+    """
+    rows, width = tokens.shape
+    if cache_length < width:
+        raise ValueError(
+            f"cache_length={cache_length} is shorter than the prompts' {width} columns. Use at least {width}."
+        )
+    columns = jnp.broadcast_to(jnp.arange(width, dtype=jnp.int32)[None, :], tokens.shape)
+    rope_tables = rope.tables(architecture, columns)
+    # Right padding needs no segment: a real token never sees the columns after its own.
+    mask = _segment_mask(jnp.ones_like(tokens))
+
+    def body(hidden: jax.Array, layer_params: Params) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        layer = modules.layer(architecture, layer_params)
+        hidden, key, value = layer(hidden, rope_tables, functools.partial(attention.attend, mask=mask))
+        return hidden, (key, value)
+
+    embedded = params["embedding"][tokens].astype(compute_dtype)
+    hidden, (keys, values) = jax.lax.scan(body, embedded, params["layers"])
+    padding = ((0, 0), (0, 0), (0, cache_length - width), (0, 0), (0, 0))
+    last = hidden[jnp.arange(rows), lengths - 1]
+    return _final_norm(architecture, params, last), Cache(jnp.pad(keys, padding), jnp.pad(values, padding))
+
+
+def decode(
+    architecture: Architecture,
+    params: Params,
+    cache: Cache,
+    tokens: jax.Array,
+    positions: jax.Array,
+    *,
+    compute_dtype: Any,
+) -> tuple[jax.Array, Cache]:
+    """Hidden state [B,D] after the final norm of one more token a row, and the cache with that token written.
+
+    Args:
+      tokens, positions: i32[B]. Row b's token is written at cache index positions[b], which must be below S, and
+        attends to indices 0..positions[b]. Donate the cache (or carry it in a loop) to have it updated in place.
+    """
+    rope_tables = rope.tables(architecture, positions)
+
+    def body(
+        hidden: jax.Array, stacked: tuple[Params, jax.Array, jax.Array]
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        layer_params, past_keys, past_values = stacked
+        layer = modules.layer(architecture, layer_params)
+        attend = functools.partial(attention.attend_cached, past=(past_keys, past_values), positions=positions)
+        hidden, key, value = layer(hidden, rope_tables, attend)
+        return hidden, (key, value)
+
+    embedded = params["embedding"][tokens].astype(compute_dtype)
+    hidden, (keys, values) = jax.lax.scan(body, embedded, (params["layers"], cache.keys, cache.values))
+    return _final_norm(architecture, params, hidden), Cache(
+        _write(cache.keys, keys, positions), _write(cache.values, values, positions)
+    )
+
+
+def _write(stored: jax.Array, new: jax.Array, positions: jax.Array) -> jax.Array:
+    """`stored` [L,B,S,K,H] with `new` [L,B,K,H] at cache index positions[b] of each row."""
+    rows = jnp.arange(positions.shape[0])
+    return stored.at[:, rows, positions].set(new.astype(stored.dtype), unique_indices=True, indices_are_sorted=True)

@@ -1,0 +1,108 @@
+"""The directory of one run: claimed before anything is computed, never shared between two configs."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from reval_jax import config as config_lib
+
+PACKAGES = ("reval-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy")
+
+
+class RunDirectory:
+    """Paths of a run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.changes = path / "config_changes.jsonl"
+        self.metrics = path / "metrics.jsonl"
+        self.rollouts = path / "rollouts"
+        self.checkpoints = path / "checkpoints"
+
+    def rollout(self, round: int) -> Path:
+        """The file of one round's prompts, responses and verdicts."""
+        return self.rollouts / f"round_{round:06d}.jsonl"
+
+
+def inspect(path: Path, config: config_lib.Config) -> list[str]:
+    """What of the config changed since the directory was claimed; nothing for a new one. Writes nothing.
+
+    Raises:
+      ValueError: the directory is not a run's, cannot be written, or belongs to a config with other results.
+    """
+    run = RunDirectory(path)
+    existing = next((parent for parent in (path, *path.absolute().parents) if parent.exists()), None)
+    if existing is None or not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise ValueError(f"--run-dir {path}: {existing} is not a directory that can be written. Choose another, or change its mode.")
+    if not run.config.exists():
+        # A claim that was killed leaves no more than its unfinished config file.
+        if path.exists() and any(entry != run.config.with_suffix(".tmp") for entry in path.iterdir()):
+            raise ValueError(
+                f"--run-dir {path} holds files but no config.yaml, so it is not a run. Choose an empty or new directory."
+            )
+        return []
+    if "about" not in (yaml.safe_load(run.config.read_text(encoding="utf-8")) or {}):
+        raise ValueError(
+            f"--run-dir {path} holds a config.yaml that no run has written, and a run would write over it. Choose an empty or "
+            "new directory."
+        )
+    old = config_lib.load(run.config)
+    altered = config_lib.changed_results(old, config)
+    if altered:
+        raise ValueError(
+            f"--run-dir {path} belongs to a run with other settings ({'; '.join(altered)}), and going on would mix two "
+            "experiments. Restore the settings, or start a new run with another --run-dir."
+        )
+    return config_lib.changed(old, config)
+
+
+def claim(path: Path, config: config_lib.Config, *, data_fingerprint: str, round: int) -> RunDirectory:
+    """Make the directory, or take it up again, and record the resolved config.
+
+    Call after `inspect`, by one process only.
+
+    Args:
+      data_fingerprint: of the training set; a resumed run must find the same.
+      round: rounds finished so far, for the record of changes.
+
+    Raises:
+      ValueError: the training data is not what the run began with.
+    """
+    run = RunDirectory(path)
+    if run.config.exists():
+        about = yaml.safe_load(run.config.read_text(encoding="utf-8"))["about"]
+        if about["data_fingerprint"] != data_fingerprint:
+            raise ValueError(
+                f"task.dataset={config.task.dataset} has the fingerprint {data_fingerprint}, but the run in {path} began with "
+                f"{about['data_fingerprint']}: the prompts would come in another order. Restore the file, or use another --run-dir."
+            )
+        changes = config_lib.changed(config_lib.load(run.config), config)
+        if changes:
+            with run.changes.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"round": round, "changes": changes}) + "\n")
+    path.mkdir(parents=True, exist_ok=True)
+    about = {
+        "config_hash": config_lib.results_hash(config),
+        "data_fingerprint": data_fingerprint,
+        "packages": {name: _version(name) for name in PACKAGES},
+    }
+    tree: dict[str, Any] = {**config_lib.to_tree(config), "about": about}
+    temporary = run.config.with_suffix(".tmp")
+    temporary.write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
+    temporary.replace(run.config)
+    run.rollouts.mkdir(exist_ok=True)
+    return run
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

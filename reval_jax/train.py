@@ -1,0 +1,337 @@
+"""The loop of the paper's Algorithm 1: prompts → sampler → verifier → replay → batch → objective → update → checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from reval_jax import (
+    assemble,
+    batch,
+    checkpoint,
+    collect,
+    evaluate,
+    keys,
+    mesh,
+    metrics,
+    prompts,
+    reference,
+    replay,
+    sampler,
+    types,
+    update,
+    verifier,
+)
+from reval_jax import config as config_lib
+from reval_jax import console as console_lib
+from reval_jax.assemble import Parts, Run
+
+
+class Outcome(NamedTuple):
+    """How `train` ended."""
+
+    run_dir: Path
+    rounds: int  # rounds finished, of all that were ever played in this directory
+    is_preempted: bool  # stopped by SIGTERM after a save: the same command goes on
+    lines: list[dict[str, Any]]  # metrics.jsonl
+
+
+def train(config: config_lib.Config, run_dir: Path, *, console: console_lib.Console) -> Outcome:
+    """Plays, or resumes, the run in `run_dir` until its rounds are done, its stop score is reached, or SIGTERM comes.
+
+    Raises:
+      ValueError: the config, the model, the data or the directory can't be used; nothing was written.
+      FloatingPointError: `update.max_skipped` updates in a row were not finite; the last checkpoint stands.
+    """
+    parts, run = assemble.prepare(config, run_dir, console=console)
+    preemption = Preemption()
+    try:
+        with preemption:
+            if run.progress.round == 0:
+                run = write_baseline(parts, run)
+            while not is_done(config, run.progress) and not preemption.is_agreed:
+                run = play_round(parts, run)
+                preemption.agree()
+                is_last = is_done(config, run.progress) or preemption.is_agreed
+                if is_last or run.progress.round % config.checkpoint.every == 0:
+                    with parts.clock.phase("save"):
+                        parts.store.save(run.progress.round, assemble.everything(run), config)
+            parts.store.wait()
+    finally:
+        parts.store.close()
+    is_preempted = preemption.is_agreed and not is_done(config, run.progress)
+    return Outcome(run_dir, run.progress.round, is_preempted, metrics.read(parts.run.metrics))
+
+
+def play_round(parts: Parts, run: Run) -> Run:
+    """One iteration of Algorithm 1, its rollouts and its metrics line on disk."""
+    config, round = parts.config, run.progress.round
+
+    # Line 3: sample trajectories from pi_theta for a batch of questions, and grade them.
+    num_prompts = config.rollout.prompts_per_round
+    asked, cursor = prompts.take(parts.data, run.progress.cursor, num_prompts, seed=config.run.seed)
+    sampling_params = hand_over(parts, run.state)
+    fresh = sample_trajectories(parts, sampling_params, asked, round, policy_version=int(run.state.num_updates))
+    del sampling_params  # the learner's memory is worth more than a second copy of the policy
+
+    # Line 4: insert them; the oldest leave.
+    buffer = replay.add(run.buffer, fresh)
+
+    # Lines 5 and 6, K times: draw a batch, update theta on it.
+    state, buffer, learned = learn(parts, run, buffer, round)
+    fresh = replay.gather(buffer.trajectories, newest(buffer, fresh.size))
+
+    # §5.5.2: now and then, pi_ref <- pi_theta.
+    state, frozen = reset_reference(parts, state, run.reference, round)
+
+    scored = float(fresh.raw_reward.mean())
+    is_good = config.run.stop_score is not None and scored >= config.run.stop_score
+    progress = checkpoint.Progress(
+        round=round + 1,
+        cursor=cursor,
+        reference_version=frozen.version if frozen else 0,
+        rounds_at_stop_score=run.progress.rounds_at_stop_score + 1 if is_good else 0,
+    )
+    line = {"training/round": round + 1, **describe_fresh(parts, fresh), **learned, **describe_replay(buffer, round)}
+    line |= {"training/trajectories": (round + 1) * config.fresh_size, "training/updates": int(state.num_updates)}
+    run = Run(state, frozen, buffer, progress)
+    if config.eval.every and (round + 1) % config.eval.every == 0:
+        line |= evaluate_policy(parts, run)
+    if jax.process_index() == 0:
+        write_rollouts(parts, asked, fresh, round + 1)
+    write_line(parts, line)
+    return run._replace(progress=dataclasses.replace(progress, metrics_bytes=parts.writer.num_bytes))
+
+
+def sample_trajectories(
+    parts: Parts, params: Any, asked: types.Prompts, round: int, *, policy_version: int
+) -> types.Trajectories:
+    """The round's graded trajectories, the same on every process; each process samples and grades its own prompts."""
+    config = parts.config
+    mine = collect.share_of(asked, jax.process_index(), jax.process_count())
+    with parts.clock.phase("generate"), parts.console.working(f"round {round + 1}: sampling") as report:
+        rollout = sampler.generate(
+            parts.engine,
+            params,
+            mine,
+            keys.named_key(config.run.seed, "rollout", round),
+            samples_per_prompt=config.rollout.samples_per_prompt,
+            sampling=sampler.Sampling(config.rollout.temperature, config.rollout.top_k, config.rollout.top_p),
+            on_progress=report,
+        )
+    with parts.clock.phase("verify"):
+        texts = evaluate.decode(parts.tokenizer, rollout.tokens, rollout.length)
+        answers = [mine.answers[index] for index in rollout.prompt]
+        verdicts = verifier.score(texts, answers, answer_format=config.task.answer_format, thinks=parts.data.thinks)
+    finished = collect.trajectories(
+        mine, rollout, verdicts, round=round, policy_version=policy_version, settings=config.update
+    )
+    return collect.gather(finished)
+
+
+def learn(
+    parts: Parts, run: Run, buffer: replay.Buffer, round: int
+) -> tuple[update.TrainState, replay.Buffer, dict[str, float]]:
+    """K updates: the state after them, the buffer with its scores and use counts, and the updates' mean metrics.
+
+    Raises:
+      FloatingPointError: too many updates in a row were not finite.
+    """
+    config, state = parts.config, run.state
+    seen: list[dict[str, float]] = []
+    with parts.console.working(f"round {round + 1}: updating") as report:
+        batches = list(draw_batches(config, buffer, round))
+        for index, rows in enumerate(batches):
+            if parts.score is not None and run.reference is not None:
+                with parts.clock.phase("reference"):
+                    buffer = reference.score_stale(parts.score, run.reference, buffer, rows, parts.mesh, config=config)
+            with parts.clock.phase("update"):
+                chosen = replay.gather(buffer.trajectories, rows)
+                state, result = parts.step(state, batch.pack(chosen, parts.mesh, config=config))
+                seen.append({name: float(value) for name, value in mesh.fetch(result).items()})
+            buffer = replay.with_uses(buffer, rows)
+            report(index + 1, len(batches))
+            if int(state.skipped_in_a_row) >= config.update.max_skipped:
+                raise FloatingPointError(
+                    f"{config.update.max_skipped} updates in a row had a loss or gradient that is not finite "
+                    f"(update.max_skipped={config.update.max_skipped}, round {round + 1}); parameters are those before them. "
+                    "Lower optimizer.learning_rate, raise update.beta, or look at the last rollouts."
+                )
+    learned = {name: float(np.mean([metric[name] for metric in seen])) for name in seen[0]}
+    # Only before the first update is the learner the policy that sampled, so only there is a difference an error.
+    learned["training/sampler_learner_logprob_diff"] = seen[0]["training/sampler_learner_logprob_diff"]
+    if not config.update.fresh_first:
+        del learned["training/sampler_learner_logprob_diff"]
+    learned["training/skipped"] = int(state.num_skipped)
+    trained = replay.gather(buffer.trajectories, np.concatenate(batches))
+    learned["replay/fresh_fraction"] = float((trained.round == round).mean())
+    learned["training/update_tokens"] = int(trained.length.sum())
+    return state, buffer, learned
+
+
+def draw_batches(config: config_lib.Config, buffer: replay.Buffer, round: int) -> Iterator[np.ndarray]:
+    """Rows of the buffer for each update of the round.
+
+    The value losses train on the fresh batch first (App. A of the paper), then on uniform draws from the whole buffer;
+    GRPO splits the fresh batch into mini-batches.
+    """
+    settings, seed = config.update, config.run.seed
+    fresh = newest(buffer, config.fresh_size)
+    if settings.objective == "grpo":
+        order = keys.host_permutation(keys.named_key(seed, "mini_batches", round), fresh.size)
+        yield from np.split(fresh[order], settings.updates_per_round)
+        return
+    for index in range(settings.updates_per_round):
+        if index == 0 and settings.fresh_first:
+            yield fresh
+        else:
+            yield replay.sample(buffer, keys.named_key(seed, "replay", round, index), settings.batch_size)
+
+
+def newest(buffer: replay.Buffer, n: int) -> np.ndarray:
+    """i64[n]: the rows that entered last, in their order."""
+    return np.arange(buffer.trajectories.size - n, buffer.trajectories.size)
+
+
+def reset_reference(
+    parts: Parts, state: update.TrainState, frozen: reference.Reference | None, round: int
+) -> tuple[update.TrainState, reference.Reference | None]:
+    """State and reference after the reset that is due at the end of this round, if one is."""
+    settings = parts.config.update
+    if frozen is None or not settings.reference_reset_every or (round + 1) % settings.reference_reset_every:
+        return state, frozen
+    if settings.reset_optimizer:
+        state = state._replace(opt_state=update.init_optimizer(state.params, parts.optimizer, parts.mesh))
+    return state, reference.reset(frozen, state.params, compute_dtype=parts.config.model.compute_dtype)
+
+
+def hand_over(parts: Parts, state: update.TrainState) -> Any:
+    """The sampler's copy of the policy; its time is part of `timing_s/generate`."""
+    with parts.clock.phase("generate"):
+        return sampler.hand_over(state.params, parts.mesh, parts.engine)
+
+
+def write_baseline(parts: Parts, run: Run) -> Run:
+    """The untrained policy's evaluation, as the line of round 0."""
+    if not parts.config.eval.every or not parts.benchmarks:
+        return run
+    write_line(parts, {"training/round": 0, **evaluate_policy(parts, run)})
+    return run._replace(progress=dataclasses.replace(run.progress, metrics_bytes=parts.writer.num_bytes))
+
+
+def evaluate_policy(parts: Parts, run: Run) -> dict[str, float]:
+    """Metrics of every benchmark under the policy as it is now."""
+    measured: dict[str, float] = {}
+    params = hand_over(parts, run.state)
+    for benchmark in parts.benchmarks:
+        with parts.clock.phase("eval"), parts.console.working(f"evaluating {benchmark.name}") as report:
+            result = evaluate.run(
+                parts.engine, params, parts.tokenizer, benchmark, config=parts.config, round=run.progress.round, on_progress=report
+            )
+        parts.console.say(f"  {evaluate.sentence(result)}")
+        measured |= evaluate.as_metrics(result)
+    return measured
+
+
+def describe_fresh(parts: Parts, fresh: types.Trajectories) -> dict[str, float]:
+    """What was sampled this round."""
+    described = {
+        "critic/score/mean": float(fresh.raw_reward.mean()),
+        "response_length/mean": float(fresh.response_length.mean()),
+        "response_length/max": int(fresh.response_length.max()),
+        "response_length/clip_ratio": float(fresh.is_truncated.mean()),
+        # Sampled tokens' mean surprise: an unbiased estimate of the entropy a token, without a pass over the vocabulary.
+        "actor/entropy": -float(fresh.log_prob.mean()),
+    }
+    if parts.score is not None and (fresh.reference_version != types.NOT_SCORED).all():
+        ends = np.cumsum(fresh.response_length)
+        totals = np.add.reduceat(fresh.log_prob, ends - fresh.response_length, dtype=np.float32)
+        described["actor/kl_ref"] = float((totals - fresh.reference_log_prob).mean())
+    counts = np.bincount(fresh.verdict, minlength=len(types.VERDICTS))
+    return described | {f"verifier/{kind}": int(count) for kind, count in zip(types.VERDICTS, counts, strict=True)}
+
+
+def describe_replay(buffer: replay.Buffer, round: int) -> dict[str, float]:
+    """What the buffer holds after the round."""
+    age = round - buffer.trajectories.round
+    return {
+        "replay/size": buffer.trajectories.size,
+        "replay/age_mean": float(age.mean()),
+        "replay/age_max": int(age.max()),
+        "replay/reuse_mean": float(buffer.trajectories.use_count.mean()),
+    }
+
+
+def write_line(parts: Parts, line: dict[str, Any]) -> None:
+    """The round's line, with the seconds its phases took; the save that follows it is in the next line."""
+    seconds = parts.clock.read()
+    if "critic/score/mean" in line:
+        sampled = line["response_length/mean"] * parts.config.fresh_size
+        seconds["perf/rollout_tokens_per_s"] = sampled / seconds["timing_s/generate"]
+        seconds["perf/update_tokens_per_s"] = line["training/update_tokens"] / seconds["timing_s/update"]
+        parts.console.round_line(parts.config.run.rounds, line | seconds)
+    parts.writer.write({**line, **seconds})
+
+
+def write_rollouts(parts: Parts, asked: types.Prompts, fresh: types.Trajectories, round: int) -> None:
+    """The round's prompts, responses and verdicts, one JSON line each."""
+    starts = np.cumsum(fresh.length) - fresh.length + fresh.prompt_length
+    responses = [fresh.tokens[start:][:length].tolist() for start, length in zip(starts, fresh.response_length, strict=True)]
+    texts = parts.tokenizer.batch_decode(responses, skip_special_tokens=False)
+    first = int(asked.cursor[0])
+    with parts.run.rollout(round).open("w", encoding="utf-8") as file:
+        for index, text in enumerate(texts):
+            prompt = int(fresh.cursor[index]) - first
+            row = {
+                "prompt": asked.texts[prompt],
+                "response": text,
+                "answer": asked.answers[prompt],
+                "verdict": types.VERDICTS[fresh.verdict[index]],
+                "reward": float(fresh.raw_reward[index]),
+                "is_truncated": bool(fresh.is_truncated[index]),
+                "num_tokens": int(fresh.response_length[index]),
+                "log_prob": float(fresh.log_prob[starts_of(fresh.response_length, index)].sum()),
+            }
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def starts_of(lengths: np.ndarray, index: int) -> slice:
+    """The part of an end-to-end array that belongs to row `index`."""
+    start = int(lengths[:index].sum())
+    return slice(start, start + int(lengths[index]))
+
+
+def is_done(config: config_lib.Config, progress: checkpoint.Progress) -> bool:
+    """Whether no round is left to play."""
+    has_stopped = config.run.stop_score is not None and progress.rounds_at_stop_score >= config.run.stop_rounds
+    return has_stopped or progress.round >= config.run.rounds
+
+
+class Preemption:
+    """Notes SIGTERM, so that the round under way is finished and saved before the process leaves."""
+
+    def __init__(self) -> None:
+        self._is_asked = False
+        self.is_agreed = False  # as of the last `agree`: a signal that comes later waits for the next round's end
+
+    def __enter__(self) -> Preemption:
+        self._previous = signal.signal(signal.SIGTERM, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGTERM, self._previous)
+
+    def agree(self) -> None:
+        """Sets `is_agreed` if any process was asked to stop: a collective call, so that all stop after the same round."""
+        self.is_agreed = b"1" in mesh.gather_bytes(b"1" if self._is_asked else b"0")
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        self._is_asked = True

@@ -1,0 +1,250 @@
+"""Hugging Face checkpoints: hub download, config.json -> Architecture, safetensors -> parameters."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import numpy as np
+import safetensors
+
+from reval_jax import model
+from reval_jax.weights import layout, rope
+
+FAMILIES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+_DTYPES = ("F32", "F16", "BF16")
+
+# Keys that become part of the Architecture or are compared with what the code computes.
+_HANDLED = frozenset(
+    """
+    model_type architectures vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads
+    num_key_value_heads head_dim rms_norm_eps rope_theta rope_scaling rope_parameters tie_word_embeddings
+    max_position_embeddings layer_types sliding_window eos_token_id bos_token_id pad_token_id
+    """.split()  # noqa: SIM905 - a list of quoted words is harder to read
+)
+# Keys that change the mathematics at any other value than these.
+_ONLY_VALUE: dict[str, tuple[Any, ...]] = {
+    "hidden_act": ("silu",),
+    "attention_bias": (False,),
+    "mlp_bias": (False,),
+    "pretraining_tp": (1, None),
+    "attention_dropout": (0, None),
+    "use_sliding_window": (False, None),
+    "partial_rotary_factor": (1, None),
+    "use_mrope": (False, None),
+    "rope_interleaved": (False, None),
+    "is_encoder_decoder": (False, None),
+    "add_cross_attention": (False, None),
+    "quantization_config": (None,),
+    "auto_map": (None,),
+}
+# Keys that change nothing we compute: bookkeeping, initialization, and generation settings (`rollout.*` sets ours).
+_HARMLESS = frozenset(
+    """
+    _name_or_path transformers_version torch_dtype dtype initializer_range use_cache max_window_layers
+    is_llama_config transformers.js_config attn_implementation _attn_implementation _attn_implementation_autoset
+    unsloth_fixed unsloth_version return_dict output_hidden_states output_attentions torchscript use_bfloat16
+    chunk_size_feed_forward id2label label2id problem_type task_specific_params finetuning_task
+    architectures_version bos_token eos_token max_length min_length do_sample early_stopping num_beams
+    temperature top_k top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size
+    num_return_sequences is_decoder tokenizer_class prefix sep_token_id decoder_start_token_id pruned_heads
+    tie_encoder_decoder cross_attention_hidden_size tf_legacy_loss use_return_dict output_scores
+    return_dict_in_generate
+    """.split()  # noqa: SIM905 - a list of quoted words is harder to read
+)
+
+
+def download(hub_id: str) -> Path:
+    """The local snapshot of a hub repository's safetensors, configuration and tokenizer files."""
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(
+                hub_id, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
+            )
+        )
+    except (OSError, huggingface_hub.errors.HfHubHTTPError, huggingface_hub.errors.HFValidationError) as error:
+        raise ValueError(
+            f"model.path={hub_id!r} is neither on this machine nor reachable as a hub id ({type(error).__name__})."
+            " Check the name and the network (a private model also needs `hf auth login`), or give a local directory"
+            " or .gguf file."
+        ) from error
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in a JSON file."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"{file.parent} was read as a Hugging Face model, but it has no {file.name}. Give the directory that holds"
+            " it."
+        ) from error
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"{file} was read as JSON, but it is not readable as such ({error}). Download it again."
+        ) from error
+    if not isinstance(content, dict):
+        raise ValueError(
+            f"{file} holds a JSON {type(content).__name__}, but an object was expected. Download it again."
+        )
+    return content
+
+
+# --- configuration ---------------------------------------------------------------------------------------------------
+
+
+def read_architecture(directory: Path) -> model.Architecture:
+    """The architecture that config.json describes; ValueError for any key or value that is not handled exactly."""
+    file = directory / "config.json"
+    config = read_json(file)
+    family = config.get("model_type")
+    if family not in FAMILIES:
+        raise ValueError(
+            f"{file}: model_type={family!r}, but only {', '.join(FAMILIES)} are implemented. Use a model of one of"
+            " these."
+        )
+    _refuse_unhandled(config, family, file)
+
+    def number(key: str, *, default: int | None = None, kind: type = int) -> Any:
+        value = config.get(key) if config.get(key) is not None else default
+        if isinstance(value, bool) or not isinstance(value, (int, kind)):
+            raise ValueError(
+                f"{file}: {key}={value!r}, but a {kind.__name__} is needed to build the model. Correct the file."
+            )
+        return value
+
+    num_heads, width = number("num_attention_heads"), number("hidden_size")
+    # The default of head_dim is each configuration class's own: Qwen3's is a constant, not width / heads.
+    default_head_size = 128 if family == "qwen3" else width // max(num_heads, 1)
+    max_positions = number("max_position_embeddings")
+    rope_theta, rope_scaling = rope.from_config(config, max_positions, file)
+    return model.Architecture(
+        vocab_size=number("vocab_size"),
+        width=width,
+        num_layers=number("num_hidden_layers"),
+        num_heads=num_heads,
+        num_kv_heads=number("num_key_value_heads", default=num_heads),
+        head_size=number("head_dim", default=default_head_size),
+        mlp_width=number("intermediate_size"),
+        rope_theta=rope_theta,
+        rope_scaling=rope_scaling,
+        norm_eps=float(number("rms_norm_eps", kind=float)),
+        qkv_bias=family == "qwen2",
+        qk_norm=family == "qwen3",
+        tied_head=bool(config.get("tie_word_embeddings", False)),
+        max_positions=max_positions,
+        family=family,
+    )
+
+
+def _refuse_unhandled(config: dict[str, Any], family: str, file: Path) -> None:
+    unknown = sorted(config.keys() - _HANDLED - _HARMLESS - _ONLY_VALUE.keys())
+    if unknown:
+        raise ValueError(
+            f"{file}: the key {unknown[0]!r} (value {config[unknown[0]]!r}) is not one this {family} implementation"
+            " knows, and it may change the mathematics. Remove it if it does not."
+        )
+    for key, allowed in _ONLY_VALUE.items():
+        if key in config and config[key] not in allowed:
+            raise ValueError(
+                f"{file}: {key}={config[key]!r}, but only {allowed[0]!r} is implemented. Use another model."
+            )
+    # Qwen configurations publish a window size that `use_sliding_window: false` turns off; llama has no such switch.
+    is_window_in_use = config.get("sliding_window") is not None and not (
+        family in ("qwen2", "qwen3") and not config.get("use_sliding_window", False)
+    )
+    if is_window_in_use or any(kind != "full_attention" for kind in config.get("layer_types") or ()):
+        raise ValueError(
+            f"{file}: sliding_window={config.get('sliding_window')!r} with layer_types={config.get('layer_types')!r},"
+            " but only full attention is implemented. Use a model without sliding windows."
+        )
+    if (config.get("architectures") or [FAMILIES[family]]) != [FAMILIES[family]]:
+        raise ValueError(
+            f"{file}: architectures={config['architectures']!r}, but only [{FAMILIES[family]!r}] is a {family}"
+            " language model. Use the causal language model, not a head for another task."
+        )
+
+
+def eos_token_ids(directory: Path, tokenizer: Any) -> tuple[int, ...]:
+    """The tokens that end a response: generation_config.json's, then config.json's, then the tokenizer's, once each."""
+    found: list[Any] = []
+    for name in ("generation_config.json", "config.json"):
+        file = directory / name
+        value = read_json(file).get("eos_token_id") if file.exists() else None
+        values = value if isinstance(value, list) else [value]
+        if any(not isinstance(token, int | None) for token in values):
+            raise ValueError(f"{file}: eos_token_id={value!r}, but token ids are integers. Correct the file.")
+        found += values
+    found.append(tokenizer.eos_token_id)
+    return tuple(dict.fromkeys(token for token in found if token is not None))
+
+
+# --- weights ---------------------------------------------------------------------------------------------------------
+
+
+def _shards(directory: Path) -> list[Path]:
+    index = directory / "model.safetensors.index.json"
+    if index.exists():
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise ValueError(
+                f"{index} has no weight_map, so which files hold the weights is unknown. Download it again."
+            )
+        names = sorted(set(weight_map.values()))
+    else:
+        names = sorted(file.name for file in directory.glob("*.safetensors"))
+        if len(names) > 1:
+            raise ValueError(
+                f"{directory} holds {len(names)} safetensors files but no {index.name}, so which belong together is"
+                " unknown. Add the index, or remove the files that do not belong."
+            )
+    if not names:
+        raise ValueError(
+            f"{directory} holds no *.safetensors file, and no other format of weights is read (.bin files can run"
+            " code). Convert it to safetensors, or download the safetensors files."
+        )
+    return [directory / name for name in names]
+
+
+def _open(file: Path) -> Any:
+    try:
+        return safetensors.safe_open(file, framework="numpy")
+    except (OSError, safetensors.SafetensorError) as error:
+        raise ValueError(
+            f"{file} was opened as safetensors, but it is missing, truncated or damaged ({error}). Download it again."
+        ) from error
+
+
+def read_params(directory: Path, architecture: model.Architecture, *, dtype: Any) -> model.Params:
+    """The parameter tree of a directory's safetensors, on the host, in `dtype`."""
+    with contextlib.ExitStack() as stack:
+        where = {}
+        for file in _shards(directory):
+            shard = stack.enter_context(_open(file))
+            where.update(dict.fromkeys(shard.keys(), (file, shard)))
+        # Rotary frequencies are recomputed; old Llama checkpoints still carry them as buffers.
+        names = {name for name in where if not re.search(r"rotary_emb\.inv_freq$", name)}
+
+        def read(name: str) -> np.ndarray:
+            file, shard = where[name]
+            kind = shard.get_slice(name).get_dtype()
+            if kind not in _DTYPES:
+                raise ValueError(
+                    f"{file}: tensor {name} has number type {kind}, but only {', '.join(_DTYPES)} are read (quantised"
+                    " weights in safetensors are not). Use the unquantised checkpoint."
+                )
+            return shard.get_tensor(name)
+
+        if architecture.tied_head and "lm_head.weight" in names:
+            if not np.array_equal(read("lm_head.weight"), read("model.embed_tokens.weight")):
+                raise ValueError(
+                    f"{directory}: tie_word_embeddings is true, but lm_head.weight differs from the embedding, so the"
+                    " two contradict each other. Set tie_word_embeddings to false in config.json if the head is meant."
+                )
+            names.remove("lm_head.weight")
+        layout.check({name: where[name][1].get_slice(name).get_shape() for name in names}, architecture, str(directory))
+        return layout.assemble(architecture, read, dtype=dtype, source=str(directory))

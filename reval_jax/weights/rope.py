@@ -1,0 +1,112 @@
+"""RoPE settings of a Hugging Face configuration <-> (theta, RopeScaling), as `transformers` reads them."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from reval_jax import model
+
+_DEFAULT_THETA = 10000.0  # of all three configuration classes
+_KEYS = {
+    "default": set(),
+    "linear": {"factor"},
+    "llama3": {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"},
+    "yarn": {
+        "factor", "original_max_position_embeddings", "attention_factor", "beta_fast", "beta_slow", "mscale",
+        "mscale_all_dim", "truncate",
+    },
+}  # fmt: skip
+
+
+def from_config(config: dict[str, Any], max_positions: int, file: Path) -> tuple[float, model.RopeScaling | None]:
+    """(theta, scaling) from the old form (rope_theta, rope_scaling) or the new one (rope_parameters)."""
+    old, new = config.get("rope_scaling"), config.get("rope_parameters")
+    if old and new and old != new:
+        raise ValueError(f"{file}: rope_scaling={old!r} and rope_parameters={new!r} contradict each other. Keep one.")
+    settings = old or new or {}
+    if not isinstance(settings, dict):
+        raise ValueError(f"{file}: the RoPE settings are {settings!r}, but an object was expected. Correct the file.")
+    settings = dict(settings)
+    theta = _number(settings.pop("rope_theta", config.get("rope_theta", _DEFAULT_THETA)), "rope_theta", file)
+    older_kind = settings.pop("type", "default")
+    kind = settings.pop("rope_type", older_kind)
+    if kind not in _KEYS:
+        raise ValueError(
+            f"{file}: RoPE scaling {kind!r} is not implemented ('dynamic' and 'longrope' depend on the length of the"
+            f" batch, so cached decoding would differ from the full forward pass); {', '.join(_KEYS)} are. Use one of"
+            " these."
+        )
+    settings = {key: value for key, value in settings.items() if value is not None}
+    if settings.get("partial_rotary_factor") == 1:
+        del settings["partial_rotary_factor"]
+    unknown = sorted(settings.keys() - _KEYS[kind])
+    if unknown:
+        raise ValueError(
+            f"{file}: RoPE scaling {kind!r} has the key {unknown[0]!r}, which is not handled and may change the"
+            " mathematics. Remove it if it does not."
+        )
+    if kind == "default":
+        return theta, None
+    return theta, _scaling(kind, settings, max_positions, file)
+
+
+def _scaling(kind: str, settings: dict[str, Any], max_positions: int, file: Path) -> model.RopeScaling:
+    numbers = {key: _number(value, key, file) for key, value in settings.items() if key != "truncate"}
+    required = {"linear": ["factor"], "llama3": ["factor", "low_freq_factor", "high_freq_factor"], "yarn": ["factor"]}[
+        kind
+    ]
+    missing = [key for key in required if key not in numbers]
+    if missing:
+        raise ValueError(f"{file}: RoPE scaling {kind!r} lacks {missing[0]!r}, without which it is undefined. Add it.")
+    factor = numbers["factor"]
+    original = int(numbers.get("original_max_position_embeddings", max_positions))
+    if kind == "linear":
+        return model.RopeScaling("linear", factor)
+    if kind == "llama3":
+        low, high = numbers["low_freq_factor"], numbers["high_freq_factor"]
+        return model.RopeScaling("llama3", factor, original, low_freq_factor=low, high_freq_factor=high)
+    return model.RopeScaling(
+        "yarn",
+        factor,
+        original,
+        beta_fast=numbers.get("beta_fast") or 32.0,
+        beta_slow=numbers.get("beta_slow") or 1.0,
+        attention_factor=_yarn_attention_factor(factor, numbers),
+        truncate=bool(settings.get("truncate", True)),
+    )
+
+
+def _yarn_attention_factor(factor: float, numbers: dict[str, float]) -> float:
+    """0.1 ln(factor) + 1 unless given; a ratio of two such terms where mscale and mscale_all_dim are both set."""
+    if "attention_factor" in numbers:
+        return numbers["attention_factor"]
+
+    def term(scale: float) -> float:
+        return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+    if numbers.get("mscale") and numbers.get("mscale_all_dim"):
+        return term(numbers["mscale"]) / term(numbers["mscale_all_dim"])
+    return term(1.0)
+
+
+def _number(value: Any, key: str, file: Path) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
+        raise ValueError(f"{file}: {key}={value!r}, but RoPE needs a positive number there. Correct the file.")
+    return float(value)
+
+
+def to_config(scaling: model.RopeScaling | None) -> dict[str, Any] | None:
+    """The `rope_scaling` entry of config.json."""
+    if scaling is None:
+        return None
+    settings: dict[str, Any] = {"rope_type": scaling.kind, "factor": scaling.factor}
+    if scaling.kind != "linear":
+        settings["original_max_position_embeddings"] = scaling.original_max_positions
+    if scaling.kind == "llama3":
+        settings |= {"low_freq_factor": scaling.low_freq_factor, "high_freq_factor": scaling.high_freq_factor}
+    if scaling.kind == "yarn":
+        settings |= {"attention_factor": scaling.attention_factor, "truncate": scaling.truncate}
+        settings |= {"beta_fast": scaling.beta_fast, "beta_slow": scaling.beta_slow}
+    return settings

@@ -1,0 +1,153 @@
+"""Write a directory that `transformers` (and this package) loads."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from safetensors import numpy as safetensors_numpy
+
+from reval_jax import model
+from reval_jax.weights import huggingface, layout, rope
+
+_SHARD_BYTES = 4 * 2**30  # a shard is assembled in host memory; Hugging Face's own limit is 5 GB
+_DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16)}
+
+
+def export(
+    directory: str | Path,
+    architecture: model.Architecture,
+    params: model.Params,
+    tokenizer: Any,
+    *,
+    eos_token_ids: tuple[int, ...],
+    dtype: str = "float32",
+    shard_bytes: int = _SHARD_BYTES,
+) -> Path:
+    """Write config.json, generation_config.json, safetensors, tokenizer and chat template; returns the directory.
+
+    Written beside the target and renamed, so the directory either holds a whole model or is as it was.
+
+    Args:
+      params: host or fully addressable device arrays. dtype: the file's number type, "float32", "bfloat16" or
+      "float16". shard_bytes: a larger model is split over several files with an index.
+
+    Raises ValueError if the directory holds anything, or params do not belong to the architecture.
+    """
+    target = Path(directory).expanduser()
+    if dtype not in _DTYPES:
+        raise ValueError(f"export dtype {dtype!r} is not one of {', '.join(_DTYPES)}. Use one of these.")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ValueError(
+            f"{target} already exists and is not an empty directory; an export overwrites nothing. Choose a new"
+            " directory."
+        )
+    _check_params(architecture, params)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except OSError as error:
+        raise ValueError(f"{target} cannot be created ({error}). Choose a directory you may write to.") from error
+    try:
+        tokenizer.save_pretrained(partial)
+        _write_json(partial / "config.json", config_of(architecture, tokenizer, eos_token_ids, dtype))
+        _write_json(partial / "generation_config.json", _token_ids(tokenizer, eos_token_ids))
+        _write_weights(partial, architecture, params, _DTYPES[dtype], shard_bytes)
+        partial.chmod(0o755)  # mkdtemp's directories are private; a published model is not
+        os.replace(partial, target)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return target
+
+
+def _check_params(architecture: model.Architecture, params: model.Params) -> None:
+    expected = _shapes(model.abstract_params(architecture))
+    found = _shapes(params)
+    for path in sorted(expected.keys() | found.keys()):
+        if expected.get(path) != found.get(path):
+            raise ValueError(
+                f"params[{path}] has shape {found.get(path)}, but the architecture implies {expected.get(path)}."
+                " Export the params with the architecture they were loaded with."
+            )
+
+
+def _shapes(tree: model.Params, prefix: str = "") -> dict[str, tuple[int, ...]]:
+    found: dict[str, tuple[int, ...]] = {}
+    for key, value in tree.items():
+        found |= (
+            _shapes(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": tuple(value.shape)}
+        )
+    return found
+
+
+def _token_ids(tokenizer: Any, eos_token_ids: tuple[int, ...]) -> dict[str, Any]:
+    eos = list(eos_token_ids) if len(eos_token_ids) > 1 else eos_token_ids[0]
+    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": eos, "pad_token_id": tokenizer.pad_token_id}
+    return {key: value for key, value in ids.items() if value is not None}
+
+
+def config_of(
+    architecture: model.Architecture, tokenizer: Any, eos_token_ids: tuple[int, ...], dtype: str
+) -> dict[str, Any]:
+    """config.json, in the form that transformers 4 and 5 both read."""
+    config = {
+        "architectures": [huggingface.FAMILIES[architecture.family]],
+        "model_type": architecture.family,
+        "vocab_size": architecture.vocab_size,
+        "hidden_size": architecture.width,
+        "intermediate_size": architecture.mlp_width,
+        "num_hidden_layers": architecture.num_layers,
+        "num_attention_heads": architecture.num_heads,
+        "num_key_value_heads": architecture.num_kv_heads,
+        "head_dim": architecture.head_size,
+        "hidden_act": "silu",
+        "rms_norm_eps": architecture.norm_eps,
+        "rope_theta": architecture.rope_theta,
+        "rope_scaling": rope.to_config(architecture.rope_scaling),
+        "tie_word_embeddings": architecture.tied_head,
+        "max_position_embeddings": architecture.max_positions,
+        "torch_dtype": dtype,
+    }
+    if architecture.family == "llama":
+        config |= {"attention_bias": False, "mlp_bias": False}
+    else:
+        config |= {"use_sliding_window": False}
+    return config | _token_ids(tokenizer, eos_token_ids)
+
+
+def _write_json(file: Path, content: dict[str, Any]) -> None:
+    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_weights(
+    directory: Path, architecture: model.Architecture, params: model.Params, dtype: np.dtype, shard_bytes: int
+) -> None:
+    """model.safetensors, or numbered shards of at most `shard_bytes` (or one tensor) with their index."""
+    shards: list[list[layout.Tensor]] = [[]]
+    filled = 0
+    for tensor in layout.tensors(architecture):
+        num_bytes = int(np.prod(tensor.shape)) * dtype.itemsize
+        if shards[-1] and filled + num_bytes > shard_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(tensor)
+        filled += num_bytes
+    weight_map: dict[str, str] = {}
+    total = 0
+    for number, shard in enumerate(shards, start=1):
+        name = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        arrays = {tensor.name: layout.published(tensor, params).astype(dtype, copy=False) for tensor in shard}
+        safetensors_numpy.save_file(arrays, directory / name, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(arrays, name)
+        total += sum(array.nbytes for array in arrays.values())
+    if len(shards) > 1:
+        _write_json(
+            directory / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map}
+        )
