@@ -132,7 +132,10 @@ def everything(run: Run) -> checkpoint.Everything:
 
 
 def _begin(
-    config: config_lib.Config, architecture: model.Architecture, optimizer: optax.GradientTransformation, devices: jax.sharding.Mesh
+    config: config_lib.Config,
+    architecture: model.Architecture,
+    optimizer: optax.GradientTransformation,
+    devices: jax.sharding.Mesh,
 ) -> Run:
     params = place_params(weights.load(config.model.path).params, architecture, devices)
     start = reference.init(params, compute_dtype=config.model.compute_dtype) if has_reference(config) else None

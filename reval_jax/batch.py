@@ -61,10 +61,12 @@ def check_divides(config: config_lib.Config, mesh: Mesh) -> None:
     """
     shards, size = mesh_lib.num_row_shards(mesh), step_size(config)
     if size % shards:
-        split = f" / update.updates_per_round={config.update.updates_per_round}" if size != config.update.batch_size else ""
+        split = (
+            f" / update.updates_per_round={config.update.updates_per_round}" if size != config.update.batch_size else ""
+        )
         raise ValueError(
-            f"update.batch_size={config.update.batch_size}{split} does not divide over the {shards} devices of mesh axes 'data' x "
-            f"'fsdp'. Use a multiple of {shards}, for example {-(-config.update.batch_size // shards) * shards}."
+            f"update.batch_size={config.update.batch_size}{split} does not divide over the {shards} devices of mesh axes "
+            f"'data' x 'fsdp'. Use a multiple of {shards}, for example {-(-config.update.batch_size // shards) * shards}."
         )
 
 
@@ -81,7 +83,9 @@ def pack(rows: types.Trajectories, mesh: Mesh, *, config: config_lib.Config) -> 
     num_tokens = row_length(int(rows.length.max()))
     capacity = min(num_tokens, config.rollout.max_response_tokens)
     shards, most = mesh_lib.num_row_shards(mesh), step_size(config)
-    num_rows = min(rows_per_micro_batch(num_tokens, config.update.micro_batch_tokens, shards), -(-most // shards) * shards)
+    num_rows = min(
+        rows_per_micro_batch(num_tokens, config.update.micro_batch_tokens, shards), -(-most // shards) * shards
+    )
     num_micro_batches = -(-most // num_rows)
     total = num_micro_batches * num_rows
 

@@ -69,7 +69,7 @@ class Store:
           ValueError: that round was not saved; names those that were.
         """
         saved = sorted(self._manager.all_steps())
-        if not saved or round is not None and round not in saved:
+        if not saved or (round is not None and round not in saved):
             asked = "any" if round is None else f"round {round}"
             raise ValueError(f"no checkpoint of {asked} was found; there are {saved or 'none'}. Name one of those.")
         return saved[-1] if round is None else round
@@ -113,7 +113,7 @@ class Store:
         structure = jax.tree.structure(like.optimizer)
         return Everything(
             params=arrays["params"],
-            optimizer=structure.unflatten([arrays["optimizer"][name] for name in _flat(like.optimizer)]),
+            optimizer=jax.tree.unflatten(structure, [arrays["optimizer"][name] for name in _flat(like.optimizer)]),
             reference=arrays.get("reference"),
             replay=types.Trajectories(**arrays["replay"]),
             progress=Progress(**restored.notes["progress"]),

@@ -168,7 +168,9 @@ def _sample(argv: list[str]) -> int:
     policy = assemble.load_policy(config, given.run_dir, round=given.round)
     responses = assemble.respond(policy, config, given.prompt, given.samples)
     for index, response in enumerate(responses):
-        print(f"--- {index + 1} of {given.samples}: {response['num_tokens']} tokens, log-probability {response['log_prob']:.2f}")
+        print(
+            f"--- {index + 1} of {given.samples}: {response['num_tokens']} tokens, log-probability {response['log_prob']:.2f}"
+        )
         print(response["text"])
     _write_json(given.json, {"model": policy.source, "prompt": given.prompt, "responses": responses})
     return 0
@@ -300,7 +302,9 @@ def _write_json(path: Path | None, content: Any) -> None:
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise ValueError(f"--json {path} cannot be written: {os.strerror(error.errno or 0)}. Choose another file.") from error
+        raise ValueError(
+            f"--json {path} cannot be written: {os.strerror(error.errno or 0)}. Choose another file."
+        ) from error
 
 
 def _nearest(name: str) -> str:

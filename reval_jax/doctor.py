@@ -29,7 +29,7 @@ def examine() -> list[Finding]:
     mesh.start()
     devices = jax.devices()
     kinds = ", ".join(sorted({device.device_kind for device in devices}))
-    cache = str(jax.config.jax_compilation_cache_dir)
+    cache = str(mesh.compilation_cache())
     findings = [
         Finding("python", f"{platform.python_version()} on {platform.platform()}, {os.cpu_count()} cores", True),
         *(_version(name) for name in run_directory.PACKAGES),
@@ -90,10 +90,14 @@ def _scores() -> Finding:
     hidden, head = rng.standard_normal((32, 64)), rng.standard_normal((64, 512))
     targets = rng.integers(0, 512, 32)
     logits = hidden @ head
-    expected = logits[np.arange(32), targets] - np.log(np.exp(logits - logits.max(1, keepdims=True)).sum(1)) - logits.max(1)
+    expected = (
+        logits[np.arange(32), targets] - np.log(np.exp(logits - logits.max(1, keepdims=True)).sum(1)) - logits.max(1)
+    )
     ours, _ = scores.token_scores(
         jnp.asarray(hidden, jnp.float32), jnp.asarray(head, jnp.float32), jnp.asarray(targets, jnp.int32)
     )
     error = float(np.abs(np.asarray(ours) - expected).max())
     # Accelerators multiply float32 in lower precision unless told not to.
-    return Finding("token scores", f"largest error {error:.1e} nats", error < (1e-3 if jax.default_backend() == "cpu" else 0.5))
+    return Finding(
+        "token scores", f"largest error {error:.1e} nats", error < (1e-3 if jax.default_backend() == "cpu" else 0.5)
+    )

@@ -50,7 +50,9 @@ def load(config: config_lib.Config, tokenizer: Any) -> list[Benchmark]:
         benchmarks.append(Benchmark(Path(path).stem, chosen, data.thinks))
     names = [benchmark.name for benchmark in benchmarks]
     if len(set(names)) < len(names):
-        raise ValueError(f"eval.benchmarks={names}: two have the same name, so their metrics would collide. Rename a file.")
+        raise ValueError(
+            f"eval.benchmarks={names}: two have the same name, so their metrics would collide. Rename a file."
+        )
     return benchmarks
 
 

@@ -35,6 +35,8 @@ def start(*, cache_directory: str | None = None) -> None:
     """
     address = os.environ.get("JAX_COORDINATOR_ADDRESS")
     if address == "auto":
+        # jax would take the word itself for an address.
+        del os.environ["JAX_COORDINATOR_ADDRESS"]
         jax.distributed.initialize()
     elif address:
         try:
@@ -47,10 +49,16 @@ def start(*, cache_directory: str | None = None) -> None:
         if os.environ.get("JAX_PLATFORMS", "") == "cpu":
             jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(address, count, index)
-    if jax.config.jax_compilation_cache_dir is None:
+    if compilation_cache() is None:
         default = os.path.join(os.path.expanduser("~"), ".cache", "reval_jax", "xla")
         jax.config.update("jax_compilation_cache_dir", cache_directory or default)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def compilation_cache() -> str | None:
+    """The directory of the persistent compilation cache, None while it is off."""
+    directory: str | None = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    return directory
 
 
 def make(settings: config_lib.Mesh) -> Mesh:

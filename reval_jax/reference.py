@@ -72,14 +72,16 @@ def score_stale(
     stale = rows[replay.stale(chosen, reference.version)]
     if not stale.size:
         return buffer
-    log_prob, value = score_trajectories(score, reference.params, replay.gather(buffer.trajectories, stale), mesh, config=config)
+    log_prob, value = score_trajectories(
+        score, reference.params, replay.gather(buffer.trajectories, stale), mesh, config=config
+    )
     return replay.with_reference_scores(buffer, stale, log_prob, value, reference.version)
 
 
 def score_trajectories(
     score: Any, params: Any, trajectories: types.Trajectories, mesh: Mesh, *, config: config_lib.Config
 ) -> tuple[np.ndarray, np.ndarray]:
-    """log pi(tau) f32[B] and V(s1) f32[B] of the trajectories on the host, in their order."""
+    """The trajectories' log pi(tau), f32[B], and V(s1), f32[B], on the host, in their order."""
     packed = batch.pack(trajectories, mesh, config=config)
     log_prob, value = mesh_lib.fetch(score(params, packed))
     return log_prob.reshape(-1)[: trajectories.size], value.reshape(-1)[: trajectories.size]

@@ -17,7 +17,10 @@ PANELS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Distance to the reference, nats a response", ("actor/kl_ref", "reval/log_ratio", "reval/value_gap")),
     ("Entropy a token, nats", ("actor/entropy",)),
     ("Response length, tokens", ("response_length/mean", "response_length/max")),
-    ("Seconds a round", ("timing_s/generate", "timing_s/reference", "timing_s/update", "timing_s/eval", "timing_s/save")),
+    (
+        "Seconds a round",
+        ("timing_s/generate", "timing_s/reference", "timing_s/update", "timing_s/eval", "timing_s/save"),
+    ),
     ("Replay: age in rounds, uses", ("replay/age_mean", "replay/reuse_mean")),
 )
 
@@ -31,19 +34,22 @@ def write(run_dir: Path, output: Path) -> Path:
     source = run_dir / "metrics.jsonl"
     lines = metrics.read(source) if source.is_file() else []
     if not lines:
-        raise ValueError(f"{run_dir} has no metrics yet (metrics.jsonl). Name the directory of a run that has finished a round.")
-    evaluated = sorted({name for line in lines for name in line if name.startswith("val-core/") and "/acc/mean@" in name})
+        raise ValueError(
+            f"{run_dir} has no metrics yet (metrics.jsonl). Name the directory of a run that has finished a round."
+        )
+    evaluated = sorted(
+        {name for line in lines for name in line if name.startswith("val-core/") and "/acc/mean@" in name}
+    )
     panels = [*PANELS, ("Held-out avg@k", tuple(evaluated))]
     figures = [_figure(title, lines, names) for title, names in panels]
     config = (run_dir / "config.yaml").read_text(encoding="utf-8") if (run_dir / "config.yaml").is_file() else ""
     page = (
         "<!doctype html><meta charset='utf-8'><title>{title}</title>"
         "<style>body{{font-family:sans-serif;max-width:1100px;margin:2em auto}}svg{{width:48%;height:auto}}"
-        "table{{border-collapse:collapse}}td,th{{padding:.2em .8em;text-align:right}}pre{{background:#f4f4f4;padding:1em}}</style>"
+        "table{{border-collapse:collapse}}td,th{{padding:.2em .8em;text-align:right}}"
+        "pre{{background:#f4f4f4;padding:1em}}</style>"
         "<h1>{title}</h1>{table}{figures}<h2>Settings</h2><pre>{config}</pre>"
-    ).format(
-        title=html.escape(str(run_dir)), table=_table(lines), figures="".join(figures), config=html.escape(config)
-    )
+    ).format(title=html.escape(str(run_dir)), table=_table(lines), figures="".join(figures), config=html.escape(config))
     try:
         output.write_text(page, encoding="utf-8")
     except OSError as error:
@@ -56,8 +62,12 @@ def _figure(title: str, lines: Sequence[dict[str, Any]], names: Sequence[str]) -
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ValueError("reval report draws with matplotlib, which is not installed. Run: pip install matplotlib") from error
-    series = {name: [(line["training/round"], line[name]) for line in lines if line.get(name) is not None] for name in names}
+        raise ValueError(
+            "reval report draws with matplotlib, which is not installed. Run: pip install matplotlib"
+        ) from error
+    series = {
+        name: [(line["training/round"], line[name]) for line in lines if line.get(name) is not None] for name in names
+    }
     series = {name: points for name, points in series.items() if points}
     if not series:
         return ""
@@ -78,9 +88,22 @@ def _table(lines: Sequence[dict[str, Any]]) -> str:
     rounds = [line for line in lines if "critic/score/mean" in line]
     if not rounds:
         return ""
-    names = ("training/round", "critic/score/mean", "actor/loss", "actor/grad_norm", "response_length/mean", "timing_s/round")
+    names = (
+        "training/round",
+        "critic/score/mean",
+        "actor/loss",
+        "actor/grad_norm",
+        "response_length/mean",
+        "timing_s/round",
+    )
     rows = "".join(
-        "<tr>" + "".join(f"<td>{line.get(name):.4g}</td>" if line.get(name) is not None else "<td></td>" for name in names) + "</tr>"
+        "<tr>"
+        + "".join(f"<td>{line.get(name):.4g}</td>" if line.get(name) is not None else "<td></td>" for name in names)
+        + "</tr>"
         for line in ([rounds[0], rounds[-1]] if len(rounds) > 1 else rounds)
     )
-    return "<p>First and last round:</p><table><tr>" + "".join(f"<th>{name}</th>" for name in names) + f"</tr>{rows}</table>"
+    return (
+        "<p>First and last round:</p><table><tr>"
+        + "".join(f"<th>{name}</th>" for name in names)
+        + f"</tr>{rows}</table>"
+    )

@@ -40,7 +40,9 @@ def inspect(path: Path, config: config_lib.Config) -> list[str]:
     run = RunDirectory(path)
     existing = next((parent for parent in (path, *path.absolute().parents) if parent.exists()), None)
     if existing is None or not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise ValueError(f"--run-dir {path}: {existing} is not a directory that can be written. Choose another, or change its mode.")
+        raise ValueError(
+            f"--run-dir {path}: {existing} is not a directory that can be written. Choose another, or change its mode."
+        )
     if not run.config.exists():
         # A claim that was killed leaves no more than its unfinished config file.
         if path.exists() and any(entry != run.config.with_suffix(".tmp") for entry in path.iterdir()):
@@ -81,7 +83,8 @@ def claim(path: Path, config: config_lib.Config, *, data_fingerprint: str, round
         if about["data_fingerprint"] != data_fingerprint:
             raise ValueError(
                 f"task.dataset={config.task.dataset} has the fingerprint {data_fingerprint}, but the run in {path} began with "
-                f"{about['data_fingerprint']}: the prompts would come in another order. Restore the file, or use another --run-dir."
+                f"{about['data_fingerprint']}: the prompts would come in another order. Restore the file, or "
+                "use another --run-dir."
             )
         changes = config_lib.changed(config_lib.load(run.config), config)
         if changes:

@@ -79,22 +79,25 @@ def hand_over(params: Any, mesh: Mesh, engine: Engine) -> Any:
     hosts = mesh.devices.size // local.devices.size
     spread = Mesh(mesh.devices.reshape(hosts, *local.devices.shape), ("host", *local.axis_names))
     placement = mesh_lib.shardings(
-        spread, model.logical_axes(engine.architecture), model.abstract_params(engine.architecture), mesh_lib.SAMPLER_AXES
+        spread,
+        model.logical_axes(engine.architecture),
+        model.abstract_params(engine.architecture),
+        mesh_lib.SAMPLER_AXES,
     )
     copies = _cast(params, engine.compute_dtype, tuple(jax.tree.leaves(placement)))
     order = {device: index for index, device in enumerate(local.devices.flat)}
 
-    def rewrap(leaf: jax.Array) -> jax.Array:
+    def rewrap(leaf: jax.Array, sharding: NamedSharding) -> jax.Array:
         shards = sorted(leaf.addressable_shards, key=lambda shard: order[shard.device])
-        sharding = NamedSharding(local, leaf.sharding.spec)
-        return jax.make_array_from_single_device_arrays(leaf.shape, sharding, [shard.data for shard in shards])
+        mine = NamedSharding(local, sharding.spec)
+        return jax.make_array_from_single_device_arrays(leaf.shape, mine, [shard.data for shard in shards])
 
-    return jax.tree.map(rewrap, copies)
+    return jax.tree.map(rewrap, copies, placement)
 
 
 def _cast(params: Any, dtype: str, placement: tuple[NamedSharding, ...]) -> Any:
     leaves, structure = jax.tree.flatten(params)
-    return structure.unflatten(_cast_program(dtype, placement)(leaves))
+    return jax.tree.unflatten(structure, _cast_program(dtype, placement)(leaves))
 
 
 @functools.lru_cache(maxsize=8)

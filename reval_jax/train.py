@@ -234,7 +234,13 @@ def evaluate_policy(parts: Parts, run: Run) -> dict[str, float]:
     for benchmark in parts.benchmarks:
         with parts.clock.phase("eval"), parts.console.working(f"evaluating {benchmark.name}") as report:
             result = evaluate.run(
-                parts.engine, params, parts.tokenizer, benchmark, config=parts.config, round=run.progress.round, on_progress=report
+                parts.engine,
+                params,
+                parts.tokenizer,
+                benchmark,
+                config=parts.config,
+                round=run.progress.round,
+                on_progress=report,
             )
         parts.console.say(f"  {evaluate.sentence(result)}")
         measured |= evaluate.as_metrics(result)
@@ -284,7 +290,9 @@ def write_line(parts: Parts, line: dict[str, Any]) -> None:
 def write_rollouts(parts: Parts, asked: types.Prompts, fresh: types.Trajectories, round: int) -> None:
     """The round's prompts, responses and verdicts, one JSON line each."""
     starts = np.cumsum(fresh.length) - fresh.length + fresh.prompt_length
-    responses = [fresh.tokens[start:][:length].tolist() for start, length in zip(starts, fresh.response_length, strict=True)]
+    responses = [
+        fresh.tokens[start:][:length].tolist() for start, length in zip(starts, fresh.response_length, strict=True)
+    ]
     texts = parts.tokenizer.batch_decode(responses, skip_special_tokens=False)
     first = int(asked.cursor[0])
     with parts.run.rollout(round).open("w", encoding="utf-8") as file:

@@ -35,7 +35,9 @@ class Rollout(NamedTuple):
     prompt: np.ndarray  # i32[B] index into the prompts the rollout was made from
     sample: np.ndarray  # i32[B] 0 … N−1
     tokens: np.ndarray  # i32[sum of length] response tokens as sampled, the end-of-sequence token included
-    log_prob: np.ndarray  # f32[sum of length] nats, of each sampled token under the untruncated softmax(logits / temperature)
+    log_prob: (
+        np.ndarray
+    )  # f32[sum of length] nats, of each sampled token under the untruncated softmax(logits / temperature)
     length: np.ndarray  # i32[B] response tokens, at least 1
     is_truncated: np.ndarray  # bool[B] cut at the length limit, so without an end-of-sequence token
 

@@ -51,6 +51,7 @@ def init(params: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> Tr
     Args:
       params: device arrays, float32. Kept, not copied.
     """
+
     def zero() -> jax.Array:
         return mesh_lib.put(jnp.int32(0), mesh_lib.replicated(mesh))
 
@@ -73,7 +74,7 @@ def abstract(params: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -
       params: ShapeDtypeStructs with shardings.
     """
     whole = mesh_lib.replicated(mesh)
-    count = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
+    count: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
     return TrainState(params, _abstract_optimizer(params, optimizer, mesh), count, count, count)
 
 
@@ -83,7 +84,9 @@ def _abstract_optimizer(params: Any, optimizer: optax.GradientTransformation, me
         lambda leaf, param: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=param.sharding),
         jax.eval_shape(optimizer.init, params),
         params,
-        transform_non_params=lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=mesh_lib.replicated(mesh)),
+        transform_non_params=lambda leaf: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=mesh_lib.replicated(mesh)
+        ),
     )
 
 
@@ -147,7 +150,9 @@ def _value_loss(
     return loss
 
 
-def _grpo_loss(settings: config_lib.Update, scores: policy.PolicyScores, rows: batch.Batch) -> tuple[jax.Array, Metrics]:
+def _grpo_loss(
+    settings: config_lib.Update, scores: policy.PolicyScores, rows: batch.Batch
+) -> tuple[jax.Array, Metrics]:
     value = objective.grpo_loss(
         scores.log_prob,
         rows.behaviour_log_prob,
@@ -235,7 +240,5 @@ def make_step(
         return jax.lax.cond(is_finite, apply, skip, state), metrics
 
     # The outputs' placement is stated, not inferred: an equal one that is written differently would compile a second time.
-    placement = jax.tree.map(
-        lambda leaf: leaf.sharding, abstract(abstract_params(architecture, mesh), optimizer, mesh)
-    )
+    placement = jax.tree.map(lambda leaf: leaf.sharding, abstract(abstract_params(architecture, mesh), optimizer, mesh))
     return jax.jit(step, donate_argnums=0, out_shardings=(placement, mesh_lib.replicated(mesh)))

@@ -34,7 +34,10 @@ def test_every_trajectory_is_in_the_batch_exactly_once(micro_batch_tokens):
 def test_shapes_depend_on_the_settings_and_the_longest_row_only():
     tiny = programs.tiny(update={"micro_batch_tokens": 32, "batch_size": 8})
     shapes = {
-        tuple(field.shape for field in batch.pack(programs.random_trajectories(num, max_prompt=5), tiny.mesh, config=tiny.config))
+        tuple(
+            field.shape
+            for field in batch.pack(programs.random_trajectories(num, max_prompt=5), tiny.mesh, config=tiny.config)
+        )
         for num in (1, 3, 8)
     }
     assert len(shapes) == 1

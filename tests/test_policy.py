@@ -13,7 +13,11 @@ from reval_jax import batch, policy
 
 def scores_of(tiny, trajectories, *, temperature=1.0, **overrides):
     packed = batch.pack(trajectories, tiny.mesh, config=tiny.config)
-    fields = {"tokens": packed.tokens[0], "prompt_length": packed.prompt_length[0], "response_length": packed.response_length[0]}
+    fields = {
+        "tokens": packed.tokens[0],
+        "prompt_length": packed.prompt_length[0],
+        "response_length": packed.response_length[0],
+    }
     return jax.jit(
         lambda params: policy.score(
             tiny.architecture,

@@ -75,7 +75,9 @@ def test_draws_depend_on_neither_slots_nor_company():
         np.testing.assert_array_equal(generate(tiny, samples=4, slots=slots).tokens, whole.tokens)
     alone = generate(tiny, samples=4, prompts=programs.prompts((8, 9, 10, 11, 12, 13, 14), first_cursor=1))
     mine = whole.prompt == 1
-    np.testing.assert_array_equal(np.concatenate([part for part, use in zip(responses_of(whole)[0], mine, strict=True) if use]), alone.tokens)
+    np.testing.assert_array_equal(
+        np.concatenate([part for part, use in zip(responses_of(whole)[0], mine, strict=True) if use]), alone.tokens
+    )
 
 
 def test_another_key_gives_other_responses_and_the_same_key_the_same():
@@ -110,7 +112,13 @@ def test_settings_of_a_draw_compile_nothing():
 def test_a_prompt_is_prefilled_once_for_all_its_samples(monkeypatch):
     prefilled = []
     original = sampler._prefill
-    monkeypatch.setattr(sampler, "_prefill", lambda params, tokens, lengths, **kw: (prefilled.append(tokens.shape), original(params, tokens, lengths, **kw))[1])
+    monkeypatch.setattr(
+        sampler,
+        "_prefill",
+        lambda params, tokens, lengths, **kw: (prefilled.append(tokens.shape), original(params, tokens, lengths, **kw))[
+            1
+        ],
+    )
     generate(programs.tiny(), samples=12, slots=4)  # three decode programs a prompt
     assert prefilled == [(1, 16)] * 4
 
@@ -126,7 +134,9 @@ def test_slots_that_do_not_divide_over_the_devices_are_refused():
 def draws(logits, n, sampling, seed=0):
     """n tokens from the same row of logits, and their log-probabilities."""
     row_keys = jax.random.split(keys.named_key(seed, "draws"), n)
-    return jax.jit(lambda k: sampler.draw(k, jnp.broadcast_to(jnp.asarray(logits, jnp.float32), (n, len(logits))), sampling))(row_keys)
+    return jax.jit(
+        lambda k: sampler.draw(k, jnp.broadcast_to(jnp.asarray(logits, jnp.float32), (n, len(logits))), sampling)
+    )(row_keys)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])

@@ -18,7 +18,9 @@ def loss_and_gradients(tiny, trajectories):
     """Loss, host gradients and metrics of one batch."""
     packed = batch.pack(trajectories, tiny.mesh, config=tiny.config)
     loss = update.make_loss(tiny.config.update)
-    run = jax.jit(lambda params, rows: update.loss_and_gradients(tiny.architecture, params, rows, loss, config=tiny.config))
+    run = jax.jit(
+        lambda params, rows: update.loss_and_gradients(tiny.architecture, params, rows, loss, config=tiny.config)
+    )
     value, gradients, metrics = run(tiny.params, packed)
     return float(value), mesh.fetch(gradients), {name: float(metric) for name, metric in metrics.items()}
 
@@ -26,7 +28,9 @@ def loss_and_gradients(tiny, trajectories):
 def stepper(tiny):
     """The jitted step and the state it begins with."""
     optimizer = update.make_optimizer(tiny.config.optimizer)
-    return update.make_step(tiny.architecture, optimizer, tiny.mesh, config=tiny.config), update.init(tiny.params, optimizer, tiny.mesh)
+    return update.make_step(tiny.architecture, optimizer, tiny.mesh, config=tiny.config), update.init(
+        tiny.params, optimizer, tiny.mesh
+    )
 
 
 def scores_by_hand(tiny, trajectories, row):
@@ -73,7 +77,9 @@ def test_gradients_equal_finite_differences(objective):
     trajectories = programs.random_trajectories(8, seed=3)
     # Ratios near 1 keep GRPO away from its clips, where a difference quotient means nothing.
     flat = np.concatenate([scores_by_hand(tiny, trajectories, row)[0] for row in range(8)])
-    trajectories = trajectories._replace(log_prob=(flat + 0.05).astype(np.float32), reward=np.linspace(-1, 2, 8).astype(np.float32))
+    trajectories = trajectories._replace(
+        log_prob=(flat + 0.05).astype(np.float32), reward=np.linspace(-1, 2, 8).astype(np.float32)
+    )
     _, gradients, _ = loss_and_gradients(tiny, trajectories)
     rng = np.random.default_rng(0)
     params = jax.device_get(tiny.params)
@@ -84,7 +90,9 @@ def test_gradients_equal_finite_differences(objective):
         return loss_by_hand(tiny._replace(params=moved), trajectories, objective)
 
     slope = (at(1e-3) - at(-1e-3)) / 2e-3
-    expected = sum(float(np.vdot(g, d)) for g, d in zip(jax.tree.leaves(gradients), jax.tree.leaves(direction), strict=True))
+    expected = sum(
+        float(np.vdot(g, d)) for g, d in zip(jax.tree.leaves(gradients), jax.tree.leaves(direction), strict=True)
+    )
     np.testing.assert_allclose(slope, expected, rtol=3e-3)
 
 
@@ -98,7 +106,8 @@ def test_the_split_into_micro_batches_changes_rounding_only(objective):
     trajectories = programs.random_trajectories(8)
     results = [
         loss_and_gradients(
-            programs.tiny(update={"objective": objective, "micro_batch_tokens": tokens, "updates_per_round": 1}), trajectories
+            programs.tiny(update={"objective": objective, "micro_batch_tokens": tokens, "updates_per_round": 1}),
+            trajectories,
         )
         for tokens in (4096, 48, 16)
     ]
@@ -108,7 +117,9 @@ def test_the_split_into_micro_batches_changes_rounding_only(objective):
         assert metrics == pytest.approx(results[0][2], rel=1e-4, abs=1e-5)
 
 
-@pytest.mark.parametrize("axes", [{"data": 2, "fsdp": 4}, {"data": 2, "fsdp": 2, "tensor": 2}, {"fsdp": 2, "tensor": 4}], ids=str)
+@pytest.mark.parametrize(
+    "axes", [{"data": 2, "fsdp": 4}, {"data": 2, "fsdp": 2, "tensor": 2}, {"fsdp": 2, "tensor": 4}], ids=str
+)
 def test_one_device_equals_eight(axes):
     trajectories = programs.random_trajectories(8)
     value, gradients, _ = loss_and_gradients(programs.tiny(), trajectories)
@@ -135,7 +146,9 @@ def test_the_gradient_of_the_value_can_be_left_out():
     trajectories = programs.random_trajectories(8)
     _, whole, _ = loss_and_gradients(programs.tiny(), trajectories)
     value, stopped, _ = loss_and_gradients(programs.tiny(update={"stop_value_gradient": True}), trajectories)
-    assert max(np.abs(a - b).max() for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(stopped), strict=True)) > 1e-3
+    assert (
+        max(np.abs(a - b).max() for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(stopped), strict=True)) > 1e-3
+    )
     np.testing.assert_allclose(value, loss_by_hand(programs.tiny(), trajectories, "reval"), rtol=2e-5)
 
 
@@ -188,7 +201,12 @@ def test_the_step_donates_its_state_and_compiles_once_for_a_row_length():
     step, state = stepper(tiny)
     with jax.numpy_dtype_promotion("standard"):
         for num in (8, 5, 8):
-            old, state = state, step(state, batch.pack(programs.random_trajectories(num, max_prompt=5), tiny.mesh, config=tiny.config))[0]
+            old, state = (
+                state,
+                step(state, batch.pack(programs.random_trajectories(num, max_prompt=5), tiny.mesh, config=tiny.config))[
+                    0
+                ],
+            )
             assert all(leaf.is_deleted() for leaf in jax.tree.leaves((old.params, old.opt_state)))
     assert step._cache_size() == 1
 
@@ -210,6 +228,8 @@ def test_heads_that_do_not_divide_give_the_same_gradients():
     architecture = checkpoints.tiny_architecture(num_heads=9, num_kv_heads=3)
     trajectories = programs.random_trajectories(8)
     value, gradients, _ = loss_and_gradients(programs.tiny(architecture=architecture), trajectories)
-    sharded_value, sharded, _ = loss_and_gradients(programs.tiny(fsdp=2, tensor=4, architecture=architecture), trajectories)
+    sharded_value, sharded, _ = loss_and_gradients(
+        programs.tiny(fsdp=2, tensor=4, architecture=architecture), trajectories
+    )
     np.testing.assert_allclose(sharded_value, value, rtol=1e-5)
     assert_gradients_agree(sharded, gradients)
