@@ -19,6 +19,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MPLBACKEND", "agg")
 
 import jax
+import pytest
 
 import reval_jax  # noqa: F401  # before a backend starts: it guards against jaxlib's miscompile
 
@@ -27,3 +28,16 @@ jax.config.update("jax_num_cpu_devices", 8)
 # a test that steps it does so under `jax.numpy_dtype_promotion("standard")`.
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The real SmolLM2-135M-Instruct: the .gguf file REVAL_SMOLLM2 names, else the demo's copy, fetched if need be."""
+    from reval_jax import console, demo
+
+    if named := os.environ.get("REVAL_SMOLLM2"):
+        return Path(named)
+    try:
+        return demo.fetch_model(Path(__file__).resolve().parent.parent / demo.MODEL, console.Console(is_quiet=True))
+    except ValueError as error:
+        pytest.skip(f"the real model could not be had: {error}")

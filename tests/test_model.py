@@ -1,0 +1,359 @@
+"""The decoder against `transformers`, and against itself: cached, packed, padded, rematerialised, sharding names."""
+
+from __future__ import annotations
+
+import functools
+
+import checkpoints
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from reval_jax import model, weights
+
+FAMILIES = ("llama", "qwen2", "qwen3")
+
+
+def logits_of(architecture, params, tokens, positions=None, segment_ids=None, *, dtype=jnp.float32, remat="none"):
+    tokens = jnp.asarray(tokens, jnp.int32)
+    columns = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32)[None], tokens.shape)
+    positions = columns if positions is None else jnp.asarray(positions, jnp.int32)
+    segment_ids = jnp.ones_like(tokens) if segment_ids is None else jnp.asarray(segment_ids, jnp.int32)
+
+    @jax.jit
+    def run(params):
+        hidden = model.hidden_states(
+            architecture, params, tokens, positions, segment_ids, compute_dtype=dtype, remat=remat
+        )
+        return jnp.dot(
+            hidden, model.head(architecture, params, compute_dtype=dtype), preferred_element_type=jnp.float32
+        )
+
+    return np.asarray(run(params))
+
+
+def random_tokens(rows, length, seed=0):
+    return np.random.default_rng(seed).integers(0, checkpoints.VOCABULARY, (rows, length)).astype(np.int32)
+
+
+@functools.lru_cache
+def tiny(family="llama", **overrides):
+    architecture = checkpoints.tiny_architecture(family, **overrides)
+    return architecture, checkpoints.tiny_params(architecture)
+
+
+# --- the oracle: transformers ----------------------------------------------------------------------------------------
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+CASES = {
+    "llama tied": ("llama", {}),
+    "llama untied": ("llama", {"tie_word_embeddings": False}),
+    "llama, head size not width / heads": ("llama", {"head_dim": 16}),
+    "llama, one key head a query head": ("llama", {"num_key_value_heads": 4}),
+    "qwen2 tied": ("qwen2", {}),
+    "qwen2 untied": ("qwen2", {"tie_word_embeddings": False, "num_key_value_heads": 1}),
+    "qwen3 tied": ("qwen3", {}),
+    "qwen3 untied": ("qwen3", {"tie_word_embeddings": False, "head_dim": 16}),
+    "linear": ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 5000.0}}),
+    "llama3": ("llama", {"rope_parameters": LLAMA3 | {"rope_theta": 500.0}}),
+    "yarn": ("qwen2", {"rope_parameters": YARN | {"rope_theta": 1000.0}}),
+    "yarn with mscale, not truncated": (
+        "qwen3",
+        {
+            "rope_parameters": YARN
+            | {"rope_theta": 1e6, "mscale": 0.707, "mscale_all_dim": 1.2, "truncate": False, "beta_fast": 16}
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_logits_equal_transformers(case, tmp_path):
+    family, config = CASES[case]
+    directory = checkpoints.transformers_checkpoint(tmp_path / "checkpoint", family, **config)
+    tokens = random_tokens(2, 100)
+    expected = checkpoints.transformers_logits(directory, tokens)
+    loaded = weights.load(directory)
+    found = logits_of(loaded.architecture, loaded.params, tokens)
+    assert np.abs(expected).max() > 0.5  # the comparison below is not of zeros
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["linear", "llama3", "yarn"])
+def test_rope_frequencies_of_a_real_size_equal_transformers(kind):
+    rope_utils = pytest.importorskip("transformers.modeling_rope_utils")
+    import transformers
+
+    settings = {
+        "linear": {"rope_type": "linear", "factor": 3.0},
+        "llama3": LLAMA3 | {"original_max_position_embeddings": 8192},
+        "yarn": YARN | {"original_max_position_embeddings": 32768},
+    }[kind]
+    config = transformers.LlamaConfig(
+        hidden_size=4096,
+        num_attention_heads=32,
+        max_position_embeddings=131072,
+        rope_parameters=settings | {"rope_theta": 5e5},
+    )
+    expected, attention_factor = rope_utils.ROPE_INIT_FUNCTIONS[kind](config)
+    from reval_jax.weights import rope
+
+    theta, scaling = rope.from_config({"rope_scaling": settings, "rope_theta": 5e5}, 131072, "config.json")
+    architecture = checkpoints.tiny_architecture(head_size=128, rope_theta=theta, rope_scaling=scaling)
+    np.testing.assert_allclose(model.rope.inverse_frequencies(architecture), expected.numpy(), rtol=5e-7, atol=0)
+    assert scaling.attention_factor == pytest.approx(attention_factor, rel=1e-12)
+
+
+# --- cached decoding -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_prefill_and_decode_equal_the_full_forward_with_unequal_prompt_lengths(family):
+    architecture, params = tiny(family)
+    lengths, steps, prompt_columns = np.array([3, 7, 1, 6], np.int32), 5, 7
+    full = random_tokens(4, prompt_columns + steps)
+    prompts = np.zeros((4, prompt_columns), np.int32)
+    for row, length in enumerate(lengths):
+        prompts[row, :length] = full[row, :length]
+        prompts[row, length:] = 99  # padding that would be seen if it were not masked
+    expected = logits_of(architecture, params, full)
+    output_head = np.asarray(model.head(architecture, params, compute_dtype=jnp.float32))
+    prefill = jax.jit(functools.partial(model.prefill, architecture, cache_length=16, compute_dtype=jnp.float32))
+    decode = jax.jit(functools.partial(model.decode, architecture, compute_dtype=jnp.float32), donate_argnums=1)
+    hidden, cache = prefill(params, prompts, lengths)
+    assert cache.keys.shape == (architecture.num_layers, 4, 16, architecture.num_kv_heads, architecture.head_size)
+    rows = np.arange(4)
+    np.testing.assert_allclose(np.asarray(hidden) @ output_head, expected[rows, lengths - 1], rtol=0, atol=1e-5)
+    for step in range(steps):
+        positions = lengths + step
+        hidden, cache = decode(params, cache, full[rows, positions], positions)
+        np.testing.assert_allclose(np.asarray(hidden) @ output_head, expected[rows, positions], rtol=0, atol=1e-5)
+
+
+def test_decode_reads_nothing_at_or_after_its_position():
+    architecture, params = tiny()
+    shape = (architecture.num_layers, 2, 8, architecture.num_kv_heads, architecture.head_size)
+    cache = model.Cache(*(np.random.default_rng(0).normal(size=shape).astype(np.float32) for _ in range(2)))
+    poisoned = model.Cache(*(np.where(np.arange(8)[None, None, :, None, None] >= 5, 1e4, array) for array in cache))
+    tokens, positions = jnp.array([4, 5]), jnp.array([5, 5])
+    hidden, written = model.decode(
+        architecture, params, model.Cache(*map(jnp.asarray, cache)), tokens, positions, compute_dtype=jnp.float32
+    )
+    other, _ = model.decode(
+        architecture, params, model.Cache(*map(jnp.asarray, poisoned)), tokens, positions, compute_dtype=jnp.float32
+    )
+    np.testing.assert_array_equal(hidden, other)
+    kept = [0, 1, 2, 3, 4, 6, 7]
+    np.testing.assert_array_equal(np.asarray(written.keys)[:, :, kept], cache.keys[:, :, kept])
+    assert np.abs(np.asarray(written.keys)[:, :, 5] - cache.keys[:, :, 5]).min() > 0
+
+
+# --- masks -----------------------------------------------------------------------------------------------------------
+
+
+def test_padding_changes_nothing_and_is_finite():
+    architecture, params = tiny("qwen2")
+    tokens = random_tokens(2, 6)
+    alone = logits_of(architecture, params, tokens)
+    padded = np.concatenate([tokens, random_tokens(2, 3, seed=1)], axis=1)
+    segments = np.repeat([[1] * 6 + [0] * 3], 2, axis=0)
+    found = logits_of(architecture, params, padded, None, segments)
+    np.testing.assert_allclose(found[:, :6], alone, rtol=0, atol=1e-6)
+    assert np.isfinite(found).all()
+    assert np.isfinite(logits_of(architecture, params, tokens, None, np.zeros_like(tokens))).all()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_packed_rows_equal_unpacked_rows(family):
+    architecture, params = tiny(family)
+    first, second = random_tokens(1, 5), random_tokens(1, 4, seed=1)
+    packed = np.concatenate([first, second, [[0, 0]]], axis=1)
+    positions = np.array([[0, 1, 2, 3, 4, 0, 1, 2, 3, 0, 0]])
+    segments = np.array([[1] * 5 + [2] * 4 + [0] * 2])
+    found = logits_of(architecture, params, packed, positions, segments)
+    np.testing.assert_allclose(found[:, :5], logits_of(architecture, params, first), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(found[:, 5:9], logits_of(architecture, params, second), rtol=0, atol=1e-5)
+
+
+def test_no_gradient_flows_from_the_future_nor_from_another_segment():
+    architecture, params = tiny()
+    positions = jnp.arange(8, dtype=jnp.int32)[None]
+    segments = jnp.array([[1, 1, 1, 1, 2, 2, 2, 0]], jnp.int32)
+
+    def hidden_of_column(embedding, column):
+        changed = params | {"embedding": embedding}
+        # Every column's token is its own row of the table, so a row's gradient is that column's.
+        hidden = model.hidden_states(architecture, changed, positions, positions, segments, compute_dtype=jnp.float32)
+        return jnp.sum(jnp.square(hidden[0, column]) * jnp.linspace(-1, 1, architecture.width))
+
+    gradient = jax.jit(jax.grad(hidden_of_column))
+    reached = np.stack([np.abs(gradient(params["embedding"], column)[:8]).sum(-1) > 0 for column in range(8)])
+    same = np.asarray(segments)[0][:, None] == np.asarray(segments)[0][None, :]
+    np.testing.assert_array_equal(reached, same & np.tri(8, dtype=bool))
+
+
+# --- gradients and number types --------------------------------------------------------------------------------------
+
+
+def loss_and_gradient(architecture, params, remat, dtype):
+    tokens = jnp.asarray(random_tokens(2, 6))
+    positions = jnp.broadcast_to(jnp.arange(6, dtype=jnp.int32)[None], tokens.shape)
+
+    def loss(params):
+        hidden = model.hidden_states(
+            architecture, params, tokens, positions, jnp.ones_like(tokens), compute_dtype=dtype, remat=remat
+        )
+        return jnp.mean(jnp.square(hidden.astype(jnp.float32)) * jnp.linspace(-1, 1, architecture.width)[None, None])
+
+    return jax.jit(jax.value_and_grad(loss))(params)
+
+
+@pytest.mark.parametrize("remat", ["dots", "full"])
+def test_rematerialisation_changes_nothing(remat):
+    architecture, params = tiny("qwen3")
+    expected, expected_gradient = loss_and_gradient(architecture, params, "none", jnp.float32)
+    found, gradient = loss_and_gradient(architecture, params, remat, jnp.float32)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), gradient, expected_gradient)
+
+
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+def test_the_remat_policies_keep_less_and_less(remat):
+    architecture, params = tiny(mlp_width=256)
+    tokens = jnp.ones((8, 32), jnp.int32)
+
+    def loss(params, remat):
+        hidden = model.hidden_states(
+            architecture, params, tokens, tokens, tokens, compute_dtype=jnp.float32, remat=remat
+        )
+        return jnp.sum(jnp.square(hidden))
+
+    def kept(remat):
+        _, pullback = jax.eval_shape(lambda params: jax.vjp(lambda params: loss(params, remat), params), params)
+        return sum(leaf.size for leaf in jax.tree.leaves(pullback))
+
+    order = ["full", "dots", "none"]
+    assert all(kept(less) < kept(remat) for less in order[: order.index(remat)])
+
+
+def test_an_unknown_remat_policy_is_refused():
+    architecture, params = tiny()
+    with pytest.raises(ValueError, match="remat='most'"):
+        loss_and_gradient(architecture, params, "most", jnp.float32)
+
+
+def test_gradients_equal_finite_differences():
+    # Biases and head norms at once, which no family has, so that one compilation differentiates every term.
+    architecture, params = tiny("qwen3", qkv_bias=True)
+    tokens = jnp.asarray(random_tokens(1, 5))
+    positions = jnp.arange(5, dtype=jnp.int32)[None]
+    with jax.enable_x64(True):
+        wide = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), params)
+        direction = jax.tree.map(
+            lambda leaf: jnp.asarray(np.random.default_rng(leaf.size).normal(size=leaf.shape)), params
+        )
+
+        @jax.jit
+        def loss(scale):
+            moved = jax.tree.map(lambda leaf, step: (leaf + scale * step).astype(jnp.float32), wide, direction)
+            hidden = model.hidden_states(
+                architecture, moved, tokens, positions, jnp.ones_like(tokens), compute_dtype=jnp.float32
+            )
+            return jnp.sum(jnp.sin(hidden.astype(jnp.float64) * 3))
+
+        step = 3e-4
+        numeric = (loss(step) - loss(-step)) / (2 * step)
+        np.testing.assert_allclose(jax.grad(loss)(jnp.float64(0.0)), numeric, rtol=2e-2)
+
+
+def test_bfloat16_is_close_to_float32_and_its_gradients_are_float32():
+    architecture, params = tiny("qwen3", qkv_bias=True)
+    tokens = random_tokens(2, 12)
+    exact = logits_of(architecture, params, tokens)
+    found = logits_of(architecture, params, tokens, dtype=jnp.bfloat16)
+    assert np.abs(found - exact).max() < 0.05 * np.abs(exact).max()
+    _, gradient = loss_and_gradient(architecture, params, "dots", jnp.bfloat16)
+    _, exact_gradient = loss_and_gradient(architecture, params, "dots", jnp.float32)
+    for leaf, truth in zip(jax.tree.leaves(gradient), jax.tree.leaves(exact_gradient), strict=True):
+        assert leaf.dtype == jnp.float32
+        assert np.linalg.norm(leaf - truth) < 0.1 * np.linalg.norm(truth) + 1e-6
+
+
+def test_bfloat16_decoding_keeps_a_bfloat16_cache():
+    architecture, params = tiny()
+    tokens, lengths = jnp.asarray(random_tokens(2, 4)), jnp.array([4, 2])
+    hidden, cache = model.prefill(architecture, params, tokens, lengths, cache_length=6, compute_dtype=jnp.bfloat16)
+    hidden, cache = model.decode(architecture, params, cache, tokens[:, 0], lengths, compute_dtype=jnp.bfloat16)
+    assert hidden.dtype == cache.keys.dtype == cache.values.dtype == jnp.bfloat16
+
+
+def test_bfloat16_traces_under_strict_promotion_in_every_family():
+    tokens, lengths = jnp.ones((2, 4), jnp.int32), jnp.array([4, 2], jnp.int32)
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        for family in FAMILIES:
+            architecture, params = tiny(family)
+            for dtype in (jnp.float32, jnp.bfloat16):
+                settings = {"compute_dtype": dtype}
+                prefill = functools.partial(model.prefill, architecture, cache_length=6, **settings)
+                _, cache = jax.eval_shape(prefill, params, tokens, lengths)
+                jax.eval_shape(
+                    functools.partial(model.decode, architecture, **settings), params, cache, lengths, lengths
+                )
+                jax.eval_shape(functools.partial(loss_and_gradient, architecture, remat="dots", dtype=dtype), params)
+
+
+# --- the parameter tree ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("tied_head", [True, False])
+def test_logical_axes_match_the_tree_ranks_and_sizes(family, tied_head):
+    architecture = checkpoints.tiny_architecture(family, tied_head=tied_head)
+    params, axes = model.abstract_params(architecture), model.logical_axes(architecture)
+    is_axes = lambda node: isinstance(node, tuple)  # noqa: E731
+    assert jax.tree.structure(params) == jax.tree.structure(axes, is_leaf=is_axes)
+    sizes = {
+        "layers": 2, "vocab": checkpoints.VOCABULARY, "width": 32, "heads": 4, "kv_heads": 2, "head_size": 8, "mlp": 48,
+    }  # fmt: skip
+    for leaf, names in zip(jax.tree.leaves(params), jax.tree.leaves(axes, is_leaf=is_axes), strict=True):
+        assert len(names) == len(leaf.shape)
+        assert all(name is None or sizes[name] == size for name, size in zip(names, leaf.shape, strict=True))
+
+
+def test_init_params_is_plain_float32_random_by_key_and_matches_the_abstract_tree():
+    architecture = checkpoints.tiny_architecture("qwen2", tied_head=False)
+    params = model.init_params(architecture, jax.random.key(1))
+    abstract = model.abstract_params(architecture)
+    assert jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), params) == abstract
+    assert type(params) is dict
+    assert type(params["layers"]) is dict
+    again, other = (model.init_params(architecture, jax.random.key(seed)) for seed in (1, 2))
+    np.testing.assert_array_equal(params["layers"]["query"], again["layers"]["query"])
+    assert np.abs(params["layers"]["query"] - other["layers"]["query"]).max() > 0
+    assert np.asarray(params["head"]).std() == pytest.approx(0.02, rel=0.05)
+    assert np.all(np.asarray(params["final_norm"]) == 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"num_kv_heads": 3}, "not a multiple"), ({"head_size": 7}, "odd"), ({"num_layers": 0}, "num_layers=0")],
+)
+def test_impossible_architectures_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        checkpoints.tiny_architecture(**change)
+
+
+def test_a_cache_shorter_than_the_prompt_is_refused():
+    architecture, params = tiny()
+    with pytest.raises(ValueError, match="cache_length=3"):
+        model.prefill(
+            architecture, params, jnp.ones((1, 4), jnp.int32), jnp.array([4]), cache_length=3, compute_dtype=jnp.float32
+        )
