@@ -66,6 +66,8 @@ def prepare(config: config_lib.Config, run_dir: Path, *, console: console_lib.Co
     """
     config_lib.check(config)
     mesh.start()
+    if jax.process_index() > 0:
+        console = console_lib.Console(is_quiet=True)
     learner_mesh = mesh.make(config.mesh)
     batch.check_divides(config, learner_mesh)
     changes = run_directory.inspect(run_dir, config)
@@ -95,6 +97,7 @@ def prepare(config: config_lib.Config, run_dir: Path, *, console: console_lib.Co
         console.say(f"resuming with {change}")
     is_writer = jax.process_index() == 0
     if is_writer:
+        metrics.check(directory.metrics, keep_bytes=run.progress.metrics_bytes)
         run_directory.claim(run_dir, config, data_fingerprint=data.fingerprint, round=run.progress.round)
     parts = Parts(
         config=config,
@@ -184,6 +187,7 @@ class Policy(NamedTuple):
     stop_ids: tuple[int, ...]
     mesh: jax.sharding.Mesh
     source: str  # what was loaded
+    round: int  # of the checkpoint; 0 for published weights
 
 
 def load_policy(config: config_lib.Config, run_dir: Path | None, *, round: int | None = None) -> Policy:
@@ -197,12 +201,12 @@ def load_policy(config: config_lib.Config, run_dir: Path | None, *, round: int |
     architecture, tokenizer, stop_ids = weights.read(config.model.path)
     if run_dir is None:
         params = place_params(weights.load(config.model.path).params, architecture, devices)
-        return Policy(params, architecture, tokenizer, stop_ids, devices, config.model.path)
+        return Policy(params, architecture, tokenizer, stop_ids, devices, config.model.path, 0)
     store = checkpoint.Store.open(run_dir / "checkpoints")
     chosen = store.choose(round)
     params = store.restore_params(chosen, update.abstract_params(architecture, devices))
     store.close()
-    return Policy(params, architecture, tokenizer, stop_ids, devices, f"{run_dir}, round {chosen}")
+    return Policy(params, architecture, tokenizer, stop_ids, devices, f"{run_dir}, round {chosen}", chosen)
 
 
 def sampling_copy(policy: Policy, config: config_lib.Config) -> tuple[Any, sampler.Engine]:

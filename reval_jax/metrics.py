@@ -44,16 +44,11 @@ class Writer:
         """Drops what lies behind `keep_bytes`: lines of rounds that were not saved and will be run again.
 
         Raises:
-          ValueError: the file is shorter than that, so lines of saved rounds are lost.
+          ValueError: as `check`.
         """
         self._path, self._is_active, self.num_bytes = path, is_active, keep_bytes
         if is_active:
-            found = path.stat().st_size if path.exists() else 0
-            if found < keep_bytes:
-                raise ValueError(
-                    f"{path} has {found} bytes, but had {keep_bytes} when the last checkpoint was saved, so lines are lost. "
-                    "Restore the file, or start a new run with another --run-dir."
-                )
+            check(path, keep_bytes=keep_bytes)
             path.touch()
             os.truncate(path, keep_bytes)
 
@@ -67,6 +62,20 @@ class Writer:
             file.flush()
             os.fsync(file.fileno())
         self.num_bytes += len(line.encode())
+
+
+def check(path: Path, *, keep_bytes: int) -> None:
+    """Refuses a metrics file that has lost lines of saved rounds; writes nothing.
+
+    Raises:
+      ValueError: the file is shorter than `keep_bytes`, its length at the last save.
+    """
+    found = path.stat().st_size if path.exists() else 0
+    if found < keep_bytes:
+        raise ValueError(
+            f"{path} has {found} bytes, but had {keep_bytes} when the last checkpoint was saved, so lines are lost. "
+            "Restore the file, or start a new run with another --run-dir."
+        )
 
 
 def read(path: Path) -> list[dict[str, Any]]:

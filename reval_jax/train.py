@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import signal
 from collections.abc import Iterator
@@ -88,6 +89,7 @@ def play_round(parts: Parts, run: Run) -> Run:
     # Lines 5 and 6, K times: draw a batch, update theta on it.
     state, buffer, learned = learn(parts, run, buffer, round)
     fresh = replay.gather(buffer.trajectories, newest(buffer, fresh.size))
+    check_processes_agree(buffer, cursor, int(state.num_updates))
 
     # §5.5.2: now and then, pi_ref <- pi_theta.
     state, frozen = reset_reference(parts, state, run.reference, round)
@@ -245,6 +247,25 @@ def evaluate_policy(parts: Parts, run: Run) -> dict[str, float]:
         parts.console.say(f"  {evaluate.sentence(result)}")
         measured |= evaluate.as_metrics(result)
     return measured
+
+
+def check_processes_agree(buffer: replay.Buffer, cursor: int, num_updates: int) -> None:
+    """Compare what every process must have computed alike: a collective call.
+
+    Raises:
+      RuntimeError: two processes hold different buffers or counters; going on would train on a mixture.
+    """
+    if jax.process_count() == 1:
+        return
+    digest = hashlib.sha256(f"{cursor} {num_updates}".encode())
+    for name, values in buffer.trajectories._asdict().items():
+        digest.update(name.encode() + values.tobytes())
+    digests = mesh.gather_bytes(digest.digest())
+    if len(set(digests)) > 1:
+        raise RuntimeError(
+            f"after prompt {cursor} the {len(digests)} processes hold different replay buffers or counters. Resume from the last "
+            "checkpoint; if it happens again, compare their package versions and machine types."
+        )
 
 
 def describe_fresh(parts: Parts, fresh: types.Trajectories) -> dict[str, float]:

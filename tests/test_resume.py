@@ -1,0 +1,249 @@
+"""A run is the same run however often it is stopped: killed, preempted, finished and made longer, moved to other devices."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+from concurrent import futures
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import runs
+from orbax.checkpoint._src.serialization import serialization
+
+from reval_jax import assemble, console, metrics, reference, train, weights
+
+LIVES = {
+    # Each word ends one process; the same command then starts the next, and the last goes on to the end.
+    "one": ("KILL:claim:0", "KILL:generate:1", "KILL:commit:2", "KILL:saved:2", "TERM:generate:3", "KILL:line:4"),
+    "two": ("KILL:eval:0", "KILL:verify:2", "KILL:reference:3", "KILL:update:4", "KILL:eval:4"),
+}
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    return runs.write_files(tmp_path_factory.mktemp("files"))
+
+
+@pytest.fixture(scope="module")
+def straight(file, tmp_path_factory):
+    """The run that is never stopped, on eight devices, with every round saved."""
+    run_dir = tmp_path_factory.mktemp("straight") / "run"
+    runs.play(file, run_dir, checkpoint__every=1)
+    return run_dir
+
+
+@pytest.fixture
+def copy(straight, tmp_path):
+    """The finished run in a directory of its own, free to be damaged."""
+    return Path(shutil.copytree(straight, tmp_path / "copy"))
+
+
+@pytest.fixture(scope="module")
+def straight_process(file, tmp_path_factory):
+    """The same in a process of its own, on one device."""
+    run_dir = tmp_path_factory.mktemp("straight_process") / "run"
+    code, said = runs.finish(runs.start(file, run_dir))
+    assert code == 0, said
+    return run_dir
+
+
+def test_a_run_killed_between_two_updates_ends_as_one_never_killed(file, straight, tmp_path):
+    run_dir = tmp_path / "run"
+    code, said = runs.finish(runs.start(file, run_dir, end="KILL:update:3", devices=8))
+    assert code == -9, said
+    # Whether the save of round 2 was committed by then is a race, and either way is right.
+    assert set(runs.rollouts(run_dir)) == {"round_000001.jsonl", "round_000002.jsonl"}
+    runs.play(file, run_dir)
+    runs.assert_same_run(run_dir, straight)
+
+
+@pytest.mark.slow
+def test_a_run_killed_in_every_phase_ends_as_one_never_killed(file, straight_process, tmp_path):
+    """SIGKILL takes the process where it stands; SIGTERM lets it save the round, and it exits with 75."""
+
+    def live_and_die(name: str, ends: tuple[str, ...]) -> Path:
+        run_dir = tmp_path / name
+        for end in ends:
+            code, said = runs.finish(runs.start(file, run_dir, end=end))
+            assert code == (75 if end.startswith("TERM") else -9), f"{end}: {said}"
+            if code == 75:
+                assert "preempted; the same command goes on: 3 rounds" in said
+                assert runs.saved_rounds(run_dir) == [2, 3]
+        code, said = runs.finish(runs.start(file, run_dir))
+        assert code == 0, said
+        return run_dir
+
+    with futures.ThreadPoolExecutor(len(LIVES)) as pool:
+        for life in [pool.submit(live_and_die, name, ends) for name, ends in LIVES.items()]:
+            run_dir = life.result()
+            runs.assert_same_run(run_dir, straight_process)
+            assert not list((run_dir / "checkpoints").glob("*tmp*")), "a killed save is left on disk"
+
+
+@pytest.mark.slow
+def test_a_run_resumed_on_eight_devices_instead_of_one_agrees_to_rounding(file, straight_process, tmp_path):
+    run_dir = tmp_path / "run"
+    code, said = runs.finish(runs.start(file, run_dir, end="KILL:saved:2"))
+    assert code == -9, said
+    assert runs.saved_rounds(run_dir) == [2]
+    runs.play(file, run_dir)
+    for name, text in runs.rollouts(straight_process).items():
+        for line, other in zip(text.splitlines(), runs.rollouts(run_dir)[name].splitlines(), strict=True):
+            row, moved = json.loads(line), json.loads(other)
+            assert moved.pop("log_prob") == pytest.approx(row.pop("log_prob"), abs=1e-3)
+            assert moved == row
+    found, expected = runs.saved_arrays(run_dir), runs.saved_arrays(straight_process)
+    assert found.keys() == expected.keys()
+    start = weights.load(runs.with_overrides(file, {}).model.path).params
+    start = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(start)}
+    for name, value in expected.items():
+        if not np.issubdtype(value.dtype, np.floating):
+            np.testing.assert_array_equal(found[name], value, err_msg=name)
+            continue
+        # Sums over rows and weights are cut in eight. Adam divides by sqrt(v), so a weight whose gradient is near 0 may
+        # move by any share of the learning rate: the claim is on each array's whole movement.
+        moved = value - start.get(name.removeprefix("['params']").removeprefix("['reference']"), 0)
+        assert np.linalg.norm(found[name] - value) <= 1e-3 * np.linalg.norm(moved), name
+
+
+def test_the_same_seed_and_config_give_the_same_run(file, straight, tmp_path):
+    runs.play(file, tmp_path / "again", checkpoint__every=1)
+    runs.assert_same_run(tmp_path / "again", straight)
+
+
+def test_another_seed_gives_another_run(file, straight, tmp_path):
+    runs.play(file, tmp_path / "other", run__seed=1)
+    assert runs.rollouts(tmp_path / "other") != runs.rollouts(straight)
+    found, expected = (runs.saved_arrays(path) for path in (tmp_path / "other", straight))
+    assert all(np.any(found[name] != value) for name, value in expected.items() if name.startswith("['params']"))
+
+
+def test_a_finished_run_started_again_does_nothing(file, straight):
+    before = runs.tree_hash(straight)
+    outcome = runs.play(file, straight, checkpoint__every=1)
+    assert (outcome.rounds, outcome.is_preempted) == (4, False)
+    assert runs.tree_hash(straight) == before
+
+
+def test_more_rounds_go_on_are_recorded_and_end_as_if_asked_for_at_once(file, straight, tmp_path):
+    run_dir = tmp_path / "run"
+    runs.play(file, run_dir, run__rounds=3)
+    assert runs.saved_rounds(run_dir) == [2, 3]
+    runs.play(file, run_dir)
+    runs.assert_same_run(run_dir, straight)
+    changes = [json.loads(line) for line in (run_dir / "config_changes.jsonl").read_text().splitlines()]
+    assert changes == [{"round": 3, "changes": ["run.rounds: 3 -> 4"]}]
+
+
+def test_a_background_save_holds_the_round_it_was_begun_in(file, straight, tmp_path, monkeypatch):
+    """What Orbax writes late must not be the memory that the next updates were given by donation."""
+    write, late = serialization.async_serialize_from_host, []
+
+    async def write_late(*arguments, **settings):
+        await asyncio.sleep(1.0)
+        late.append(True)
+        return await write(*arguments, **settings)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(serialization, "async_serialize_from_host", write_late)
+        runs.play(file, tmp_path / "run", run__rounds=6, checkpoint__every=4)
+    assert late, "Orbax no longer writes by this function: delay the one it uses now"
+    assert runs.saved_rounds(straight)[-1] == 4
+    assert runs.different_arrays(runs.saved_arrays(tmp_path / "run", 4), runs.saved_arrays(straight)) == []
+
+
+def test_no_batch_mixes_reference_versions_across_a_reset(file, tmp_path, monkeypatch):
+    """After a reset every row a batch is packed from carries the new reference's scores, also in a resumed run."""
+    versions, step = [], train.batch.pack
+
+    def noted_pack(rows, mesh, **settings):
+        if (rows.reference_version >= 0).all():
+            versions.append(np.unique(rows.reference_version).tolist())
+        return step(rows, mesh, **settings)
+
+    # What score_stale packs is stale by definition, so only the learner's packing is watched.
+    monkeypatch.setattr(train, "batch", type("batch", (), {"pack": staticmethod(noted_pack)}))
+    runs.play(file, tmp_path / "run", update__reference_reset_every=2, run__rounds=3, checkpoint__every=1)
+    runs.play(file, tmp_path / "run", update__reference_reset_every=2, run__rounds=5, checkpoint__every=1)
+    assert versions == [[0]] * 4 + [[1]] * 4 + [[2]] * 2
+
+
+def test_stored_scores_are_what_the_reference_of_their_version_says(file, copy):
+    """Rows scored since the reset agree with the checkpoint's reference parameters, and rows from before it do not."""
+    config = runs.with_overrides(file, {})
+    parts, run = assemble.prepare(config, copy, console=console.Console(is_quiet=True))
+    parts.store.close()
+    assert run.reference.version == 1
+    rows = run.buffer.trajectories
+    fresh = np.flatnonzero(rows.reference_version == run.reference.version)
+    assert 0 < fresh.size < rows.size, "nothing is left stale, so nothing is shown"
+    chosen = train.replay.gather(rows, fresh[:8])
+    log_prob, value = reference.score_trajectories(parts.score, run.reference.params, chosen, parts.mesh, config=config)
+    # Rows of another batch stand at other places of a product: float32 rounding.
+    np.testing.assert_allclose(chosen.reference_log_prob, log_prob, atol=1e-4)
+    np.testing.assert_allclose(chosen.reference_value, value, atol=1e-4)
+    stale = train.replay.gather(rows, np.setdiff1d(np.arange(rows.size), fresh)[:8])
+    log_prob, _ = reference.score_trajectories(parts.score, run.reference.params, stale, parts.mesh, config=config)
+    assert np.abs(stale.reference_log_prob - log_prob).max() > 1e-2, "the references are too alike for this test"
+
+
+def test_a_reset_makes_the_policy_the_reference_and_can_forget_the_optimizer(file, tmp_path):
+    settings = {"update__reference_reset_every": 2, "run__rounds": 2, "checkpoint__every": 1}
+    runs.play(file, tmp_path / "kept", **settings)
+    runs.play(file, tmp_path / "forgotten", **settings, update__reset_optimizer=True)
+    before, kept, forgotten = (
+        runs.saved_arrays(tmp_path / name, round) for name, round in (("kept", 1), ("kept", 2), ("forgotten", 2))
+    )
+    names = [name.removeprefix("['params']") for name in kept if name.startswith("['params']")]
+    assert any(np.any(before[f"['params']{name}"] != before[f"['reference']{name}"]) for name in names)
+    for name in names:
+        np.testing.assert_array_equal(kept[f"['params']{name}"], kept[f"['reference']{name}"])
+        np.testing.assert_array_equal(kept[f"['params']{name}"], forgotten[f"['params']{name}"])
+    moments = [name for name in kept if ".mu" in name or ".nu" in name]
+    assert moments
+    assert all(np.any(kept[name]) and not np.any(forgotten[name]) for name in moments if kept[name].ndim)
+
+
+def test_lost_metrics_lines_are_refused_not_invented(file, copy):
+    record = copy / "metrics.jsonl"
+    record.write_text(record.read_text()[:-1])
+    before = runs.tree_hash(copy)
+    with pytest.raises(ValueError, match="lines are lost"):
+        runs.play(file, copy)
+    assert runs.tree_hash(copy) == before
+
+
+def test_a_stop_score_ends_the_run_and_rounds_are_counted_across_a_resume(file, tmp_path):
+    """Every response scores at least 0, so a stop score of 0 ends after `stop_rounds`."""
+    settings = {"run__stop_score": 0.0, "run__stop_rounds": 3}
+    assert runs.play(file, tmp_path / "run", **settings, run__rounds=2).rounds == 2
+    assert runs.play(file, tmp_path / "run", **settings).rounds == 3
+    assert runs.play(file, tmp_path / "run", **settings).rounds == 3
+
+
+@pytest.mark.slow
+def test_grpo_which_has_no_reference_resumes_as_if_never_stopped(file, tmp_path):
+    # 16 trajectories a round, so that its two mini-batches divide over the eight devices.
+    settings = {"update__objective": "grpo", "rollout__prompts_per_round": 8, "update__batch_size": 16}
+    runs.play(file, tmp_path / "straight", **settings, run__rounds=2)
+    runs.play(file, tmp_path / "parts", **settings, run__rounds=1)
+    runs.play(file, tmp_path / "parts", **settings, run__rounds=2)
+    runs.assert_same_run(tmp_path / "parts", tmp_path / "straight")
+    assert not any(name.startswith("['reference']") for name in runs.saved_arrays(tmp_path / "parts"))
+
+
+def test_updates_that_are_not_finite_stop_the_run_and_the_last_checkpoint_stands(file, copy):
+    before, lines = runs.saved_arrays(copy), metrics.read(copy / "metrics.jsonl")
+    parts, run = assemble.prepare(runs.with_overrides(file, {}), copy, console=console.Console(is_quiet=True))
+    parts = parts._replace(config=runs.with_overrides(file, {"update.max_skipped": 3}))
+    broken = jax.tree.map(lambda leaf: leaf * np.float32("nan"), run.reference.params)
+    run = run._replace(reference=run.reference._replace(params=broken, version=run.reference.version + 1))
+    with jax.numpy_dtype_promotion("standard"), pytest.raises(FloatingPointError, match=r"update\.max_skipped=3"):
+        train.play_round(parts, train.play_round(parts, run))
+    parts.store.close()
+    assert runs.different_arrays(runs.saved_arrays(copy), before) == []
+    assert metrics.read(copy / "metrics.jsonl")[: len(lines)] == lines
