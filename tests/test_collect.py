@@ -1,0 +1,152 @@
+"""Prompts, rollout and verdicts become trajectories: every field against loops, the shaped reward against NumPy."""
+
+from __future__ import annotations
+
+import hypothesis
+import numpy as np
+import pytest
+from hypothesis import strategies
+
+from reval_jax import collect, config, types
+
+PROMPTS, SAMPLES = 5, 3
+
+
+def make(seed=0):
+    """Prompts, rollout and verdicts of unequal lengths, and the pieces that they were joined from."""
+    rng = np.random.default_rng(seed)
+    prompts = types.Prompts(
+        cursor=np.arange(70, 70 + PROMPTS, dtype=np.int64),
+        row=rng.permutation(PROMPTS).astype(np.int64),
+        texts=tuple(f"prompt {index}" for index in range(PROMPTS)),
+        tokens=tuple(rng.integers(1, 99, rng.integers(1, 7)).astype(np.int32) for _ in range(PROMPTS)),
+        answers=tuple(str(index) for index in range(PROMPTS)),
+    )
+    pieces = [rng.integers(1, 99, rng.integers(1, 9)).astype(np.int32) for _ in range(PROMPTS * SAMPLES)]
+    length = np.array([len(piece) for piece in pieces], np.int32)
+    rollout = types.Rollout(
+        prompt=np.repeat(np.arange(PROMPTS, dtype=np.int32), SAMPLES),
+        sample=np.tile(np.arange(SAMPLES, dtype=np.int32), PROMPTS),
+        tokens=np.concatenate(pieces),
+        log_prob=-rng.random(length.sum()).astype(np.float32),
+        length=length,
+        is_truncated=rng.integers(0, 2, PROMPTS * SAMPLES).astype(bool),
+    )
+    kind = rng.integers(0, 3, PROMPTS * SAMPLES).astype(np.int8)
+    return prompts, rollout, types.Verdicts((kind == 0).astype(np.float32), kind), pieces
+
+
+def finished(seed=0, **settings):
+    prompts, rollout, verdicts, _ = make(seed)
+    return collect.trajectories(
+        prompts, rollout, verdicts, round=4, policy_version=9, settings=config.Update(**settings)
+    )
+
+
+def test_each_trajectory_is_its_prompt_followed_by_its_response():
+    prompts, rollout, verdicts, pieces = make()
+    ours = finished()
+    start = 0
+    for index in range(PROMPTS * SAMPLES):
+        prompt = index // SAMPLES
+        expected = [*prompts.tokens[prompt], *pieces[index]]
+        assert ours.tokens[start : start + len(expected)].tolist() == expected
+        start += len(expected)
+        assert (ours.prompt_length[index], ours.response_length[index]) == (
+            len(prompts.tokens[prompt]),
+            len(pieces[index]),
+        )
+        assert (ours.cursor[index], ours.sample[index]) == (70 + prompt, index % SAMPLES)
+        assert (ours.verdict[index], ours.raw_reward[index]) == (verdicts.kind[index], verdicts.reward[index])
+        assert ours.is_truncated[index] == rollout.is_truncated[index]
+    assert start == ours.tokens.size
+    np.testing.assert_array_equal(ours.log_prob, rollout.log_prob)
+
+
+def test_a_new_trajectory_has_no_uses_and_no_reference_scores():
+    ours = finished()
+    assert set(ours.round) == {4}
+    assert set(ours.policy_version) == {9}
+    assert not ours.use_count.any()
+    assert set(ours.reference_version) == {types.NOT_SCORED}
+
+
+rewards = strategies.lists(strategies.tuples(strategies.integers(0, 3), strategies.booleans()), min_size=1, max_size=24)
+
+
+def shaped(pairs, **settings):
+    group = np.array([group for group, _ in pairs], np.int32)
+    raw = np.array([right for _, right in pairs], np.float32)
+    return collect.shape_reward(raw, group, config.Update(**settings))
+
+
+@hypothesis.settings(deadline=None, max_examples=25)
+@hypothesis.given(rewards)
+def test_binary_and_signed_rewards_are_the_verdict(pairs):
+    assert shaped(pairs).tolist() == [float(right) for _, right in pairs]
+    assert shaped(pairs, reward="signed").tolist() == [1.0 if right else -1.0 for _, right in pairs]
+
+
+@hypothesis.settings(deadline=None, max_examples=25)
+@hypothesis.given(rewards)
+def test_group_normalized_rewards_are_the_distance_from_the_groups_mean(pairs):
+    expected = []
+    for group, right in pairs:
+        members = [float(other) for label, other in pairs if label == group]
+        expected.append(right - sum(members) / len(members))
+    np.testing.assert_allclose(shaped(pairs, reward="group_normalized"), expected, atol=1e-6)
+
+
+@hypothesis.settings(deadline=None, max_examples=25)
+@hypothesis.given(rewards)
+def test_grpo_gets_the_groups_advantage(pairs):
+    expected = []
+    for group, right in pairs:
+        members = np.array([float(other) for label, other in pairs if label == group])
+        if len(members) == 1:
+            expected.append(float(right))
+        else:
+            expected.append((right - members.mean()) / (members.std(ddof=1) + 1e-6))
+    np.testing.assert_allclose(shaped(pairs, objective="grpo"), expected, atol=1e-5)
+
+
+def test_the_raw_reward_is_kept_beside_the_shaped_one():
+    _, _, verdicts, _ = make()
+    ours = finished(reward="signed")
+    np.testing.assert_array_equal(ours.raw_reward, verdicts.reward)
+    np.testing.assert_array_equal(ours.reward, 2 * verdicts.reward - 1)
+    assert ours.reward.dtype == np.float32
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_the_shares_of_all_processes_join_to_the_prompts(count):
+    prompts, *_ = make()
+    shares = [collect.share_of(prompts, index, count) for index in range(count)]
+    assert [text for share in shares for text in share.texts] == list(prompts.texts)
+    assert np.concatenate([share.cursor for share in shares]).tolist() == prompts.cursor.tolist()
+    assert len({len(share.texts) for share in shares}) == 1
+
+
+def test_prompts_that_do_not_divide_over_processes_are_refused():
+    prompts, *_ = make()
+    with pytest.raises(
+        ValueError, match=r"rollout\.prompts_per_round=5 does not divide over 2 processes.*multiple of 2"
+    ):
+        collect.share_of(prompts, 0, 2)
+
+
+def test_gathering_in_one_process_changes_nothing_and_several_join_in_process_order(monkeypatch):
+    first, second = finished(0), finished(1)
+    for found, expected in zip(collect.gather(first), first, strict=True):
+        np.testing.assert_array_equal(found, expected)
+        assert found.dtype == expected.dtype
+    own = collect.mesh_lib.gather_bytes
+    other: list[bytes] = []
+    monkeypatch.setattr(collect.mesh_lib, "gather_bytes", lambda payload: other.append(payload) or own(payload))
+    collect.gather(second)
+    monkeypatch.setattr(collect.mesh_lib, "gather_bytes", lambda payload: [payload, other[0]])
+    joined = collect.gather(first)
+    for name in types.Trajectories._fields:
+        np.testing.assert_array_equal(
+            getattr(joined, name), np.concatenate([getattr(first, name), getattr(second, name)])
+        )

@@ -1,0 +1,152 @@
+"""Settings: what is written loads back, the hash follows results and nothing else, and no field escapes the checks."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from pathlib import Path
+
+import pytest
+import yaml
+
+from reval_jax import config, run_directory
+
+ROOT = Path(__file__).resolve().parent.parent
+SHIPPED = sorted((ROOT / "configs").glob("*.yaml"))
+FIELDS = [
+    (section.name, field.name)
+    for section in dataclasses.fields(config.Config)
+    for field in dataclasses.fields(section.default)
+]
+FREE = {(section, field) for section, field in FIELDS if section in ("eval", "checkpoint")} | {
+    ("run", "rounds"),
+    ("run", "stop_score"),
+    ("run", "stop_rounds"),
+}
+"""What the issue lets a resumed run change."""
+
+
+def other_value(section: str, field: str):
+    """A valid value that is not the default."""
+    kind = getattr(config.Config(), section)
+    value = getattr(kind, field)
+    hint = typing.get_type_hints(type(kind))[field]
+    if typing.get_origin(hint) is typing.Literal:
+        return next((choice for choice in typing.get_args(hint) if choice != value), None)
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int):
+        return value + 1
+    if isinstance(value, float):
+        return value / 2 if value else 0.5
+    return {str: "other", tuple: ("other.jsonl",), type(None): 0.5}[type(value)]
+
+
+def with_field(section: str, field: str, value: object) -> config.Config:
+    settings = config.Config()
+    return dataclasses.replace(settings, **{section: dataclasses.replace(getattr(settings, section), **{field: value})})
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
+def test_every_shipped_config_loads_and_can_train(file):
+    settings = config.check(config.load(file))
+    assert config.from_tree(config.to_tree(settings)) == settings
+
+
+def test_there_are_shipped_configs():
+    assert SHIPPED
+
+
+@pytest.mark.parametrize(("section", "field"), FIELDS)
+def test_a_resolved_config_loads_back_equal_whatever_field_is_set(section, field, tmp_path):
+    value = other_value(section, field)
+    if value is None:
+        return  # a choice of one
+    settings = with_field(section, field, value)
+    run_directory.claim(tmp_path / "run", settings, data_fingerprint="0", round=0)
+    assert config.load(tmp_path / "run" / "config.yaml") == settings
+    assert settings != config.Config()
+
+
+@pytest.mark.parametrize(("section", "field"), FIELDS)
+def test_the_hash_changes_exactly_for_fields_that_alter_results(section, field):
+    value = other_value(section, field)
+    if value is None:
+        return
+    before, after = config.Config(), with_field(section, field, value)
+    is_free = (section, field) in FREE
+    assert (config.results_hash(before) == config.results_hash(after)) == is_free
+    assert bool(config.changed_results(before, after)) == (not is_free)
+    found = config.changed(before, after)
+    assert len(found) == 1
+    assert found[0].startswith(f"{section}.{field}: ")
+
+
+def test_the_hash_does_not_depend_on_the_order_of_the_file(tmp_path):
+    tree = config.to_tree(config.Config())
+    backwards = {section: dict(reversed(fields.items())) for section, fields in reversed(tree.items())}
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump(backwards, sort_keys=False))
+    assert config.results_hash(config.load(tmp_path / "a.yaml")) == config.results_hash(config.Config())
+
+
+def test_an_empty_file_is_the_defaults(tmp_path):
+    (tmp_path / "empty.yaml").write_text("")
+    assert config.load(tmp_path / "empty.yaml") == config.Config()
+
+
+def test_two_wrong_keys_are_both_named():
+    with pytest.raises(ValueError, match=r"update\.betta.*update\.beta.*run\.sed.*run\.seed"):
+        config.from_tree({"update": {"betta": 1.0}, "run": {"sed": 1}})
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value"),
+    [
+        ("rollout", "temperature", 0.0),
+        ("rollout", "temperature", float("inf")),
+        ("rollout", "top_p", 0.0),
+        ("rollout", "top_p", 1.1),
+        ("rollout", "top_k", -1),
+        ("update", "clip_low", 1.0),
+        ("update", "clip_dual", 1.0),
+        ("optimizer", "b2", 1.0),
+        ("optimizer", "learning_rate", float("nan")),
+        ("mesh", "fsdp", -2),
+        ("run", "seed", -1),
+        ("run", "seed", 2**32),
+        ("run", "stop_score", 1.5),
+        ("checkpoint", "keep", 0),
+        ("replay", "capacity", 0),
+    ],
+)
+def test_values_out_of_bounds_are_refused_by_name(section, field, value):
+    with pytest.raises(ValueError, match=rf"{section}\.{field}="):
+        config.from_tree({section: {field: value}})
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value"),
+    [
+        ("run", "rounds", 2.5),
+        ("run", "rounds", "ten"),
+        ("update", "beta", "small"),
+        ("update", "fresh_first", "perhaps"),
+    ],
+)
+def test_wrong_types_are_refused_by_name(section, field, value):
+    with pytest.raises(ValueError, match=rf"{section}\.{field}="):
+        config.from_tree({section: {field: value}})
+
+
+def test_the_papers_defaults_are_the_papers():
+    settings = config.Config()
+    assert settings.fresh_size == settings.update.batch_size == 1024
+    assert (settings.replay.capacity, settings.update.updates_per_round, settings.update.fresh_first) == (5120, 2, True)
+    assert (settings.update.beta, settings.optimizer.learning_rate, settings.run.rounds) == (0.002, 1e-6, 650)
+    assert (settings.optimizer.weight_decay, settings.optimizer.warmup_updates, settings.optimizer.max_grad_norm) == (
+        0.01,
+        0,
+        1.0,
+    )
+    assert (settings.update.clip_low, settings.update.clip_high, settings.update.clip_dual) == (0.2, 0.28, 3.0)
+    assert settings.max_tokens == 1024 + 8192
