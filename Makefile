@@ -4,6 +4,8 @@
 PYTHON ?=
 # Of `make demo`: easy, medium or hard.
 TASK ?= medium
+# For example DEMO_ARGS=--hub, to take the model from the Hugging Face hub.
+DEMO_ARGS ?=
 # pytest processes; 0 runs the tests in one process, for a debugger.
 WORKERS ?= 2
 # For example PYTEST_ARGS='-k replay'.
@@ -49,7 +51,7 @@ $(VENV)/.installed-run: pyproject.toml requirements.txt
 	    exit 1; \
 	fi; \
 	set -ex; "$$found" -m venv --clear $(VENV)
-	$(BIN)/python -m pip install --quiet --editable . --constraint requirements.txt
+	$(BIN)/python -m pip install --quiet --editable ".[plot]" --constraint requirements.txt
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed-run
@@ -64,7 +66,7 @@ $(VENV)/.installed-test: $(VENV)/.installed-run
 	@touch $@
 
 demo: install-demo
-	$(BIN)/python -m reval_jax.demo --task $(TASK)
+	$(BIN)/python -m reval_jax.demo --task $(TASK) $(DEMO_ARGS)
 
 test: install
 	$(PYTEST)

@@ -20,7 +20,9 @@ from typing import Any, Literal
 import matplotlib
 import numpy as np
 import tyro
+import yaml
 
+from reval_jax import config as config_lib
 from reval_jax import console as console_lib
 from reval_jax import demo, metrics
 
@@ -69,22 +71,22 @@ def main() -> None:
 def curve(given: LearningCurves, objective: str) -> dict[str, list[float]]:
     """Score and seconds so far after every round of one objective's run."""
     run_dir = given.runs / f"{given.task}_{objective}_seed{given.seed}"
-    lines = rounds_of(run_dir)
+    config_file = Path("configs") / f"one_shot_{given.task}.yaml"
+    settings = OBJECTIVES[objective] | {
+        "update.objective": objective,
+        "run.rounds": str(given.rounds),
+        "run.seed": str(given.seed),
+        "run.stop_score": "None",
+        "checkpoint.every": "1000",
+    }
+    lines = rounds_of(run_dir, results_hash(config_file, settings))
     if len(lines) < given.rounds:
         shutil.rmtree(run_dir, ignore_errors=True)
-        settings = OBJECTIVES[objective] | {
-            "update.objective": objective,
-            "run.rounds": str(given.rounds),
-            "run.seed": str(given.seed),
-            "run.stop_score": "None",
-            "checkpoint.every": "1000",
-        }
         flags = [word for name, value in settings.items() for word in (f"--{name}", value)]
-        config = f"configs/one_shot_{given.task}.yaml"
-        command = [sys.executable, "-m", "reval_jax", "train", "--config", config, "--run-dir", str(run_dir), *flags]
-        subprocess.run(command, check=True)
+        where = ["--config", str(config_file), "--run-dir", str(run_dir)]
+        subprocess.run([sys.executable, "-m", "reval_jax", "train", *where, *flags], check=True)
         shutil.rmtree(run_dir / "checkpoints")  # 2.2 GB that no figure needs
-        lines = rounds_of(run_dir)
+        lines = rounds_of(run_dir, results_hash(config_file, settings))
     lines = lines[: given.rounds]
     return {
         "score": [line["critic/score/mean"] for line in lines],
@@ -93,10 +95,21 @@ def curve(given: LearningCurves, objective: str) -> dict[str, list[float]]:
     }
 
 
-def rounds_of(run_dir: Path) -> list[dict[str, Any]]:
-    """The metrics lines of finished rounds."""
-    path = run_dir / "metrics.jsonl"
-    return [line for line in metrics.read(path) if line["training/round"] > 0] if path.exists() else []
+def results_hash(config_file: Path, settings: dict[str, str]) -> str:
+    """What a run of the file with these settings on top records about itself."""
+    tree = config_lib.to_tree(config_lib.load(config_file))
+    for name, value in settings.items():
+        section, field = name.split(".")
+        tree[section][field] = None if value == "None" else yaml.safe_load(value)
+    return config_lib.results_hash(config_lib.from_tree(tree))
+
+
+def rounds_of(run_dir: Path, config_hash: str) -> list[dict[str, Any]]:
+    """The metrics lines of a run's finished rounds; none if it ran with other settings."""
+    config_file = run_dir / "config.yaml"
+    if not config_file.exists() or config_lib.read_yaml(config_file)["about"]["config_hash"] != config_hash:
+        return []
+    return [line for line in metrics.read(run_dir / "metrics.jsonl") if line["training/round"] > 0]
 
 
 def draw(curves: dict[str, dict[str, list[float]]], given: LearningCurves, target: Path) -> None:

@@ -17,7 +17,8 @@ environment:
   GPUS_PER_PROCESS      process i sees this many GPUs, from i x GPUS_PER_PROCESS (default: all see all)
 
 example: 2 processes of 4 fake devices each
-  JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=4 launch/local_processes.sh 2 configs/one_shot_medium.yaml
+  JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=4 launch/local_processes.sh 2 configs/one_shot_medium.yaml \
+      --rollout.prompts_per_round 2 --rollout.samples_per_prompt 32
 USAGE
 }
 

@@ -13,6 +13,7 @@ import optax
 from reval_jax import (
     batch,
     checkpoint,
+    collect,
     evaluate,
     keys,
     mesh,
@@ -70,6 +71,7 @@ def prepare(config: config_lib.Config, run_dir: Path, *, console: console_lib.Co
         console = console_lib.Console(is_quiet=True)
     learner_mesh = mesh.make(config.mesh)
     batch.check_divides(config, learner_mesh)
+    collect.check_divides(config.rollout.prompts_per_round, jax.process_count())
     changes = run_directory.inspect(run_dir, config)
 
     architecture, tokenizer, stop_ids = weights.read(config.model.path)
@@ -95,6 +97,10 @@ def prepare(config: config_lib.Config, run_dir: Path, *, console: console_lib.Co
         console.say(f"resuming {run_dir} after round {latest}")
     for change in changes:
         console.say(f"resuming with {change}")
+    for note in _notes(config, architecture, learner_mesh):
+        console.say(f"note: {note}")
+    identity = f"{config_lib.results_hash(config)} {data.fingerprint} {architecture} after round {latest}"
+    mesh.check_agreement(identity, "settings, training data, model or checkpoint")
     is_writer = jax.process_index() == 0
     if is_writer:
         metrics.check(directory.metrics, keep_bytes=run.progress.metrics_bytes)
@@ -116,6 +122,19 @@ def prepare(config: config_lib.Config, run_dir: Path, *, console: console_lib.Co
         console=console,
     )
     return parts, run
+
+
+def _notes(config: config_lib.Config, architecture: model.Architecture, devices: jax.sharding.Mesh) -> list[str]:
+    """What works but a user would want to know before a long run."""
+    notes = mesh.kept_whole(
+        devices, model.logical_axes(architecture), model.abstract_params(architecture), mesh.LEARNER_AXES
+    )
+    if config.max_tokens > architecture.max_positions:
+        notes.append(
+            f"prompt and response may be {config.max_tokens} tokens long (task.max_prompt_tokens + rollout.max_response_tokens), "
+            f"more than the {architecture.max_positions} positions the model was published for"
+        )
+    return notes
 
 
 def has_reference(config: config_lib.Config) -> bool:
@@ -159,7 +178,9 @@ def _resume(
     frozen = None
     if has_reference(config):
         frozen = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, config.model.compute_dtype, sharding=leaf.sharding), params
+            lambda leaf, dtype: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding),
+            params,
+            model.compute_dtypes(params, config.model.compute_dtype),
         )
     buffer = replay.init(config.replay.capacity)
     like = Run(state, reference.Reference(frozen, 0) if frozen else None, buffer, checkpoint.Progress())
@@ -196,6 +217,10 @@ def load_policy(config: config_lib.Config, run_dir: Path | None, *, round: int |
     Raises:
       ValueError: the run has no such checkpoint, or the model can't be read.
     """
+    if round is not None and run_dir is None:
+        raise ValueError(
+            f"--round {round} names a checkpoint, but no run to take it from. Add --run-dir, or leave it out."
+        )
     mesh.start()
     devices = mesh.make(config.mesh)
     architecture, tokenizer, stop_ids = weights.read(config.model.path)

@@ -87,7 +87,11 @@ class Store:
         }
         if everything.reference is not None:
             arrays["reference"] = everything.reference
-        notes = {"progress": dataclasses.asdict(everything.progress), "config": config_lib.to_tree(config)}
+        notes = {
+            "progress": dataclasses.asdict(everything.progress),
+            "config": config_lib.to_tree(config),
+            "config_hash": config_lib.results_hash(config),
+        }
         self._manager.save(
             round, args=ocp.args.Composite(arrays=ocp.args.PyTreeSave(arrays), notes=ocp.args.JsonSave(notes))
         )

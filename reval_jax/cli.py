@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
+import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -151,7 +151,7 @@ def _eval(argv: list[str]) -> int:
     results = []
     for benchmark in benchmarks:
         result = evaluate.run(engine, params, policy.tokenizer, benchmark, config=config, round=policy.round)
-        print(evaluate.sentence(result), flush=True)
+        _say(given.json, evaluate.sentence(result))
         results.append(evaluate.as_metrics(result) | {"num_problems": result.num_problems})
     _write_json(given.json, {"model": policy.source, "settings": config_lib.to_tree(config), "results": results})
     return 0
@@ -160,6 +160,8 @@ def _eval(argv: list[str]) -> int:
 def _sample(argv: list[str]) -> int:
     given = _parse(Sample, "sample", argv)
     config = _checked(given.settings)
+    if given.samples < 1:
+        raise ValueError(f"--samples {given.samples}: at least one response has to be drawn. Use 1 or more.")
     if not given.prompt:
         raise ValueError("--prompt is empty. Give the question, for example --prompt '2+2='.")
 
@@ -168,10 +170,8 @@ def _sample(argv: list[str]) -> int:
     policy = assemble.load_policy(config, given.run_dir, round=given.round)
     responses = assemble.respond(policy, config, given.prompt, given.samples)
     for index, response in enumerate(responses):
-        print(
-            f"--- {index + 1} of {given.samples}: {response['num_tokens']} tokens, log-probability {response['log_prob']:.2f}"
-        )
-        print(response["text"])
+        facts = f"{response['num_tokens']} tokens, log-probability {response['log_prob']:.2f}"
+        _say(given.json, f"--- {index + 1} of {given.samples}: {facts}\n{response['text']}")
     _write_json(given.json, {"model": policy.source, "prompt": given.prompt, "responses": responses})
     return 0
 
@@ -217,7 +217,7 @@ def _verify(argv: list[str]) -> int:
     text = f"\\boxed{{{prediction}}}" if given.extracted else prediction
     answer_format = "boxed" if given.extracted else given.answer_format
     grade = verifier.grade(text, gold, answer_format=answer_format)
-    print(f"reward {grade.reward:g}, verdict {grade.kind}: {grade.explanation}")
+    _say(given.json, f"reward {grade.reward:g}, verdict {grade.kind}: {grade.explanation}")
     _write_json(given.json, {"reward": grade.reward, "verdict": grade.kind, **grade._asdict()})
     return 0
 
@@ -229,7 +229,7 @@ def _doctor(argv: list[str]) -> int:
 
     findings = doctor.examine()
     for finding in findings:
-        print(f"{'ok  ' if finding.is_fine else 'BAD '} {finding.name}: {finding.found}")
+        _say(given.json, f"{'ok  ' if finding.is_fine else 'BAD '} {finding.name}: {finding.found}")
     _write_json(given.json, [finding._asdict() for finding in findings])
     return 0 if all(finding.is_fine for finding in findings) else 1
 
@@ -292,19 +292,31 @@ def _checked(settings: config_lib.Config) -> config_lib.Config:
     return config_lib.from_tree(config_lib.to_tree(settings), source="settings")
 
 
+def _say(json_path: Path | None, text: str) -> None:
+    """Prints for a person: to standard error where standard output is kept for JSON."""
+    print(text, file=sys.stderr if str(json_path) == "/dev/stdout" else sys.stdout, flush=True)
+
+
 def _write_json(path: Path | None, content: Any) -> None:
     if path is None:
         return
-    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    text = json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     if str(path) == "/dev/stdout":
         sys.stdout.write(text)
         return
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise ValueError(
-            f"--json {path} cannot be written: {os.strerror(error.errno or 0)}. Choose another file."
-        ) from error
+        raise ValueError(f"--json {path} cannot be written: {error.strerror}. Choose another file.") from error
+
+
+def _finite(content: Any) -> Any:
+    """The same content with null for every number that JSON has no word for."""
+    if isinstance(content, dict):
+        return {name: _finite(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def _nearest(name: str) -> str:

@@ -70,18 +70,22 @@ def shape_reward(raw_reward: np.ndarray, group: np.ndarray, settings: config_lib
     return np.asarray(shaped, np.float32)
 
 
-def share_of(prompts: types.Prompts, index: int, count: int) -> types.Prompts:
-    """The prompts that process `index` of `count` decodes: a contiguous part, so that parts join in prompt order.
+def check_divides(prompts_per_round: int, num_processes: int) -> None:
+    """Refuse a round that leaves processes with unequal numbers of prompts.
 
     Raises:
-      ValueError: the prompts do not divide over the processes.
+      ValueError: naming what works.
     """
-    total = len(prompts.texts)
-    if total % count:
+    if prompts_per_round % num_processes:
         raise ValueError(
-            f"rollout.prompts_per_round={total} does not divide over {count} processes, so some would wait for the others. "
-            f"Use a multiple of {count}."
+            f"rollout.prompts_per_round={prompts_per_round} does not divide over {num_processes} processes, so some would wait "
+            f"for the others. Use a multiple of {num_processes}."
         )
+
+
+def share_of(prompts: types.Prompts, index: int, count: int) -> types.Prompts:
+    """The prompts that process `index` of `count` decodes: a contiguous part, so that parts join in prompt order."""
+    total = len(prompts.texts)
     part = slice(index * total // count, (index + 1) * total // count)
     return types.Prompts._make(field[part] for field in prompts)
 

@@ -16,8 +16,8 @@ from typing import Annotated, Any, Literal
 import pydantic
 import yaml
 
-PositiveInt = Annotated[int, pydantic.Field(gt=0)]
-Count = Annotated[int, pydantic.Field(ge=0)]
+PositiveInt = Annotated[int, pydantic.Field(gt=0, strict=True)]
+Count = Annotated[int, pydantic.Field(ge=0, strict=True)]
 PositiveFloat = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
 Probability = Annotated[float, pydantic.Field(gt=0, le=1)]
@@ -78,7 +78,7 @@ class Update:
 
     __pydantic_config__ = STRICT
     objective: Literal["reval", "tbrm", "regression", "grpo"] = "reval"  # the loss
-    beta: PositiveFloat = 0.002  # reward per nat; smaller weighs the reward more
+    beta: PositiveFloat = 0.002  # reward per nat; smaller weighs the reward more; not read by grpo
     # 0/1, -1/+1, or r minus the mean of the prompt's group.
     reward: Literal["binary", "signed", "group_normalized"] = "binary"
     updates_per_round: PositiveInt = 2  # optimizer steps a round; for grpo, mini-batches the fresh batch is split into
@@ -86,7 +86,7 @@ class Update:
     batch_size: PositiveInt = 1024  # trajectories an update
     micro_batch_tokens: PositiveInt = 16384  # tokens a device holds at once; at least one row
     reference_reset_every: Count = 0  # rounds; 0 never
-    reset_optimizer: bool = False  # forget Adam's moments at a reference reset
+    reset_optimizer: bool = False  # forget Adam's moments at a reference reset, and warm up again
     stop_value_gradient: bool = False  # leave out the gradient of V(s1), as Eq. 4 of the paper does
     clip_low: Decay = 0.2  # grpo: the ratio is clipped below at 1 - clip_low
     clip_high: NonNegativeFloat = 0.28  # grpo: the ratio is clipped above at 1 + clip_high
@@ -185,6 +185,23 @@ MAY_CHANGE = ("eval", "checkpoint")
 MAY_CHANGE_FIELDS = (("run", "rounds"), ("run", "stop_score"), ("run", "stop_rounds"))
 
 
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The sections of a YAML file, unchecked.
+
+    Raises:
+      ValueError: the file is missing, not YAML, or not a mapping.
+    """
+    try:
+        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"config {path} cannot be read: {error.strerror}. Name an existing YAML file.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"config {path} is not YAML: {error}") from error
+    if tree is not None and not isinstance(tree, dict):
+        raise ValueError(f"config {path} holds a {type(tree).__name__}, not sections. Begin with for example 'model:'.")
+    return tree or {}
+
+
 def load(path: str | Path) -> Config:
     """The settings in a YAML file; fields it does not name keep their defaults.
 
@@ -193,16 +210,7 @@ def load(path: str | Path) -> Config:
     Raises:
       ValueError: the file is missing, not YAML, or names an unknown key or a wrong type.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-        tree = yaml.safe_load(text)
-    except OSError as error:
-        raise ValueError(f"config {path} cannot be read: {error.strerror}. Name an existing YAML file.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"config {path} is not YAML: {error}") from error
-    if tree is not None and not isinstance(tree, dict):
-        raise ValueError(f"config {path} holds a {type(tree).__name__}, not sections. Begin with for example 'model:'.")
-    tree = dict(tree or {})
+    tree = read_yaml(path)
     tree.pop("about", None)
     return from_tree(tree, source=str(path))
 
@@ -253,6 +261,11 @@ def check(config: Config) -> Config:
             f"replay.capacity={config.replay.capacity} is smaller than a batch of {max(update.batch_size, fresh)} trajectories "
             f"(update.batch_size={update.batch_size}; {size}). Use at least {max(update.batch_size, fresh)}."
         )
+    if update.reset_optimizer and not update.reference_reset_every:
+        raise ValueError(
+            "update.reset_optimizer=true with update.reference_reset_every=0: the optimizer is reset when the reference is, "
+            "which is never. Set update.reference_reset_every, or leave update.reset_optimizer=false."
+        )
     if update.objective == "grpo":
         _check_grpo(config)
     return config
@@ -260,6 +273,11 @@ def check(config: Config) -> Config:
 
 def _check_grpo(config: Config) -> None:
     update, rollout = config.update, config.rollout
+    if update.reference_reset_every:
+        raise ValueError(
+            f"update.objective=grpo with update.reference_reset_every={update.reference_reset_every}: GRPO has no reference "
+            "policy here, so there is nothing to reset. Set update.reference_reset_every=0."
+        )
     if not update.fresh_first:
         raise ValueError(
             "update.objective=grpo with update.fresh_first=false: GRPO's ratio is taken against the policy that sampled, so "

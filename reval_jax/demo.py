@@ -22,7 +22,7 @@ import rich.console
 import rich.table
 import tyro
 
-from reval_jax import assemble, evaluate, train
+from reval_jax import assemble, cli, evaluate, train
 from reval_jax import config as config_lib
 from reval_jax import console as console_lib
 
@@ -47,14 +47,15 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the demo; returns an exit code."""
     given = tyro.cli(Demo, args=argv, prog="python -m reval_jax.demo")
     try:
-        _run(given)
+        return _run(given)
     except ValueError as error:
         print(f"demo: {error}", file=sys.stderr)
         return 2
-    return 0
 
 
-def _run(given: Demo) -> None:
+def _run(given: Demo) -> int:
+    if given.samples < 2:
+        raise ValueError(f"--samples {given.samples}: an average and its error need at least 2 responses.")
     start, console = time.perf_counter(), console_lib.Console()
     _check_disk(Path.cwd())
     path = HUB_ID if given.hub else str(fetch_model(MODEL, console))
@@ -67,6 +68,9 @@ def _run(given: Demo) -> None:
         f"\nTraining on the {given.task} one by ReVal, until fresh rounds of 64 score {config.run.stop_score} twice in a row ..."
     )
     outcome = train.train(config, run_dir, console=console)
+    if outcome.is_preempted:
+        console.say("Asked to stop; saved. The same command goes on.")
+        return cli.PREEMPTED
     console.say("\nMeasuring again ...")
     after = _measure(configs, run_dir, console)
 
@@ -80,9 +84,13 @@ def _run(given: Demo) -> None:
     print(
         f"{outcome.rounds} rounds, {time.perf_counter() - start:.0f} s in all. The run is in {run_dir}; look further with"
     )
-    print(f"  .venv/bin/reval report --run-dir {run_dir}             # plots, if matplotlib is installed")
+    print(f"  .venv/bin/reval report --run-dir {run_dir}             # plots")
     print(f"  .venv/bin/reval sample --run-dir {run_dir} --prompt '1+1=' --samples 4")
     print(f"  .venv/bin/reval export --run-dir {run_dir} --output models/{run_dir.name}   # for transformers")
+    if outcome.rounds >= config.run.rounds:
+        print(f"\nThe score did not reach {config.run.stop_score} twice in a row within {config.run.rounds} rounds.")
+        return 1
+    return 0
 
 
 def fetch_model(target: Path, console: console_lib.Console) -> Path:

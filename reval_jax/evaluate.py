@@ -47,13 +47,18 @@ def load(config: config_lib.Config, tokenizer: Any) -> list[Benchmark]:
         data = prompts.load(task, tokenizer)
         # The fixed seed is 0 whatever run.seed is: runs with different seeds are compared on the same questions.
         chosen, _ = prompts.take(data, 0, min(data.size, config.eval.max_prompts), seed=0)
-        benchmarks.append(Benchmark(Path(path).stem, chosen, data.thinks))
+        benchmarks.append(Benchmark(_name(Path(path)), chosen, data.thinks))
     names = [benchmark.name for benchmark in benchmarks]
     if len(set(names)) < len(names):
         raise ValueError(
             f"eval.benchmarks={names}: two have the same name, so their metrics would collide. Rename a file."
         )
     return benchmarks
+
+
+def _name(path: Path) -> str:
+    """A file's name, or of a TFDS directory NAME/VERSION the dataset's."""
+    return path.resolve().parent.name if path.is_dir() else path.stem
 
 
 def run(

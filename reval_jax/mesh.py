@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from typing import Any
 
@@ -12,8 +11,6 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from reval_jax import config as config_lib
-
-LOGGER = logging.getLogger(__name__)
 
 AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")
@@ -99,7 +96,7 @@ def num_row_shards(mesh: Mesh) -> int:
 def shardings(mesh: Mesh, logical_axes: Any, shapes: Any, table: dict[str, str]) -> Any:
     """A NamedSharding for every weight, by its logical axes.
 
-    A dimension that its mesh axis does not divide is kept whole (3 key/value heads over tensor=2), which is logged.
+    A dimension that its mesh axis does not divide is kept whole (3 key/value heads over tensor=2); `kept_whole` says which.
 
     Args:
       logical_axes: tree whose leaves are tuples of axis names, one a dimension.
@@ -111,11 +108,24 @@ def shardings(mesh: Mesh, logical_axes: Any, shapes: Any, table: dict[str, str])
         spec = [table.get(axis) if axis else None for axis in axes]
         for dimension, axis in enumerate(spec):
             if axis and leaf.shape[dimension] % mesh.shape[axis]:
-                LOGGER.info("%s: size %d kept whole over %s=%d", axes, leaf.shape[dimension], axis, mesh.shape[axis])
                 spec[dimension] = None
         return NamedSharding(mesh, PartitionSpec(*spec))
 
     return jax.tree.map(place, shapes, logical_axes)
+
+
+def kept_whole(mesh: Mesh, logical_axes: Any, shapes: Any, table: dict[str, str]) -> list[str]:
+    """One sentence for each logical axis whose size its mesh axis does not divide, so that `shardings` does not split it."""
+    found = set()
+    is_axes = lambda node: isinstance(node, tuple)  # noqa: E731
+    for leaf, axes in zip(jax.tree.leaves(shapes), jax.tree.leaves(logical_axes, is_leaf=is_axes), strict=True):
+        for size, axis in zip(leaf.shape, axes, strict=True):
+            split = table.get(axis) if axis else None
+            if split and size % mesh.shape[split]:
+                found.add(
+                    f"{axis} ({size}) is kept whole on every device: mesh.{split}={mesh.shape[split]} does not divide it"
+                )
+    return sorted(found)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -156,3 +166,17 @@ def gather_bytes(payload: bytes) -> list[bytes]:
     padded[: len(payload)] = np.frombuffer(payload, np.uint8)
     everyone = multihost_utils.process_allgather(padded)
     return [bytes(row[:size]) for row, size in zip(everyone, sizes, strict=True)]
+
+
+def check_agreement(said: str, what: str) -> None:
+    """Compare a text that every process must have come to by itself: a collective call.
+
+    Raises:
+      ValueError: they differ, on every process alike.
+    """
+    everyone = gather_bytes(said.encode())
+    if len(set(everyone)) > 1:
+        listed = "; ".join(f"process {index}: {text.decode()}" for index, text in enumerate(everyone))
+        raise ValueError(
+            f"the processes do not have the same {what} ({listed}). Start the same command on the same files."
+        )

@@ -79,8 +79,20 @@ def check(path: Path, *, keep_bytes: int) -> None:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    """The lines of a metrics file.
+
+    Raises:
+      ValueError: a line is not whole; a run that is killed while it writes leaves one, and drops it when it goes on.
+    """
+    lines = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"{path}:{number} is not a whole line. Start the run again, which mends it, or delete that line."
+            ) from error
+    return lines
 
 
 def _plain(value: Any) -> Any:

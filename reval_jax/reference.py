@@ -17,7 +17,7 @@ from reval_jax import mesh as mesh_lib
 class Reference(NamedTuple):
     """Parameters of pi_ref and which one it is."""
 
-    params: Any  # in compute_dtype, sharded by mesh.LEARNER_AXES
+    params: Any  # as `model.compute_dtypes` says, sharded by mesh.LEARNER_AXES
     version: int  # 0 at the start, one more with every reset
 
 
@@ -32,8 +32,10 @@ def reset(reference: Reference, params: Any, *, compute_dtype: str) -> Reference
 
 
 def _copy(params: Any, dtype: str) -> Any:
-    # `jnp.array(..., copy=True)` under jit keeps each leaf's sharding and never aliases its input.
-    return jax.tree.map(lambda leaf: jnp.array(leaf, dtype=dtype, copy=True), params)
+    # copy=True: where the dtype is the parameters' own, a view would be donated with them.
+    return jax.tree.map(
+        lambda leaf, kept: jnp.array(leaf, dtype=kept, copy=True), params, model.compute_dtypes(params, dtype)
+    )
 
 
 def make_score(architecture: model.Architecture, *, config: config_lib.Config) -> Any:

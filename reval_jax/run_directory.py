@@ -50,7 +50,7 @@ def inspect(path: Path, config: config_lib.Config) -> list[str]:
                 f"--run-dir {path} holds files but no config.yaml, so it is not a run. Choose an empty or new directory."
             )
         return []
-    if "about" not in (yaml.safe_load(run.config.read_text(encoding="utf-8")) or {}):
+    if "about" not in config_lib.read_yaml(run.config):
         raise ValueError(
             f"--run-dir {path} holds a config.yaml that no run has written, and a run would write over it. Choose an empty or "
             "new directory."
@@ -79,7 +79,7 @@ def claim(path: Path, config: config_lib.Config, *, data_fingerprint: str, round
     """
     run = RunDirectory(path)
     if run.config.exists():
-        about = yaml.safe_load(run.config.read_text(encoding="utf-8"))["about"]
+        about = config_lib.read_yaml(run.config)["about"]
         if about["data_fingerprint"] != data_fingerprint:
             raise ValueError(
                 f"task.dataset={config.task.dataset} has the fingerprint {data_fingerprint}, but the run in {path} began with "
@@ -87,6 +87,11 @@ def claim(path: Path, config: config_lib.Config, *, data_fingerprint: str, round
                 "use another --run-dir."
             )
         changes = config_lib.changed(config_lib.load(run.config), config)
+        changes += [
+            f"package {name}: {old} -> {_version(name)}"
+            for name, old in about["packages"].items()
+            if old != _version(name)
+        ]
         if changes:
             with run.changes.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"round": round, "changes": changes}) + "\n")

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from reval_jax import batch, model, types
+from reval_jax import batch, model, scores, types
 from reval_jax import mesh as mesh_lib
 
 
@@ -84,7 +84,9 @@ def hand_over(params: Any, mesh: Mesh, engine: Engine) -> Any:
         model.abstract_params(engine.architecture),
         mesh_lib.SAMPLER_AXES,
     )
-    copies = _cast(params, engine.compute_dtype, tuple(jax.tree.leaves(placement)))
+    leaves, structure = jax.tree.flatten(params)
+    dtypes = jax.tree.leaves(model.compute_dtypes(params, engine.compute_dtype))
+    copies = jax.tree.unflatten(structure, _cast(tuple(dtypes), tuple(jax.tree.leaves(placement)))(leaves))
     order = {device: index for index, device in enumerate(local.devices.flat)}
 
     def rewrap(leaf: jax.Array, sharding: NamedSharding) -> jax.Array:
@@ -95,14 +97,15 @@ def hand_over(params: Any, mesh: Mesh, engine: Engine) -> Any:
     return jax.tree.map(rewrap, copies, placement)
 
 
-def _cast(params: Any, dtype: str, placement: tuple[NamedSharding, ...]) -> Any:
-    leaves, structure = jax.tree.flatten(params)
-    return jax.tree.unflatten(structure, _cast_program(dtype, placement)(leaves))
-
-
 @functools.lru_cache(maxsize=8)
-def _cast_program(dtype: str, placement: tuple[NamedSharding, ...]) -> Callable[[list[jax.Array]], list[jax.Array]]:
-    return jax.jit(lambda leaves: [leaf.astype(dtype) for leaf in leaves], out_shardings=list(placement))
+def _cast(
+    dtypes: tuple[Any, ...], placement: tuple[NamedSharding, ...]
+) -> Callable[[list[jax.Array]], list[jax.Array]]:
+    """The jitted cast of a list of arrays, compiled once for each set of dtypes and placements."""
+    return jax.jit(
+        lambda leaves: [leaf.astype(dtype) for leaf, dtype in zip(leaves, dtypes, strict=True)],
+        out_shardings=list(placement),
+    )
 
 
 def generate(
@@ -225,7 +228,7 @@ def _decode(
         return jnp.pad(jnp.take(prompt_part, prompt_of_slot, axis=1), ((0, 0), (0, 0), (0, capacity), (0, 0), (0, 0)))
 
     def sample(state: _Decoding, hidden: jax.Array) -> _Decoding:
-        logits = jnp.matmul(hidden, head, preferred_element_type=jnp.float32)
+        logits = scores.head_product(hidden, head)
         step_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(row_keys, state.step)
         token, log_prob = draw(step_keys, logits, sampling)
         return state._replace(

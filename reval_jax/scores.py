@@ -41,15 +41,22 @@ def token_scores(
     """
     hidden, head, targets = jnp.asarray(hidden), jnp.asarray(head), jnp.asarray(targets)
     _check_operands(hidden, head, targets)
-    # On accelerators a float32 product is rounded to bfloat16 or TF32 unless asked for in full.
-    precision = jax.lax.Precision.HIGHEST if hidden.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
-    product = jnp.matmul(hidden, head, precision=precision, preferred_element_type=jnp.float32)
-    logits = product / jnp.asarray(temperature, jnp.float32)
+    logits = head_product(hidden, head) / jnp.asarray(temperature, jnp.float32)
     row_max = jax.lax.stop_gradient(jnp.max(logits, axis=-1))  # Cancels in both results, so it carries no gradient.
     shifted = logits - row_max[:, None]
     log_normalizer = jnp.log(jnp.sum(jnp.exp(shifted), axis=-1))
     target_shifted = jnp.take_along_axis(shifted, targets[:, None], axis=-1)[:, 0]
     return target_shifted - log_normalizer, row_max + log_normalizer
+
+
+def head_product(hidden: jax.Array, head: jax.Array) -> jax.Array:
+    """The logits before the temperature, f32[N, V], of hidden [N, D] and head [D, V]: the sampler's and the learner's.
+
+    The product is taken in the operands' dtype and accumulated in float32; on accelerators a float32 product is rounded to
+    bfloat16 or TF32 unless it is asked for in full, as it is here.
+    """
+    precision = jax.lax.Precision.HIGHEST if hidden.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
+    return jnp.matmul(hidden, head, precision=precision, preferred_element_type=jnp.float32)
 
 
 def _check_operands(hidden: jax.Array, head: jax.Array, targets: jax.Array) -> None:

@@ -50,6 +50,7 @@ def train(config: config_lib.Config, run_dir: Path, *, console: console_lib.Cons
 
     Raises:
       ValueError: the config, the model, the data or the directory can't be used; nothing was written.
+      RuntimeError: something failed that is not the user's input; the last checkpoint stands.
       FloatingPointError: `update.max_skipped` updates in a row were not finite; the last checkpoint stands.
     """
     parts, run = assemble.prepare(config, run_dir, console=console)
@@ -66,6 +67,9 @@ def train(config: config_lib.Config, run_dir: Path, *, console: console_lib.Cons
                     with parts.clock.phase("save"):
                         parts.store.save(run.progress.round, assemble.everything(run), config)
             parts.store.wait()
+    except ValueError as error:
+        # Whatever the user could have got wrong was refused above: this is ours, and its traceback is wanted.
+        raise RuntimeError(f"the run in {run_dir} failed after its start; the last checkpoint stands") from error
     finally:
         parts.store.close()
     is_preempted = preemption.is_agreed and not is_done(config, run.progress)
@@ -79,7 +83,7 @@ def play_round(parts: Parts, run: Run) -> Run:
     # Line 3: sample trajectories from pi_theta for a batch of questions, and grade them.
     num_prompts = config.rollout.prompts_per_round
     asked, cursor = prompts.take(parts.data, run.progress.cursor, num_prompts, seed=config.run.seed)
-    sampling_params = hand_over(parts, run.state)
+    sampling_params = hand_over(parts, run.state, "generate")
     fresh = sample_trajectories(parts, sampling_params, asked, round, policy_version=int(run.state.num_updates))
     del sampling_params  # the learner's memory is worth more than a second copy of the policy
 
@@ -105,7 +109,7 @@ def play_round(parts: Parts, run: Run) -> Run:
     line = {"training/round": round + 1, **describe_fresh(parts, fresh), **learned, **describe_replay(buffer, round)}
     line |= {"training/trajectories": (round + 1) * config.fresh_size, "training/updates": int(state.num_updates)}
     run = Run(state, frozen, buffer, progress)
-    if config.eval.every and (round + 1) % config.eval.every == 0:
+    if parts.benchmarks and config.eval.every and (round + 1) % config.eval.every == 0:
         line |= evaluate_policy(parts, run)
     if jax.process_index() == 0:
         write_rollouts(parts, asked, fresh, round + 1)
@@ -215,9 +219,9 @@ def reset_reference(
     return state, reference.reset(frozen, state.params, compute_dtype=parts.config.model.compute_dtype)
 
 
-def hand_over(parts: Parts, state: update.TrainState) -> Any:
-    """The sampler's copy of the policy; its time is part of `timing_s/generate`."""
-    with parts.clock.phase("generate"):
+def hand_over(parts: Parts, state: update.TrainState, phase: str) -> Any:
+    """The sampler's copy of the policy; its time is part of the phase it is made for."""
+    with parts.clock.phase(phase):
         return sampler.hand_over(state.params, parts.mesh, parts.engine)
 
 
@@ -232,7 +236,7 @@ def write_baseline(parts: Parts, run: Run) -> Run:
 def evaluate_policy(parts: Parts, run: Run) -> dict[str, float]:
     """Metrics of every benchmark under the policy as it is now."""
     measured: dict[str, float] = {}
-    params = hand_over(parts, run.state)
+    params = hand_over(parts, run.state, "eval")
     for benchmark in parts.benchmarks:
         with parts.clock.phase("eval"), parts.console.working(f"evaluating {benchmark.name}") as report:
             result = evaluate.run(
@@ -253,19 +257,14 @@ def check_processes_agree(buffer: replay.Buffer, cursor: int, num_updates: int) 
     """Compare what every process must have computed alike: a collective call.
 
     Raises:
-      RuntimeError: two processes hold different buffers or counters; going on would train on a mixture.
+      ValueError: two processes hold different buffers or counters; going on would train on a mixture.
     """
     if jax.process_count() == 1:
         return
-    digest = hashlib.sha256(f"{cursor} {num_updates}".encode())
+    digest = hashlib.sha256()
     for name, values in buffer.trajectories._asdict().items():
         digest.update(name.encode() + values.tobytes())
-    digests = mesh.gather_bytes(digest.digest())
-    if len(set(digests)) > 1:
-        raise RuntimeError(
-            f"after prompt {cursor} the {len(digests)} processes hold different replay buffers or counters. Resume from the last "
-            "checkpoint; if it happens again, compare their package versions and machine types."
-        )
+    mesh.check_agreement(f"{cursor} {num_updates} {digest.hexdigest()}", "prompt cursor, updates and replay buffer")
 
 
 def describe_fresh(parts: Parts, fresh: types.Trajectories) -> dict[str, float]:

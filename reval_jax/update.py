@@ -90,6 +90,12 @@ def _abstract_optimizer(params: Any, optimizer: optax.GradientTransformation, me
     )
 
 
+def _optimizer_count(opt_state: Any) -> jax.Array:
+    """Updates that optax has counted, which is what its schedule reads: 0 again after the optimizer was reset."""
+    (_, count), *_ = optax.tree.get_all_with_path(opt_state, "count")
+    return count
+
+
 def init_optimizer(params: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> Any:
     """Fresh optimizer state: moments sharded like their parameters, counts on every device."""
     placement = jax.tree.map(lambda leaf: leaf.sharding, _abstract_optimizer(params, optimizer, mesh))
@@ -236,7 +242,11 @@ def make_step(
                 skipped_in_a_row=state.skipped_in_a_row + 1,
             )
 
-        metrics |= {"actor/loss": value, "actor/grad_norm": norm, "actor/lr": schedule(state.num_updates)}
+        metrics |= {
+            "actor/loss": value,
+            "actor/grad_norm": norm,
+            "actor/lr": schedule(_optimizer_count(state.opt_state)),
+        }
         return jax.lax.cond(is_finite, apply, skip, state), metrics
 
     # The outputs' placement is stated, not inferred: an equal one that is written differently would compile a second time.

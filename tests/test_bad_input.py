@@ -72,6 +72,7 @@ def refused_flag(files, capsys, *options):
     return " ".join(re.sub("[│─╭╮╰╯]", " ", said.err).split())
 
 
+GRPO = ("--update.objective", "grpo", "--update.reference_reset_every", "0")
 OVERRIDES = {
     "missing model": (("--model.path", "no/such/place/model"), "model.path='no/such/place/model' was not found"),
     "no model": (("--model.path", ""), "model.path is empty"),
@@ -110,18 +111,26 @@ OVERRIDES = {
         "update.batch_size=16 is larger than the buffer after the first round",
     ),
     "grpo on replay": (
-        ("--update.objective", "grpo", "--update.fresh_first", "False"),
+        (*GRPO, "--update.fresh_first", "False"),
         "update.objective=grpo with update.fresh_first=false",
     ),
-    "grpo with top_k": (("--update.objective", "grpo", "--rollout.top_k", "5"), "rollout.top_k=5"),
-    "grpo with top_p": (("--update.objective", "grpo", "--rollout.top_p", "0.9"), "rollout.top_p=0.9"),
+    "grpo with top_k": ((*GRPO, "--rollout.top_k", "5"), "rollout.top_k=5"),
+    "grpo with top_p": ((*GRPO, "--rollout.top_p", "0.9"), "rollout.top_p=0.9"),
     "grpo that does not split": (
-        ("--update.objective", "grpo", "--update.updates_per_round", "3"),
+        (*GRPO, "--update.updates_per_round", "3"),
         "update.updates_per_round=3 does not divide update.batch_size=8",
     ),
     "grpo mini-batch does not divide over devices": (
-        ("--update.objective", "grpo"),
+        GRPO,
         "update.batch_size=8 / update.updates_per_round=2 does not divide over the 8 devices",
+    ),
+    "grpo with a reference reset": (
+        ("--update.objective", "grpo"),
+        "update.objective=grpo with update.reference_reset_every=3",
+    ),
+    "optimizer reset that never comes": (
+        ("--update.reset_optimizer", "True", "--update.reference_reset_every", "0"),
+        "update.reset_optimizer=true with update.reference_reset_every=0",
     ),
     "number out of bounds": (("--run.rounds", "0"), "run.rounds=0: input should be greater than 0"),
     "number not finite": (("--optimizer.learning_rate", "inf"), "optimizer.learning_rate=inf"),
@@ -160,6 +169,7 @@ def test_flags_that_do_not_exist_or_parse_are_refused_with_the_nearest(files, ca
         ("update", {"objective": "ppo"}, "update.objective='ppo'"),
         ("model", {"compute_dtype": "float16"}, "model.compute_dtype='float16'"),
         ("update", {"beta": -1.0}, "update.beta=-1.0"),
+        ("update", {"reference_reset_every": True}, "update.reference_reset_every=True"),
     ],
 )
 def test_a_config_file_with_a_wrong_key_or_value_is_refused_by_name(files, capsys, section, fields, message):
@@ -321,3 +331,32 @@ def test_a_run_without_that_checkpoint_is_refused(files, claimed, capsys, comman
     assert cli.main([command, "--run-dir", str(claimed), *extra]) == 2
     assert "has no checkpoints" in capsys.readouterr().err
     assert runs.tree_hash(files.parent) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--prompt", "1+1=", "--samples", "0"), "--samples 0: at least one response"),
+        (("--prompt", ""), "--prompt is empty"),
+        (("--prompt", "1+1=", "--round", "3"), "--round 3 names a checkpoint, but no run"),
+    ],
+)
+def test_a_sample_that_cannot_be_drawn_is_refused(files, capsys, options, message):
+    assert cli.main(["sample", "--config", str(files / "config.yaml"), *options]) == 2
+    said = capsys.readouterr()
+    assert message in said.err
+    assert len(said.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("text", ["a: [unclosed", "3", "model: {path: x}"])
+def test_a_config_of_somebody_elses_in_the_run_directory_is_refused(files, capsys, text):
+    run_dir = files.parent / "run"
+    run_dir.mkdir()
+    (run_dir / "config.yaml").write_text(text)
+    assert "config.yaml" in refused(files, capsys)
+
+
+def test_a_torn_metrics_line_is_named(tmp_path, capsys):
+    (tmp_path / "metrics.jsonl").write_text('{"training/round": 1}\n{"training/ro')
+    assert cli.main(["report", "--run-dir", str(tmp_path)]) == 2
+    assert "metrics.jsonl:2 is not a whole line" in capsys.readouterr().err

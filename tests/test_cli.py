@@ -113,9 +113,8 @@ def test_the_module_is_the_command():
     ],
 )
 def test_verify_grades_what_may_begin_with_a_minus(arguments, reward, verdict, capsys):
-    text = said(capsys, "verify", "--json", "/dev/stdout", *arguments)
-    first, _, rest = text.partition("\n")
-    found = json.loads(rest)
+    first = said(capsys, "verify", *arguments)
+    found = json.loads(said(capsys, "verify", "--json", "/dev/stdout", *arguments))
     assert first.startswith(f"reward {found['reward']:g}, verdict {found['verdict']}: ")
     assert isinstance(found["reward"], float)
     if reward is not None:

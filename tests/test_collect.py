@@ -128,11 +128,11 @@ def test_the_shares_of_all_processes_join_to_the_prompts(count):
 
 
 def test_prompts_that_do_not_divide_over_processes_are_refused():
-    prompts, *_ = make()
+    collect.check_divides(4, 2)
     with pytest.raises(
         ValueError, match=r"rollout\.prompts_per_round=5 does not divide over 2 processes.*multiple of 2"
     ):
-        collect.share_of(prompts, 0, 2)
+        collect.check_divides(5, 2)
 
 
 def test_gathering_in_one_process_changes_nothing_and_several_join_in_process_order(monkeypatch):

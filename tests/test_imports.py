@@ -21,8 +21,8 @@ ROWS = (
     ("evaluate", "report", "doctor"),
     ("assemble",),
     ("train",),
-    ("cli", "demo"),
-    ("__main__",),
+    ("cli",),
+    ("demo", "__main__"),
 )
 ROW = {name: row for row, names in enumerate(ROWS) for name in names}
 ROW["__init__"] = 1  # importing anything of the package runs it: only row 0 may stand in it

@@ -45,3 +45,16 @@ def test_heads_that_tensor_does_not_divide_stay_whole():
 
 def test_payloads_come_back_in_process_order():
     assert mesh.gather_bytes(b"abc") == [b"abc"]
+
+
+def test_what_is_kept_whole_is_named():
+    architecture = checkpoints.tiny_architecture(num_heads=9, num_kv_heads=3)
+    tiny = programs.tiny(tensor=4, architecture=architecture)
+    shapes = model.abstract_params(architecture)
+    notes = mesh.kept_whole(tiny.mesh, model.logical_axes(architecture), shapes, mesh.LEARNER_AXES)
+    assert [note.split(" is kept")[0] for note in notes] == ["heads (9)", "kv_heads (3)"]
+    assert "mesh.tensor=4 does not divide it" in notes[0]
+
+
+def test_agreement_of_one_process_is_given():
+    mesh.check_agreement("anything", "settings")

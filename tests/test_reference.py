@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import programs
 
-from reval_jax import reference, replay, types
+from reval_jax import objective, reference, replay, types
 
 
 def scored(tiny, num=8):
@@ -70,6 +70,31 @@ def test_the_reference_survives_the_donation_of_the_parameters_it_was_made_from(
     assert all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(frozen.params))
 
 
-def test_the_reference_is_kept_in_the_compute_dtype():
-    frozen = reference.init(programs.tiny().params, compute_dtype="bfloat16")
-    assert {leaf.dtype.name for leaf in jax.tree.leaves(frozen.params)} == {"bfloat16"}
+def test_in_bfloat16_the_reference_scores_what_the_policy_it_was_made_from_does():
+    """The learner uses its norms' scales in float32, so a copy that rounded them would be another model."""
+    tiny = programs.tiny(model={"compute_dtype": "bfloat16"})
+    frozen = reference.init(tiny.params, compute_dtype="bfloat16")
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(frozen.params)} == {"bfloat16", "float32"}
+    score = reference.make_score(tiny.architecture, config=tiny.config)
+    trajectories = programs.random_trajectories(8)
+    copied, own = (
+        reference.score_trajectories(score, params, trajectories, tiny.mesh, config=tiny.config)
+        for params in (frozen.params, tiny.params)
+    )
+    for one, other in zip(copied, own, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_the_residual_is_bitwise_zero_when_both_sides_run_the_same_program():
+    tiny = programs.tiny()
+    frozen = reference.init(tiny.params, compute_dtype="float32")
+    score = reference.make_score(tiny.architecture, config=tiny.config)
+    trajectories = programs.random_trajectories(8)
+    (reference_log_prob, reference_value), (log_prob, value) = (
+        reference.score_trajectories(score, params, trajectories, tiny.mesh, config=tiny.config)
+        for params in (frozen.params, tiny.params)
+    )
+    residual = objective.reval_residual(
+        value, reference_value, log_prob, reference_log_prob, np.zeros(8, np.float32), beta=0.002
+    )
+    assert not np.any(residual)

@@ -110,6 +110,14 @@ def test_a_run_resumed_on_eight_devices_instead_of_one_agrees_to_rounding(file, 
         assert np.linalg.norm(found[name] - value) <= 1e-3 * np.linalg.norm(moved), name
 
 
+@pytest.mark.slow
+def test_the_compilation_cache_changes_nothing(file, straight_process, tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", "false")
+    code, said = runs.finish(runs.start(file, tmp_path / "run"))
+    assert code == 0, said
+    runs.assert_same_run(tmp_path / "run", straight_process)
+
+
 def test_the_same_seed_and_config_give_the_same_run(file, straight, tmp_path):
     runs.play(file, tmp_path / "again", checkpoint__every=1)
     runs.assert_same_run(tmp_path / "again", straight)
@@ -228,7 +236,12 @@ def test_a_stop_score_ends_the_run_and_rounds_are_counted_across_a_resume(file, 
 @pytest.mark.slow
 def test_grpo_which_has_no_reference_resumes_as_if_never_stopped(file, tmp_path):
     # 16 trajectories a round, so that its two mini-batches divide over the eight devices.
-    settings = {"update__objective": "grpo", "rollout__prompts_per_round": 8, "update__batch_size": 16}
+    settings = {
+        "update__objective": "grpo",
+        "update__reference_reset_every": 0,
+        "rollout__prompts_per_round": 8,
+        "update__batch_size": 16,
+    }
     runs.play(file, tmp_path / "straight", **settings, run__rounds=2)
     runs.play(file, tmp_path / "parts", **settings, run__rounds=1)
     runs.play(file, tmp_path / "parts", **settings, run__rounds=2)

@@ -9,7 +9,7 @@ import programs
 import pytest
 import scipy.stats
 
-from reval_jax import keys, sampler
+from reval_jax import keys, model, sampler
 
 PROMPTS = programs.prompts((5, 6, 7), (8, 9, 10, 11, 12, 13, 14), (15, 16), (17, 18, 19, 20, 21))
 
@@ -47,6 +47,25 @@ def test_recorded_log_probabilities_are_the_full_forwards(family):
         logits = programs.full_logits(tiny.architecture, tiny.params, np.concatenate([prompt, tokens])) / temperature
         expected = programs.log_softmax(logits[len(prompt) - 1 : -1])[np.arange(len(tokens)), tokens]
         np.testing.assert_allclose(log_prob, expected, atol=1e-4)
+
+
+def test_in_bfloat16_the_samplers_copy_computes_what_the_learners_parameters_do():
+    tiny = programs.tiny(model={"compute_dtype": "bfloat16"})
+    copy = sampler.hand_over(tiny.params, tiny.mesh, engine_of(tiny))
+    tokens = jnp.asarray(np.arange(40, 56)[None], jnp.int32)
+
+    @jax.jit
+    def hidden(params):
+        return model.hidden_states(
+            tiny.architecture,
+            params,
+            tokens,
+            jnp.arange(16, dtype=jnp.int32)[None],
+            jnp.ones_like(tokens),
+            compute_dtype="bfloat16",
+        )
+
+    np.testing.assert_array_equal(hidden(copy), hidden(tiny.params))
 
 
 def test_a_rollout_is_in_prompt_and_sample_order():

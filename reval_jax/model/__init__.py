@@ -33,6 +33,7 @@ __all__ = [
     "Params",
     "RopeScaling",
     "abstract_params",
+    "compute_dtypes",
     "decode",
     "head",
     "hidden_states",
@@ -53,6 +54,18 @@ def head(architecture: Architecture, params: Params, *, compute_dtype: Any) -> j
     """The output head [D, V] in `compute_dtype`; for a tied model the transposed embedding."""
     weight = params["embedding"].T if architecture.tied_head else params["head"]
     return weight.astype(compute_dtype)
+
+
+def compute_dtypes(params: Params, compute_dtype: Any) -> Params:
+    """The dtype of each array in a copy of the parameters that computes exactly what they do themselves.
+
+    What a forward pass casts before use is `compute_dtype`; the norms' scales, which it uses in float32, stay float32.
+    """
+
+    def dtype_of(path: Any, _: Any) -> Any:
+        return jnp.dtype(jnp.float32 if path[-1].key.endswith("norm") else compute_dtype)
+
+    return jax.tree_util.tree_map_with_path(dtype_of, params)
 
 
 def _final_norm(architecture: Architecture, params: Params, hidden: jax.Array) -> jax.Array:
