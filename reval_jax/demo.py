@@ -79,15 +79,15 @@ def _run(given: Demo) -> int:
         print(f"\nSome responses {when}:")
         for text in result.responses[:4]:
             print(f"  {text!r}")
-    curve = " ".join(f"{line['critic/score/mean']:.2f}" for line in outcome.lines if "critic/score/mean" in line)
-    print(f"\nScore by round: {curve}")
+    scores = [line["critic/score/mean"] for line in outcome.lines if "critic/score/mean" in line]
+    print("\nScore by round: " + " ".join(f"{score:.2f}" for score in scores))
     print(
         f"{outcome.rounds} rounds, {time.perf_counter() - start:.0f} s in all. The run is in {run_dir}; look further with"
     )
     print(f"  .venv/bin/reval report --run-dir {run_dir}             # plots")
     print(f"  .venv/bin/reval sample --run-dir {run_dir} --prompt '1+1=' --samples 4")
     print(f"  .venv/bin/reval export --run-dir {run_dir} --output models/{run_dir.name}   # for transformers")
-    if outcome.rounds >= config.run.rounds:
+    if min(scores[-config.run.stop_rounds :]) < (config.run.stop_score or 0):
         print(f"\nThe score did not reach {config.run.stop_score} twice in a row within {config.run.rounds} rounds.")
         return 1
     return 0
