@@ -75,7 +75,15 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case",
+    [
+        case
+        if case in ("llama tied", "qwen2 untied", "qwen3 tied", "yarn")
+        else pytest.param(case, marks=pytest.mark.slow)
+        for case in CASES
+    ],
+)
 def test_logits_equal_transformers(case, tmp_path):
     family, config = CASES[case]
     directory = checkpoints.transformers_checkpoint(tmp_path / "checkpoint", family, **config)
@@ -216,6 +224,7 @@ def loss_and_gradient(architecture, params, remat, dtype):
     return jax.jit(jax.value_and_grad(loss))(params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", ["dots", "full"])
 def test_rematerialisation_changes_nothing(remat):
     architecture, params = tiny("qwen3")
@@ -250,6 +259,7 @@ def test_an_unknown_remat_policy_is_refused():
         loss_and_gradient(architecture, params, "most", jnp.float32)
 
 
+@pytest.mark.slow
 def test_gradients_equal_finite_differences():
     # Biases and head norms at once, which no family has, so that one compilation differentiates every term.
     architecture, params = tiny("qwen3", qkv_bias=True)
@@ -274,6 +284,7 @@ def test_gradients_equal_finite_differences():
         np.testing.assert_allclose(jax.grad(loss)(jnp.float64(0.0)), numeric, rtol=2e-2)
 
 
+@pytest.mark.slow
 def test_bfloat16_is_close_to_float32_and_its_gradients_are_float32():
     architecture, params = tiny("qwen3", qkv_bias=True)
     tokens = random_tokens(2, 12)
@@ -287,6 +298,7 @@ def test_bfloat16_is_close_to_float32_and_its_gradients_are_float32():
         assert np.linalg.norm(leaf - truth) < 0.1 * np.linalg.norm(truth) + 1e-6
 
 
+@pytest.mark.slow
 def test_bfloat16_decoding_keeps_a_bfloat16_cache():
     architecture, params = tiny()
     tokens, lengths = jnp.asarray(random_tokens(2, 4)), jnp.array([4, 2])

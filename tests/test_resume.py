@@ -118,11 +118,13 @@ def test_the_compilation_cache_changes_nothing(file, straight_process, tmp_path,
     runs.assert_same_run(tmp_path / "run", straight_process)
 
 
+@pytest.mark.slow
 def test_the_same_seed_and_config_give_the_same_run(file, straight, tmp_path):
     runs.play(file, tmp_path / "again", checkpoint__every=1)
     runs.assert_same_run(tmp_path / "again", straight)
 
 
+@pytest.mark.slow
 def test_another_seed_gives_another_run(file, straight, tmp_path):
     runs.play(file, tmp_path / "other", run__seed=1)
     assert runs.rollouts(tmp_path / "other") != runs.rollouts(straight)
@@ -137,6 +139,7 @@ def test_a_finished_run_started_again_does_nothing(file, straight):
     assert runs.tree_hash(straight) == before
 
 
+@pytest.mark.slow
 def test_more_rounds_go_on_are_recorded_and_end_as_if_asked_for_at_once(file, straight, tmp_path):
     run_dir = tmp_path / "run"
     runs.play(file, run_dir, run__rounds=3)
@@ -164,6 +167,7 @@ def test_a_background_save_holds_the_round_it_was_begun_in(file, straight, tmp_p
     assert runs.different_arrays(runs.saved_arrays(tmp_path / "run", 4), runs.saved_arrays(straight)) == []
 
 
+@pytest.mark.slow
 def test_no_batch_mixes_reference_versions_across_a_reset(file, tmp_path, monkeypatch):
     """After a reset every row a batch is packed from carries the new reference's scores, also in a resumed run."""
     versions, step = [], train.batch.pack
@@ -199,6 +203,7 @@ def test_stored_scores_are_what_the_reference_of_their_version_says(file, copy):
     assert np.abs(stale.reference_log_prob - log_prob).max() > 1e-2, "the references are too alike for this test"
 
 
+@pytest.mark.slow
 def test_a_reset_makes_the_policy_the_reference_and_can_forget_the_optimizer(file, tmp_path):
     settings = {"update__reference_reset_every": 2, "run__rounds": 2, "checkpoint__every": 1}
     runs.play(file, tmp_path / "kept", **settings)
@@ -225,6 +230,7 @@ def test_lost_metrics_lines_are_refused_not_invented(file, copy):
     assert runs.tree_hash(copy) == before
 
 
+@pytest.mark.slow
 def test_a_stop_score_ends_the_run_and_rounds_are_counted_across_a_resume(file, tmp_path):
     """Every response scores at least 0, so a stop score of 0 ends after `stop_rounds`."""
     settings = {"run__stop_score": 0.0, "run__stop_rounds": 3}
@@ -249,6 +255,7 @@ def test_grpo_which_has_no_reference_resumes_as_if_never_stopped(file, tmp_path)
     assert not any(name.startswith("['reference']") for name in runs.saved_arrays(tmp_path / "parts"))
 
 
+@pytest.mark.slow
 def test_updates_that_are_not_finite_stop_the_run_and_the_last_checkpoint_stands(file, copy):
     before, lines = runs.saved_arrays(copy), metrics.read(copy / "metrics.jsonl")
     parts, run = assemble.prepare(runs.with_overrides(file, {}), copy, console=console.Console(is_quiet=True))

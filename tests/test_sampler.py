@@ -37,7 +37,7 @@ def responses_of(rollout):
     return np.split(rollout.tokens, cuts), np.split(rollout.log_prob, cuts)
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", *(pytest.param(f, marks=pytest.mark.slow) for f in ("qwen2", "qwen3"))])
 def test_recorded_log_probabilities_are_the_full_forwards(family):
     tiny = programs.tiny(family=family)
     temperature = 0.8
@@ -87,6 +87,7 @@ def test_the_stop_token_is_the_last_action_and_only_a_cut_response_lacks_it():
         assert len(tokens) == 8 or not is_truncated
 
 
+@pytest.mark.slow
 def test_draws_depend_on_neither_slots_nor_company():
     tiny = programs.tiny()
     whole = generate(tiny, samples=4, slots=16)
@@ -112,6 +113,7 @@ def test_samples_of_one_prompt_differ():
     assert len({tuple(part) for part in tokens[:8]}) > 4
 
 
+@pytest.mark.slow
 def test_responses_on_eight_devices_are_those_of_one():
     one = generate(programs.tiny(), samples=4, slots=16)
     many = generate(programs.tiny(data=2, fsdp=2, tensor=2), samples=4, slots=16)

@@ -11,7 +11,12 @@ import pytest
 
 from reval_jax import batch, mesh, update
 
-OBJECTIVES = ("reval", "tbrm", "regression", "grpo")
+OBJECTIVES = (
+    "reval",
+    pytest.param("tbrm", marks=pytest.mark.slow),
+    pytest.param("regression", marks=pytest.mark.slow),
+    "grpo",
+)
 
 
 def loss_and_gradients(tiny, trajectories):
@@ -71,6 +76,7 @@ def test_the_loss_equals_a_loop_over_trajectories(objective):
     np.testing.assert_allclose(value, loss_by_hand(tiny, trajectories, objective), rtol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_gradients_equal_finite_differences(objective):
     tiny = programs.tiny(update={"objective": objective, "batch_size": 8, "updates_per_round": 1})
@@ -101,7 +107,7 @@ def assert_gradients_agree(one, other):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * largest, rtol=0), one, other)
 
 
-@pytest.mark.parametrize("objective", ["reval", "grpo"])
+@pytest.mark.parametrize("objective", ["reval", pytest.param("grpo", marks=pytest.mark.slow)])
 def test_the_split_into_micro_batches_changes_rounding_only(objective):
     trajectories = programs.random_trajectories(8)
     results = [
@@ -118,7 +124,13 @@ def test_the_split_into_micro_batches_changes_rounding_only(objective):
 
 
 @pytest.mark.parametrize(
-    "axes", [{"data": 2, "fsdp": 4}, {"data": 2, "fsdp": 2, "tensor": 2}, {"fsdp": 2, "tensor": 4}], ids=str
+    "axes",
+    [
+        pytest.param({"data": 2, "fsdp": 4}, marks=pytest.mark.slow),
+        {"data": 2, "fsdp": 2, "tensor": 2},
+        pytest.param({"fsdp": 2, "tensor": 4}, marks=pytest.mark.slow),
+    ],
+    ids=str,
 )
 def test_one_device_equals_eight(axes):
     trajectories = programs.random_trajectories(8)
@@ -142,6 +154,7 @@ def test_the_residual_is_zero_at_the_reference_without_reward():
     assert metrics["reval/residual_abs"] < 1e-4
 
 
+@pytest.mark.slow
 def test_the_gradient_of_the_value_can_be_left_out():
     trajectories = programs.random_trajectories(8)
     _, whole, _ = loss_and_gradients(programs.tiny(), trajectories)
@@ -211,6 +224,7 @@ def test_the_step_donates_its_state_and_compiles_once_for_a_row_length():
     assert step._cache_size() == 1
 
 
+@pytest.mark.slow
 def test_a_step_on_eight_devices_moves_as_one_device_does():
     trajectories = programs.random_trajectories(8)
     moved = []
@@ -224,6 +238,7 @@ def test_a_step_on_eight_devices_moves_as_one_device_does():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-3), *moved)
 
 
+@pytest.mark.slow
 def test_heads_that_do_not_divide_give_the_same_gradients():
     architecture = checkpoints.tiny_architecture(num_heads=9, num_kv_heads=3)
     trajectories = programs.random_trajectories(8)

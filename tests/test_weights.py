@@ -146,6 +146,7 @@ def test_loading_and_exporting_run_without_torch(tmp_path):
 # --- the oracle: transformers ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_transformers_gives_an_exported_model_the_same_logits(family, tmp_path):
     pytest.importorskip("torch")
