@@ -41,3 +41,21 @@ def smollm2() -> Path:
         return demo.fetch_model(Path(__file__).resolve().parent.parent / demo.MODEL, console.Console(is_quiet=True))
     except ValueError as error:
         pytest.skip(f"the real model could not be had: {error}")
+
+
+@pytest.fixture(scope="module")
+def v5e():
+    """Eight chips of a v5e that need not be there: libtpu compiles for them on any machine."""
+    pytest.importorskip("libtpu", reason="libtpu is not installed, so nothing compiles for a TPU here")
+    from jax.experimental import topologies
+    from jax.experimental.compilation_cache import compilation_cache
+
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no chip is used, so none has to be locked
+    devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4").devices
+    # What is compiled for chips that are not there can be written to the persistent cache, but not read from it.
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()
+    yield devices
+    jax.config.update("jax_enable_compilation_cache", True)
+    compilation_cache.reset_cache()

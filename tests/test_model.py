@@ -225,7 +225,7 @@ def loss_and_gradient(architecture, params, remat, dtype):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("remat", ["dots", "full"])
+@pytest.mark.parametrize("remat", ["dots", "attention", "full"])
 def test_rematerialisation_changes_nothing(remat):
     architecture, params = tiny("qwen3")
     expected, expected_gradient = loss_and_gradient(architecture, params, "none", jnp.float32)
@@ -234,7 +234,7 @@ def test_rematerialisation_changes_nothing(remat):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), gradient, expected_gradient)
 
 
-@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+@pytest.mark.parametrize("remat", ["none", "dots", "attention", "full"])
 def test_the_remat_policies_keep_less_and_less(remat):
     architecture, params = tiny(mlp_width=256)
     tokens = jnp.ones((8, 32), jnp.int32)
@@ -249,7 +249,7 @@ def test_the_remat_policies_keep_less_and_less(remat):
         _, pullback = jax.eval_shape(lambda params: jax.vjp(lambda params: loss(params, remat), params), params)
         return sum(leaf.size for leaf in jax.tree.leaves(pullback))
 
-    order = ["full", "dots", "none"]
+    order = ["full", "attention", "dots", "none"]
     assert all(kept(less) < kept(remat) for less in order[: order.index(remat)])
 
 

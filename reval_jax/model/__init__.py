@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from reval_jax.model import arithmetic, attention, modules, rope
+from reval_jax.model import arithmetic, attention, embedding, modules, rope
 from reval_jax.model.architecture import Architecture, RopeScaling
 from reval_jax.model.modules import Params, abstract_params, init_params, logical_axes
 
@@ -33,9 +33,11 @@ __all__ = [
     "Params",
     "RopeScaling",
     "abstract_params",
+    "attention",
     "compute_dtypes",
     "decode",
     "head",
+    "head_weight",
     "hidden_states",
     "init_params",
     "logical_axes",
@@ -50,10 +52,14 @@ class Cache(NamedTuple):
     values: jax.Array  # [L, B, S, K, H]
 
 
+def head_weight(architecture: Architecture, params: Params) -> jax.Array:
+    """The output head [D, V] as it is kept, or one device's part of it; for a tied model the transposed embedding."""
+    return params["embedding"].T if architecture.tied_head else params["head"]
+
+
 def head(architecture: Architecture, params: Params, *, compute_dtype: Any) -> jax.Array:
-    """The output head [D, V] in `compute_dtype`; for a tied model the transposed embedding."""
-    weight = params["embedding"].T if architecture.tied_head else params["head"]
-    return weight.astype(compute_dtype)
+    """The output head [D, V] in `compute_dtype`."""
+    return head_weight(architecture, params).astype(compute_dtype)
 
 
 def compute_dtypes(params: Params, compute_dtype: Any) -> Params:
@@ -72,22 +78,23 @@ def _final_norm(architecture: Architecture, params: Params, hidden: jax.Array) -
     return arithmetic.rms_norm(hidden, params["final_norm"], architecture.norm_eps)
 
 
-def _segment_mask(segment_ids: jax.Array) -> jax.Array:
-    """bool[B,T,T]: whether column t sees column s. Padding is a segment too, so every column sees at least itself."""
-    index = jnp.arange(segment_ids.shape[1])
-    is_same = segment_ids[:, :, None] == segment_ids[:, None, :]
-    return is_same & (index[:, None] >= index[None, :])[None]
-
-
 def _rematerialise(body: Callable[..., Any], remat: str) -> Callable[..., Any]:
     if remat == "none":
         return body
     if remat == "full":
         return jax.checkpoint(body, prevent_cse=False)
-    if remat == "dots":
-        policy = jax.checkpoint_policies.save_only_these_names(arithmetic.SAVED_PRODUCT)
-        return jax.checkpoint(body, prevent_cse=False, policy=policy)
-    raise ValueError(f"model.remat={remat!r} is not a known policy. Use 'none', 'dots' or 'full'.")
+    kept = {
+        "attention": (arithmetic.SAVED_ATTENTION,),
+        "dots": (arithmetic.SAVED_ATTENTION, arithmetic.SAVED_PRODUCT),
+    }
+    if remat not in kept:
+        raise ValueError(f"model.remat={remat!r} is not a known policy. Use 'none', 'dots', 'attention' or 'full'.")
+    is_named = jax.checkpoint_policies.save_only_these_names(*kept[remat])
+
+    def is_kept(primitive: Any, *operands: Any, **settings: Any) -> Any:
+        return attention.cudnn.is_forward(primitive) or is_named(primitive, *operands, **settings)
+
+    return jax.checkpoint(body, prevent_cse=False, policy=is_kept)
 
 
 def hidden_states(
@@ -99,23 +106,28 @@ def hidden_states(
     *,
     compute_dtype: Any,
     remat: str = "none",
+    attend: attention.Attend = attention.xla.attend,
 ) -> jax.Array:
     """Hidden states [B,T,D] after the final norm, in `compute_dtype`; multiply by `head` for logits.
 
     Args:
       tokens, positions, segment_ids: i32[B,T]. A token sees the tokens of its own row and segment at or before its own
         column; segment 0 is padding, whose outputs are finite and meaningless. Positions feed RoPE only.
-      remat: what the backward pass keeps of each layer: "none" everything, "dots" the products with weights, "full"
-        only the layer's input. Changes memory and time, not values.
+      remat: what the backward pass keeps of each layer: "none" everything; "dots" the products with weights and the
+        attention's output, with what its kernel needs to go back; "attention" that output alone, so that the kernel is
+        not run again; "full" only the layer's input. Changes memory and time, not values.
+      attend: the attention over whole rows, by `attention.choose`.
     """
     rope_tables = rope.tables(architecture, positions)
-    mask = _segment_mask(segment_ids)
+
+    def attend_rows(query: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
+        return attend(query, keys, values, segment_ids)
 
     def body(hidden: jax.Array, layer_params: Params) -> tuple[jax.Array, None]:
         layer = modules.layer(architecture, layer_params)
-        return layer(hidden, rope_tables, functools.partial(attention.attend, mask=mask))[0], None
+        return layer(hidden, rope_tables, attend_rows)[0], None
 
-    embedded = params["embedding"][tokens].astype(compute_dtype)
+    embedded = embedding.embed(architecture, params["embedding"], tokens, compute_dtype=compute_dtype)
     hidden, _ = jax.lax.scan(_rematerialise(body, remat), embedded, params["layers"])
     return _final_norm(architecture, params, hidden)
 
@@ -144,11 +156,11 @@ def prefill(
     columns = jnp.broadcast_to(jnp.arange(width, dtype=jnp.int32)[None, :], tokens.shape)
     rope_tables = rope.tables(architecture, columns)
     # Right padding needs no segment: a real token never sees the columns after its own.
-    mask = _segment_mask(jnp.ones_like(tokens))
+    attend_rows = functools.partial(attention.xla.attend, segment_ids=jnp.ones_like(tokens))
 
     def body(hidden: jax.Array, layer_params: Params) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         layer = modules.layer(architecture, layer_params)
-        hidden, key, value = layer(hidden, rope_tables, functools.partial(attention.attend, mask=mask))
+        hidden, key, value = layer(hidden, rope_tables, attend_rows)
         return hidden, (key, value)
 
     embedded = params["embedding"][tokens].astype(compute_dtype)
@@ -180,7 +192,7 @@ def decode(
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         layer_params, past_keys, past_values = stacked
         layer = modules.layer(architecture, layer_params)
-        attend = functools.partial(attention.attend_cached, past=(past_keys, past_values), positions=positions)
+        attend = functools.partial(attention.cached.attend, past=(past_keys, past_values), positions=positions)
         hidden, key, value = layer(hidden, rope_tables, attend)
         return hidden, (key, value)
 

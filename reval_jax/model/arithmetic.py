@@ -9,7 +9,13 @@ import jax
 import jax.numpy as jnp
 from jax import ad_checkpoint
 
+from reval_jax import parallel
+
 SAVED_PRODUCT = "product"  # the checkpoint name of a layer's weight products, kept by remat="dots"
+SAVED_ATTENTION = "attention"  # of its attention's output, with the kernel's residuals; kept by "attention" and "dots"
+
+# A finite stand-in for minus infinity: a row with every score masked then has a softmax (uniform), not NaN.
+_MASKED_SCORE = -1e30
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -38,21 +44,78 @@ def _product_backward(
     spec: str, compute_dtype: Any, operands: Any, cotangent: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     left, right = operands
-    inputs, output_axes = spec.split("->")
-    left_axes, right_axes = inputs.split(",")
-    left_cotangent = product(f"{output_axes},{right_axes}->{left_axes}", compute_dtype, cotangent, right)
-    right_cotangent = product(f"{left_axes},{output_axes}->{right_axes}", compute_dtype, left, cotangent)
+    left_axes, right_axes, result = _letters(spec)
+    left_cotangent = product(f"{result},{right_axes}->{left_axes}", compute_dtype, cotangent, right)
+    right_cotangent = product(f"{left_axes},{result}->{right_axes}", compute_dtype, left, cotangent)
     return left_cotangent.astype(left.dtype), right_cotangent.astype(right.dtype)
 
 
 product.defvjp(_product_forward, _product_backward)
 
 
-def project(spec: str, compute_dtype: Any, inputs: jax.Array, weight: jax.Array) -> jax.Array:
-    """`inputs` times a weight, in compute_dtype; saved when the layer is rematerialised with "dots"."""
-    return ad_checkpoint.checkpoint_name(
-        product(spec, compute_dtype, inputs, weight).astype(compute_dtype), SAVED_PRODUCT
-    )
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _gathered_product(spec: str, compute_dtype: Any, dimension: int, inputs: jax.Array, weight: jax.Array) -> jax.Array:
+    """`product` with a weight whose `dimension` is spread over the fsdp axis: gathered for each use, never kept.
+
+    The wire carries `compute_dtype` forward and float32 backward: each device's gradient is summed and scattered unrounded.
+    """
+    whole = parallel.gather(weight.astype(compute_dtype), parallel.FSDP, dimension)
+    return product(spec, compute_dtype, inputs, whole)
+
+
+def _gathered_product_forward(
+    spec: str, compute_dtype: Any, dimension: int, inputs: jax.Array, weight: jax.Array
+) -> tuple[jax.Array, Any]:
+    return _gathered_product(spec, compute_dtype, dimension, inputs, weight), (inputs, weight)
+
+
+def _gathered_product_backward(
+    spec: str, compute_dtype: Any, dimension: int, operands: Any, cotangent: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    inputs, weight = operands
+    whole = parallel.gather(weight.astype(compute_dtype), parallel.FSDP, dimension)
+    left, right, result = _letters(spec)
+    inputs_cotangent = product(f"{result},{right}->{left}", compute_dtype, cotangent, whole)
+    weight_cotangent = product(f"{left},{result}->{right}", compute_dtype, inputs, cotangent)
+    mine = parallel.scatter_sum(weight_cotangent, parallel.FSDP, dimension)
+    return inputs_cotangent.astype(inputs.dtype), mine.astype(weight.dtype)
+
+
+_gathered_product.defvjp(_gathered_product_forward, _gathered_product_backward)
+
+
+def project(
+    spec: str, compute_dtype: Any, inputs: jax.Array, weight: jax.Array, width: int, *, is_part: bool = False
+) -> jax.Array:
+    """`inputs` times a weight, in compute_dtype; saved when the layer is rematerialised with "dots".
+
+    Args:
+      spec: einsum in which the letter d is the model's width.
+      width: its size. A weight with less is one device's part, and is gathered over the fsdp axis.
+      is_part: the devices of the tensor axis share the sum: their results are added up.
+    """
+    _, right, _ = _letters(spec)
+    dimension = right.index("d")
+    if weight.shape[dimension] < width:
+        outputs = _gathered_product(spec, compute_dtype, dimension, inputs, weight)
+    else:
+        outputs = product(spec, compute_dtype, inputs, weight)
+    outputs = outputs.astype(compute_dtype)
+    if is_part:
+        outputs = parallel.total(outputs, parallel.TENSOR)
+    return ad_checkpoint.checkpoint_name(outputs, SAVED_PRODUCT)
+
+
+def _letters(spec: str) -> tuple[str, str, str]:
+    """The letters of the left operand, the right one and the result."""
+    inputs, result = spec.split("->")
+    left, right = inputs.split(",")
+    return left, right, result
+
+
+def masked_softmax(scores: jax.Array, mask: jax.Array) -> jax.Array:
+    """Softmax over the last axis of f32 `scores` where `mask`, which has the same shape; never NaN."""
+    return jax.nn.softmax(jnp.where(mask, scores, _MASKED_SCORE), axis=-1)
 
 
 def trailing(vector: jax.Array, rank: int) -> jax.Array:

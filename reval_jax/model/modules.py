@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from reval_jax import parallel
 from reval_jax.model import arithmetic, rope
 from reval_jax.model.architecture import Architecture
 
@@ -62,32 +63,61 @@ class Layer(nnx.Module):
           rope_tables: cosine and sine, f32[..., H/2]. attend: (query [..., N, H], key, value [..., K, H]) -> [..., N,
           H].
         """
-        dtype, eps, axes = inputs.dtype, self.architecture.norm_eps, _axes(inputs)
-        query, key, value = self._heads(arithmetic.rms_norm(inputs, self.attention_norm[...], eps))
+        architecture, dtype, axes = self.architecture, inputs.dtype, _axes(inputs)
+        project = functools.partial(arithmetic.project, width=architecture.width)
+        is_split = self.gate.shape[-1] < architecture.mlp_width
+        query, key, value = self._heads(arithmetic.rms_norm(inputs, self.attention_norm[...], architecture.norm_eps))
         query, key = rope.rotate(query, *rope_tables), rope.rotate(key, *rope_tables)
-        attended = attend(query, key, value)
-        hidden = inputs + arithmetic.project(f"{axes}nh,nhd->{axes}d", dtype, attended, self.output[...])
-        normed = arithmetic.rms_norm(hidden, self.mlp_norm[...], eps)
-        gate = arithmetic.project(f"{axes}d,df->{axes}f", dtype, normed, self.gate[...])
-        up = arithmetic.project(f"{axes}d,df->{axes}f", dtype, normed, self.up[...])
-        down = arithmetic.project(f"{axes}f,fd->{axes}d", dtype, jax.nn.silu(gate) * up, self.down[...])
+        attended = attend(query, *self._own_kv_heads(key, value))
+        hidden = inputs + project(
+            f"{axes}nh,nhd->{axes}d", dtype, attended, self.output[...], is_part=self._is_split("query")
+        )
+        normed = arithmetic.rms_norm(hidden, self.mlp_norm[...], architecture.norm_eps)
+        if is_split:
+            normed = parallel.share(normed, parallel.TENSOR)
+        gate = project(f"{axes}d,df->{axes}f", dtype, normed, self.gate[...])
+        up = project(f"{axes}d,df->{axes}f", dtype, normed, self.up[...])
+        down = project(f"{axes}f,fd->{axes}d", dtype, jax.nn.silu(gate) * up, self.down[...], is_part=is_split)
         return hidden + down, key, value
 
+    def _is_split(self, name: str) -> bool:
+        """Whether these are one device's part of the "query" or of the "key" and "value" heads."""
+        of_all = self.architecture.num_heads if name == "query" else self.architecture.num_kv_heads
+        return getattr(self, name).shape[-2] < of_all
+
     def _heads(self, normed: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Query [..., N, H], key and value [..., K, H] before RoPE."""
-        dtype, eps = normed.dtype, self.architecture.norm_eps
+        """Query [..., N, H], key and value [..., K, H] before RoPE; of this device, where the heads are split."""
+        dtype, eps, width = normed.dtype, self.architecture.norm_eps, self.architecture.width
         spec = f"{_axes(normed)}d,dnh->{_axes(normed)}nh"
-        query, key, value = (
-            arithmetic.project(spec, dtype, normed, weight[...]) for weight in (self.query, self.key, self.value)
-        )
-        if self.architecture.qkv_bias:
-            query += arithmetic.trailing(self.query_bias[...].astype(dtype), query.ndim)
-            key += arithmetic.trailing(self.key_bias[...].astype(dtype), key.ndim)
-            value += arithmetic.trailing(self.value_bias[...].astype(dtype), value.ndim)
-        if self.architecture.qk_norm:
-            query = arithmetic.rms_norm(query, self.query_norm[...], eps)
-            key = arithmetic.rms_norm(key, self.key_norm[...], eps)
-        return query, key, value
+        shared = parallel.share(normed, parallel.TENSOR) if self._is_split("query") else normed
+        heads = {}
+        for name in ("query", "key", "value"):
+            is_split = self._is_split(name)
+            inputs, rank = shared if is_split else normed, normed.ndim + 1
+            head = arithmetic.project(spec, dtype, inputs, getattr(self, name)[...], width)
+            if self.architecture.qkv_bias:
+                head += arithmetic.trailing(getattr(self, f"{name}_bias")[...].astype(dtype), rank)
+            if self.architecture.qk_norm and name != "value":
+                scale = getattr(self, f"{name}_norm")[...]
+                head = arithmetic.rms_norm(head, parallel.share(scale, parallel.TENSOR) if is_split else scale, eps)
+            heads[name] = head
+        return heads["query"], heads["key"], heads["value"]
+
+    def _own_kv_heads(self, key: jax.Array, value: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The key/value heads that this device's query heads read, where only the query heads are split."""
+        if not self._is_split("query") or self._is_split("key"):
+            return key, value
+        architecture, mine = self.architecture, self.query.shape[-2]
+        group = architecture.num_heads // architecture.num_kv_heads
+        first = jax.lax.axis_index(parallel.TENSOR) * mine
+        key, value = (parallel.share(heads, parallel.TENSOR) for heads in (key, value))
+        if group % mine == 0 or mine % group == 0:
+            pick = functools.partial(
+                jax.lax.dynamic_slice_in_dim, start_index=first // group, slice_size=max(1, mine // group), axis=-2
+            )
+        else:
+            pick = functools.partial(jnp.take, indices=(first + jnp.arange(mine)) // group, axis=-2)
+        return pick(key), pick(value)
 
 
 def _axes(hidden: jax.Array) -> str:
