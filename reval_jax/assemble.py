@@ -11,7 +11,6 @@ import numpy as np
 import optax
 
 from reval_jax import (
-    batch,
     checkpoint,
     collect,
     evaluate,
@@ -70,7 +69,6 @@ def prepare(config: config_lib.Config, run_dir: Path, *, console: console_lib.Co
     if jax.process_index() > 0:
         console = console_lib.Console(is_quiet=True)
     learner_mesh = mesh.make(config.mesh)
-    batch.check_divides(config, learner_mesh)
     collect.check_divides(config.rollout.prompts_per_round, jax.process_count())
     changes = run_directory.inspect(run_dir, config)
 
@@ -114,7 +112,7 @@ def prepare(config: config_lib.Config, run_dir: Path, *, console: console_lib.Co
         engine=engine,
         optimizer=optimizer,
         step=update.make_step(architecture, optimizer, learner_mesh, config=config),
-        score=reference.make_score(architecture, config=config) if has_reference(config) else None,
+        score=reference.make_score(architecture, learner_mesh, config=config) if has_reference(config) else None,
         store=store or checkpoint.Store(directory.checkpoints, config.checkpoint),
         run=directory,
         writer=metrics.Writer(directory.metrics, keep_bytes=run.progress.metrics_bytes, is_active=is_writer),
@@ -160,7 +158,7 @@ def _begin(
     devices: jax.sharding.Mesh,
 ) -> Run:
     params = place_params(weights.load(config.model.path).params, architecture, devices)
-    start = reference.init(params, compute_dtype=config.model.compute_dtype) if has_reference(config) else None
+    start = reference.init(params, config=config) if has_reference(config) else None
     state = update.init(params, optimizer, devices)
     return Run(state, start, replay.init(config.replay.capacity), checkpoint.Progress())
 
@@ -187,7 +185,11 @@ def _resume(
     saved = store.restore(latest, everything(like))
     return Run(
         state=saved.optimizer._replace(params=saved.params),
-        reference=reference.Reference(saved.reference, saved.progress.reference_version) if frozen else None,
+        reference=reference.Reference(
+            reference.place(saved.reference, config.update.reference_memory), saved.progress.reference_version
+        )
+        if frozen
+        else None,
         buffer=buffer._replace(trajectories=saved.replay),
         progress=saved.progress,
     )

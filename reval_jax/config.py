@@ -32,8 +32,10 @@ class Model:
     __pydantic_config__ = STRICT
     path: str = ""  # Hugging Face directory, hub id, or .gguf file
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"  # operands of matrix products; parameters stay float32
-    # What the backward pass recomputes: nothing, all but matrix products, or all.
-    remat: Literal["none", "dots", "full"] = "none"
+    # What the backward pass recomputes: nothing, all but products with weights, all but the attention, or all.
+    remat: Literal["none", "dots", "attention", "full"] = "none"
+    # Kernel: auto is splash on TPU, cudnn on GPU (bfloat16), xla elsewhere.
+    attention: Literal["auto", "xla", "splash", "cudnn"] = "auto"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,8 +86,10 @@ class Update:
     updates_per_round: PositiveInt = 2  # optimizer steps a round; for grpo, mini-batches the fresh batch is split into
     fresh_first: bool = True  # the first update of a round trains on the fresh batch, the rest on replay draws
     batch_size: PositiveInt = 1024  # trajectories an update
-    micro_batch_tokens: PositiveInt = 16384  # tokens a device holds at once; at least one row
+    micro_batch_tokens: PositiveInt = 16384  # tokens a device trains on at once; at least one row
     reference_reset_every: Count = 0  # rounds; 0 never
+    # Where the reference waits while no row is scored: in the host's memory, or on the devices.
+    reference_memory: Literal["host", "device"] = "host"
     reset_optimizer: bool = False  # forget Adam's moments at a reference reset, and warm up again
     stop_value_gradient: bool = False  # leave out the gradient of V(s1), as Eq. 4 of the paper does
     clip_low: Decay = 0.2  # grpo: the ratio is clipped below at 1 - clip_low

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -11,9 +12,10 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from reval_jax import config as config_lib
+from reval_jax import parallel
 
-AXES = ("data", "fsdp", "tensor")
-ROWS = ("data", "fsdp")
+AXES = (parallel.DATA, parallel.FSDP, parallel.TENSOR)
+ROWS = (parallel.DATA, parallel.FSDP)
 """Mesh axes that the rows of a batch are spread over."""
 
 LEARNER_AXES = {"vocab": "tensor", "heads": "tensor", "kv_heads": "tensor", "mlp": "tensor", "width": "fsdp"}
@@ -58,13 +60,16 @@ def compilation_cache() -> str | None:
     return directory
 
 
-def make(settings: config_lib.Mesh) -> Mesh:
+def make(settings: config_lib.Mesh, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The learner's mesh over every device of every process, axes (data, fsdp, tensor).
+
+    Args:
+      devices: other devices than this program's, to compile for.
 
     Raises:
       ValueError: the axes' product is not the number of devices, or `tensor` would span processes.
     """
-    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    devices = sorted(devices or jax.devices(), key=lambda device: (device.process_index, device.id))
     data, fsdp, tensor = settings.data, settings.fsdp, settings.tensor
     if fsdp == -1:
         fsdp = max(1, len(devices) // (data * tensor))
@@ -74,17 +79,17 @@ def make(settings: config_lib.Mesh) -> Mesh:
             f"{devices[0].platform} devices. Use axes whose product is {len(devices)}, for example mesh.fsdp=-1 and "
             "mesh.data=1, mesh.tensor=1."
         )
-    if jax.local_device_count() % tensor:
-        raise ValueError(
-            f"mesh.tensor={tensor} does not divide the {jax.local_device_count()} devices of a process. Use a divisor."
-        )
+    of_process = sum(device.process_index == devices[0].process_index for device in devices)
+    if of_process % tensor:
+        raise ValueError(f"mesh.tensor={tensor} does not divide the {of_process} devices of a process. Use a divisor.")
     return Mesh(np.array(devices).reshape(data, fsdp, tensor), AXES)
 
 
-def local(mesh: Mesh) -> Mesh:
+def local(mesh: Mesh, process_index: int | None = None) -> Mesh:
     """This process's part of the mesh, axes (rows, tensor): where its sampler decodes."""
     tensor = mesh.shape["tensor"]
-    mine = [device for device in mesh.devices.flat if device.process_index == jax.process_index()]
+    process = jax.process_index() if process_index is None else process_index
+    mine = [device for device in mesh.devices.flat if device.process_index == process]
     return Mesh(np.array(mine).reshape(-1, tensor), ("rows", "tensor"))
 
 
@@ -112,6 +117,27 @@ def shardings(mesh: Mesh, logical_axes: Any, shapes: Any, table: dict[str, str])
         return NamedSharding(mesh, PartitionSpec(*spec))
 
     return jax.tree.map(place, shapes, logical_axes)
+
+
+def specs(placement: Any) -> Any:
+    """The PartitionSpec of every NamedSharding in a tree, as `jax.shard_map` takes them."""
+    return jax.tree.map(lambda sharding: sharding.spec, placement)
+
+
+def sum_over_rows(mesh: Mesh, tree: Any, placement: Any) -> Any:
+    """The sum over devices of values that each computed from its own rows, inside a `shard_map` over the mesh.
+
+    What is split over an axis is a different part on each of its devices and is not summed over it.
+
+    Args:
+      placement: tree of PartitionSpecs, as of `specs`.
+    """
+
+    def add(leaf: jax.Array, spec: PartitionSpec) -> jax.Array:
+        axes = tuple(axis for axis in ROWS if mesh.shape[axis] > 1 and axis not in spec)
+        return jax.lax.psum(leaf, axes) if axes else leaf
+
+    return jax.tree.map(add, tree, placement)
 
 
 def kept_whole(mesh: Mesh, logical_axes: Any, shapes: Any, table: dict[str, str]) -> list[str]:

@@ -157,8 +157,9 @@ def learn(
         batches = list(draw_batches(config, buffer, round))
         for index, rows in enumerate(batches):
             if parts.score is not None and run.reference is not None:
-                with parts.clock.phase("reference"):
-                    buffer = reference.score_stale(parts.score, run.reference, buffer, rows, parts.mesh, config=config)
+                buffer = reference.score_stale(
+                    parts.score, run.reference, buffer, rows, parts.mesh, config=config, phase=parts.clock.phase
+                )
             with parts.clock.phase("update"):
                 chosen = replay.gather(buffer.trajectories, rows)
                 state, result = parts.step(state, batch.pack(chosen, parts.mesh, config=config))
@@ -216,7 +217,8 @@ def reset_reference(
         return state, frozen
     if settings.reset_optimizer:
         state = state._replace(opt_state=update.init_optimizer(state.params, parts.optimizer, parts.mesh))
-    return state, reference.reset(frozen, state.params, compute_dtype=parts.config.model.compute_dtype)
+    with parts.clock.phase("reference_store"):
+        return state, reference.reset(frozen, state.params, config=parts.config)
 
 
 def hand_over(parts: Parts, state: update.TrainState, phase: str) -> Any:

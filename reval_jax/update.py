@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 
 from reval_jax import batch, model, objective, policy
 from reval_jax import config as config_lib
@@ -162,7 +162,7 @@ def _grpo_loss(
     value = objective.grpo_loss(
         scores.log_prob,
         rows.behaviour_log_prob,
-        rows.reward,
+        jnp.take_along_axis(rows.reward, jnp.minimum(rows.slot, rows.reward.shape[1] - 1), axis=1),
         scores.response_mask,
         clip_low=settings.clip_low,
         clip_high=settings.clip_high,
@@ -179,36 +179,58 @@ def _mismatch(scores: policy.PolicyScores, rows: batch.Batch) -> Metrics:
 
 
 def loss_and_gradients(
-    architecture: model.Architecture, params: Any, rows: batch.Batch, loss: Loss, *, config: config_lib.Config
+    architecture: model.Architecture,
+    params: Any,
+    rows: batch.Batch,
+    loss: Loss,
+    mesh: Mesh,
+    *,
+    config: config_lib.Config,
 ) -> tuple[jax.Array, Any, Metrics]:
-    """Loss, gradients (float32, shaped like params) and metrics of a whole batch, added up micro-batch by micro-batch.
+    """Loss, gradients (float32, shaped and sharded like params) and metrics of a whole batch.
 
-    The number of micro-batches is a runtime value: a loop of a fixed body, not an unrolled program.
+    Every device adds up its own rows, micro-batch by micro-batch: the number of micro-batches is a runtime value, so this is
+    a loop of a fixed body, not an unrolled program. Inside the loop a layer's weights are gathered over fsdp to be used and
+    their gradients reduce-scattered over it; over data nothing travels until the one sum after the loop.
     """
+    placement = mesh_lib.specs(jax.tree.map(lambda leaf: leaf.sharding, abstract_params(architecture, mesh)))
+    attend = model.attention.choose(
+        config.model.attention, mesh, compute_dtype=config.model.compute_dtype, architecture=architecture
+    )
 
     def of_micro_batch(params: Any, rows: batch.Batch) -> tuple[jax.Array, Metrics]:
         scores = policy.score(
             architecture,
             params,
-            rows.tokens,
-            rows.prompt_length,
-            rows.response_length,
-            capacity=rows.behaviour_log_prob.shape[-1],
+            rows,
             temperature=config.rollout.temperature,
             compute_dtype=config.model.compute_dtype,
             remat=config.model.remat,
+            attend=attend,
         )
         return loss(scores, rows)
 
-    def accumulate(index: jax.Array, total: tuple[jax.Array, Any, Metrics]) -> tuple[jax.Array, Any, Metrics]:
-        micro_batch = jax.tree.map(lambda field: field[index] if field.ndim else field, rows)
-        (value, metrics), gradients = jax.value_and_grad(of_micro_batch, has_aux=True)(params, micro_batch)
-        return jax.tree.map(jnp.add, total, (value, gradients, metrics))
+    def of_device(params: Any, rows: batch.Batch) -> tuple[jax.Array, Any, Metrics]:
+        def accumulate(index: jax.Array, total: tuple[jax.Array, Any, Metrics]) -> tuple[jax.Array, Any, Metrics]:
+            micro_batch = batch.micro_batch(rows, index)
+            (value, metrics), gradients = jax.value_and_grad(of_micro_batch, has_aux=True)(params, micro_batch)
+            return jax.tree.map(jnp.add, total, (value, gradients, metrics))
 
-    first = jax.tree.map(lambda field: field[0] if field.ndim else field, rows)
-    shapes = jax.eval_shape(lambda: of_micro_batch(params, first))
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (shapes[0], params, shapes[1]))
-    return jax.lax.fori_loop(0, rows.num_micro_batches, accumulate, zeros)
+        value, metrics = jax.eval_shape(of_micro_batch, params, batch.micro_batch(rows, 0))
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (value, params, metrics))
+        value, gradients, metrics = jax.lax.fori_loop(0, rows.num_micro_batches, accumulate, zeros)
+        whole = jax.tree.map(lambda _: PartitionSpec(), (value, metrics))
+        value, metrics = mesh_lib.sum_over_rows(mesh, (value, metrics), whole)
+        return value, mesh_lib.sum_over_rows(mesh, gradients, placement), metrics
+
+    return jax.shard_map(
+        of_device,
+        mesh=mesh,
+        in_specs=(placement, batch.specs()),
+        out_specs=(PartitionSpec(), placement, PartitionSpec()),
+        # Which values are the same on which devices is stated by `parallel`'s functions.
+        check_vma=False,
+    )(params, rows)
 
 
 def make_step(
@@ -223,7 +245,7 @@ def make_step(
     schedule = learning_rate(config.optimizer)
 
     def step(state: TrainState, rows: batch.Batch) -> tuple[TrainState, Metrics]:
-        value, gradients, metrics = loss_and_gradients(architecture, state.params, rows, loss, config=config)
+        value, gradients, metrics = loss_and_gradients(architecture, state.params, rows, loss, mesh, config=config)
         norm = optax.tree.norm(gradients)
         is_finite = jnp.isfinite(value) & jnp.isfinite(norm)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from typing import Any, NamedTuple
 
 import checkpoints
@@ -40,10 +41,15 @@ def tiny(
     *, data: int = 1, fsdp: int = 1, tensor: int = 1, family: str = "llama", architecture: Any = None, **sections: Any
 ) -> Tiny:
     """A tiny random policy on the first data·fsdp·tensor fake devices."""
-    config = settings(**sections)
-    architecture = architecture or checkpoints.tiny_architecture(family)
     count = data * fsdp * tensor
     devices = jax.sharding.Mesh(np.array(jax.devices()[:count]).reshape(data, fsdp, tensor), mesh.AXES)
+    return on_mesh(devices, family=family, architecture=architecture, **sections)
+
+
+def on_mesh(devices: jax.sharding.Mesh, *, family: str = "llama", architecture: Any = None, **sections: Any) -> Tiny:
+    """The same on any learner's mesh, also one over several processes."""
+    config = settings(**sections)
+    architecture = architecture or checkpoints.tiny_architecture(family)
     placement = mesh.shardings(
         devices, model.logical_axes(architecture), model.abstract_params(architecture), mesh.LEARNER_AXES
     )
@@ -115,3 +121,37 @@ def tokens_of(trajectories: types.Trajectories, index: int) -> tuple[np.ndarray,
     start = int(trajectories.length[:index].sum())
     prompt, response = int(trajectories.prompt_length[index]), int(trajectories.response_length[index])
     return trajectories.tokens[start : start + prompt + response], prompt, response
+
+
+def collectives(text: str) -> tuple[set[tuple[str, str]], set[tuple[str, str]]]:
+    """(kind, replica groups) of every collective of a compiled program: those under a while loop, and the others."""
+    bodies: dict[str, list[str]] = {}
+    name = ""
+    for line in text.splitlines():
+        if line and not line.startswith(" ") and line.rstrip().endswith("{"):
+            name = line.removeprefix("ENTRY ").split()[0].lstrip("%")
+            bodies[name] = []
+        elif name:
+            bodies[name].append(line)
+    called = {
+        caller: set(
+            re.findall(
+                r"(?:body|condition|to_apply|calls|true_computation|false_computation)=%?([\w.-]+)", " ".join(lines)
+            )
+        )
+        for caller, lines in bodies.items()
+    }
+    looped: set[str] = set()
+    waiting = set(re.findall(r"body=%?([\w.-]+)", text))
+    while waiting:
+        found = waiting.pop()
+        looped.add(found)
+        waiting |= called.get(found, set()) - looped
+    inside: set[tuple[str, str]] = set()
+    outside: set[tuple[str, str]] = set()
+    kinds = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
+    for caller, lines in bodies.items():
+        for line in lines:
+            if match := re.search(rf" ({kinds})(?:-start)?\(.*replica_groups=(\S+?),? ", line):
+                (inside if caller in looped else outside).add((match[1], match[2]))
+    return inside, outside

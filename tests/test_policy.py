@@ -1,4 +1,4 @@
-"""log pi(tau) and V(s1) of padded rows against one unpadded sequence at a time in NumPy."""
+"""log pi(tau) and V(s1) of packed rows against one unpadded sequence at a time in NumPy."""
 
 from __future__ import annotations
 
@@ -11,23 +11,17 @@ import pytest
 from reval_jax import batch, policy
 
 
-def scores_of(tiny, trajectories, *, temperature=1.0, **overrides):
-    packed = batch.pack(trajectories, tiny.mesh, config=tiny.config)
-    fields = {
-        "tokens": packed.tokens[0],
-        "prompt_length": packed.prompt_length[0],
-        "response_length": packed.response_length[0],
-    }
-    return jax.jit(
-        lambda params: policy.score(
-            tiny.architecture,
-            params,
-            **(fields | overrides),
-            capacity=packed.behaviour_log_prob.shape[-1],
-            temperature=temperature,
-            compute_dtype="float32",
+def scored(tiny, trajectories, *, temperature=1.0, place=batch.first_fit, **overrides):
+    """Scores of the first micro-batch, what was packed, and where each trajectory lies."""
+    where = batch.arrange(trajectories, tiny.mesh, config=tiny.config, place=place)
+    packed = batch.pack(trajectories, tiny.mesh, config=tiny.config, arrangement=where)
+    rows = batch.micro_batch(packed, 0)._replace(**overrides)
+    run = jax.jit(
+        lambda params, rows: policy.score(
+            tiny.architecture, params, rows, temperature=temperature, compute_dtype="float32"
         )
-    )(tiny.params)
+    )
+    return run(tiny.params, rows), rows, where
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -36,46 +30,67 @@ def test_scores_equal_a_loop_over_unpadded_sequences(family, temperature):
     tiny = programs.tiny(family=family)
     trajectories = programs.random_trajectories(8)
     assert len(set(trajectories.prompt_length)) > 2, "an off-by-one in V(s1) shows only with unequal prompt lengths"
-    scores = scores_of(tiny, trajectories, temperature=temperature)
-    for row in range(8):
-        tokens, prompt, response = programs.tokens_of(trajectories, row)
+    scores, _, where = scored(tiny, trajectories, temperature=temperature)
+    assert len(set(where.row)) < 8, "no row holds two trajectories, so packing is not tested"
+    for index, (row, slot, first) in enumerate(zip(where.row, where.slot, where.first, strict=True)):
+        tokens, prompt, response = programs.tokens_of(trajectories, index)
         logits = programs.full_logits(tiny.architecture, tiny.params, tokens) / temperature
         predicting = logits[prompt - 1 : prompt + response - 1]
         log_prob = programs.log_softmax(predicting)[np.arange(response), tokens[prompt:]]
         soft_value = np.log(np.exp(logits[prompt - 1]).sum())
-        np.testing.assert_allclose(scores.log_prob[row, :response], log_prob, atol=2e-5)
-        np.testing.assert_allclose(scores.trajectory_log_prob[row], log_prob.sum(), atol=5e-5)
-        np.testing.assert_allclose(scores.soft_value[row], soft_value, atol=2e-5)
-        assert not np.any(scores.log_prob[row, response:])
-        assert scores.response_mask[row].sum() == response
+        np.testing.assert_allclose(scores.log_prob[row, first : first + response], log_prob, atol=2e-5)
+        np.testing.assert_allclose(scores.trajectory_log_prob[row, slot], log_prob.sum(), atol=5e-5)
+        np.testing.assert_allclose(scores.soft_value[row, slot], soft_value, atol=2e-5)
+    assert scores.response_mask.sum() == trajectories.response_length.sum()
+    assert not np.any(np.asarray(scores.log_prob)[~np.asarray(scores.response_mask)])
+
+
+def test_packed_scores_equal_those_of_one_trajectory_a_row():
+    tiny = programs.tiny()
+    trajectories = programs.random_trajectories(8, seed=5)
+    results = []
+    for place in (batch.first_fit, batch.one_a_row):
+        scores, _, where = scored(tiny, trajectories, place=place)
+        results.append([np.asarray(part)[where.row, where.slot] for part in scores[1:3]])
+    np.testing.assert_allclose(*results, atol=2e-5)
 
 
 def test_what_lies_in_the_padding_changes_nothing():
     tiny = programs.tiny()
     trajectories = programs.random_trajectories(8)
-    packed = batch.pack(trajectories, tiny.mesh, config=tiny.config)
-    end = (packed.prompt_length + packed.response_length)[0, :, None]
-    noise = jnp.where(jnp.arange(packed.tokens.shape[2])[None] >= end, 17, packed.tokens[0])
-    clean, dirty = scores_of(tiny, trajectories), scores_of(tiny, trajectories, tokens=noise)
+    clean, rows, _ = scored(tiny, trajectories)
+    noise = jnp.where(rows.segment_ids == 0, 17, rows.tokens)
+    assert np.any(noise != rows.tokens)
+    dirty, _, _ = scored(tiny, trajectories, tokens=noise)
     for one, other in zip(clean, dirty, strict=True):
         np.testing.assert_array_equal(one, other)
 
 
+def test_a_trajectory_does_not_see_its_neighbours_in_the_row():
+    tiny = programs.tiny()
+    trajectories = programs.random_trajectories(8)
+    clean, rows, where = scored(tiny, trajectories)
+    index = int(np.flatnonzero(np.bincount(where.row)[where.row] > 1)[0])
+    row, slot = where.row[index], where.slot[index]
+    others = (np.arange(rows.tokens.shape[0]) == row)[:, None] & (np.asarray(rows.segment_ids) != slot + 1)
+    dirty, _, _ = scored(tiny, trajectories, tokens=jnp.where(others, 17, rows.tokens))
+    assert clean.trajectory_log_prob[row, slot] == dirty.trajectory_log_prob[row, slot]
+    assert clean.soft_value[row, slot] == dirty.soft_value[row, slot]
+    assert np.any(np.asarray(clean.trajectory_log_prob) != np.asarray(dirty.trajectory_log_prob))
+
+
 def test_an_empty_row_scores_zero_and_has_no_gradient():
     tiny = programs.tiny()
-    packed = batch.pack(programs.random_trajectories(8), tiny.mesh, config=tiny.config)
+    _, rows, _ = scored(tiny, programs.random_trajectories(8))
+    rows = rows._replace(
+        slot=jnp.full_like(rows.slot, rows.first.shape[1]),
+        target_index=jnp.ones_like(rows.target_index),
+        segment_ids=jnp.zeros_like(rows.segment_ids),
+        response_length=jnp.zeros_like(rows.response_length),
+    )
 
     def total(params):
-        scores = policy.score(
-            tiny.architecture,
-            params,
-            packed.tokens[0],
-            jnp.zeros_like(packed.prompt_length[0]),
-            jnp.zeros_like(packed.response_length[0]),
-            capacity=8,
-            temperature=1.0,
-            compute_dtype="float32",
-        )
+        scores = policy.score(tiny.architecture, params, rows, temperature=1.0, compute_dtype="float32")
         return scores.trajectory_log_prob.sum() + scores.soft_value.sum() + scores.log_prob.sum()
 
     value, gradient = jax.jit(jax.value_and_grad(total))(tiny.params)
@@ -85,5 +100,8 @@ def test_an_empty_row_scores_zero_and_has_no_gradient():
 
 def test_a_sum_of_8192_token_log_probabilities_keeps_a_thousandth_of_a_nat():
     log_prob = -np.random.default_rng(0).exponential(0.6, (4, 8192)).astype(np.float32)
-    exact = log_prob.astype(np.float64).sum(axis=1)
-    np.testing.assert_allclose(jax.jit(lambda x: x.sum(axis=1))(log_prob), exact, atol=1e-3, rtol=0)
+    slot = np.repeat(np.int32([[0, 1]]), [8000, 192], axis=1).repeat(4, axis=0)
+    exact = log_prob.astype(np.float64)
+    exact = np.stack([exact[:, :8000].sum(axis=1), exact[:, 8000:].sum(axis=1)], axis=1)
+    found = jax.jit(policy.sum_by_slot, static_argnums=2)(log_prob, slot, 2)
+    np.testing.assert_allclose(found, exact, atol=1e-3, rtol=0)

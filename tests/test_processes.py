@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 
+import jax
+import numpy as np
+import programs
 import pytest
 import runs
+
+from reval_jax import batch, update
 
 SCRIPT = runs.TESTS.parent / "launch" / "local_processes.sh"
 
@@ -34,6 +40,50 @@ def responses(run_dir):
         [json.loads(line)["response"] for line in path.read_text().splitlines()]
         for path in sorted((run_dir / "rollouts").glob("*.jsonl"))
     ]
+
+
+def loss_and_gradients(tmp_path, *, processes, devices, tensor):
+    """What tests/sharded_loss.py writes, computed by processes over loopback with so many fake devices each."""
+    file = tmp_path / f"{processes}_{tensor}.npz"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    joined = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(processes)} if processes > 1 else {}
+    started = [
+        subprocess.Popen(
+            [sys.executable, str(runs.TESTS / "sharded_loss.py"), str(file), str(tensor)],
+            env=os.environ | joined | {"JAX_PROCESS_ID": str(index), "JAX_NUM_CPU_DEVICES": str(devices)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(processes)
+    ]
+    for process in started:
+        _, said = process.communicate(timeout=300)
+        assert process.returncode == 0, said
+    return dict(np.load(file))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tensor", [1, 2, 4])
+def test_two_processes_of_four_devices_equal_one_device(tmp_path, tensor):
+    single = programs.tiny()
+    rows = batch.pack(programs.random_trajectories(8), single.mesh, config=single.config)
+    loss = update.make_loss(single.config.update)
+    value, gradients, _ = jax.jit(
+        lambda params: update.loss_and_gradients(
+            single.architecture, params, rows, loss, single.mesh, config=single.config
+        )
+    )(single.params)
+    found = loss_and_gradients(tmp_path, processes=2, devices=4, tensor=tensor)
+    np.testing.assert_allclose(found["loss"], value, rtol=1e-6)
+    leaves, _ = jax.tree_util.tree_flatten_with_path(jax.device_get(gradients))
+    params, _ = jax.tree_util.tree_flatten_with_path(jax.device_get(single.params))
+    largest = max(np.abs(leaf).max() for _, leaf in leaves)
+    for (path, leaf), (_, param) in zip(leaves, params, strict=True):
+        name = jax.tree_util.keystr(path)
+        np.testing.assert_allclose(found["gradient" + name], leaf, atol=1e-5 * largest, rtol=0)
+        np.testing.assert_allclose(found["moved" + name], param - 0.1 * leaf, atol=1e-6 * largest + 1e-7, rtol=0)
 
 
 @pytest.mark.slow

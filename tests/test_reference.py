@@ -17,8 +17,8 @@ def scored(tiny, num=8):
         reference_version=np.full(num, types.NOT_SCORED, np.int32),
     )
     buffer = replay.add(replay.init(32), trajectories)
-    frozen = reference.init(tiny.params, compute_dtype=tiny.config.model.compute_dtype)
-    return buffer, frozen, reference.make_score(tiny.architecture, config=tiny.config)
+    frozen = reference.init(tiny.params, config=tiny.config)
+    return buffer, frozen, reference.make_score(tiny.architecture, tiny.mesh, config=tiny.config)
 
 
 def test_scores_equal_a_loop_over_unpadded_sequences():
@@ -55,7 +55,7 @@ def test_a_reset_makes_every_row_stale_and_no_batch_mixes_versions():
     buffer = reference.score_stale(score, frozen, buffer, everything, tiny.mesh, config=tiny.config)
     old = buffer.trajectories.reference_log_prob.copy()
     moved = jax.tree.map(lambda leaf: leaf * 1.5, tiny.params)
-    renewed = reference.reset(frozen, moved, compute_dtype="float32")
+    renewed = reference.reset(frozen, moved, config=tiny.config)
     assert renewed.version == 1
     buffer = reference.score_stale(score, renewed, buffer, everything[:4], tiny.mesh, config=tiny.config)
     np.testing.assert_array_equal(buffer.trajectories.reference_version, [1] * 4 + [0] * 4)
@@ -65,7 +65,7 @@ def test_a_reset_makes_every_row_stale_and_no_batch_mixes_versions():
 
 def test_the_reference_survives_the_donation_of_the_parameters_it_was_made_from():
     tiny = programs.tiny()
-    frozen = reference.init(tiny.params, compute_dtype="float32")
+    frozen = reference.init(tiny.params, config=tiny.config)
     jax.jit(lambda params: jax.tree.map(lambda leaf: leaf * 0, params), donate_argnums=0)(tiny.params)
     assert all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(frozen.params))
 
@@ -73,13 +73,13 @@ def test_the_reference_survives_the_donation_of_the_parameters_it_was_made_from(
 def test_in_bfloat16_the_reference_scores_what_the_policy_it_was_made_from_does():
     """The learner uses its norms' scales in float32, so a copy that rounded them would be another model."""
     tiny = programs.tiny(model={"compute_dtype": "bfloat16"})
-    frozen = reference.init(tiny.params, compute_dtype="bfloat16")
+    frozen = reference.init(tiny.params, config=tiny.config)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(frozen.params)} == {"bfloat16", "float32"}
-    score = reference.make_score(tiny.architecture, config=tiny.config)
+    score = reference.make_score(tiny.architecture, tiny.mesh, config=tiny.config)
     trajectories = programs.random_trajectories(8)
     copied, own = (
         reference.score_trajectories(score, params, trajectories, tiny.mesh, config=tiny.config)
-        for params in (frozen.params, tiny.params)
+        for params in (reference.place(frozen.params, "device"), tiny.params)
     )
     for one, other in zip(copied, own, strict=True):
         np.testing.assert_array_equal(one, other)
@@ -87,12 +87,12 @@ def test_in_bfloat16_the_reference_scores_what_the_policy_it_was_made_from_does(
 
 def test_the_residual_is_bitwise_zero_when_both_sides_run_the_same_program():
     tiny = programs.tiny()
-    frozen = reference.init(tiny.params, compute_dtype="float32")
-    score = reference.make_score(tiny.architecture, config=tiny.config)
+    frozen = reference.init(tiny.params, config=tiny.config)
+    score = reference.make_score(tiny.architecture, tiny.mesh, config=tiny.config)
     trajectories = programs.random_trajectories(8)
     (reference_log_prob, reference_value), (log_prob, value) = (
         reference.score_trajectories(score, params, trajectories, tiny.mesh, config=tiny.config)
-        for params in (frozen.params, tiny.params)
+        for params in (reference.place(frozen.params, "device"), tiny.params)
     )
     residual = objective.reval_residual(
         value, reference_value, log_prob, reference_log_prob, np.zeros(8, np.float32), beta=0.002

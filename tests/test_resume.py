@@ -194,12 +194,13 @@ def test_stored_scores_are_what_the_reference_of_their_version_says(file, copy):
     fresh = np.flatnonzero(rows.reference_version == run.reference.version)
     assert 0 < fresh.size < rows.size, "nothing is left stale, so nothing is shown"
     chosen = train.replay.gather(rows, fresh[:8])
-    log_prob, value = reference.score_trajectories(parts.score, run.reference.params, chosen, parts.mesh, config=config)
+    params = reference.place(run.reference.params, "device")
+    log_prob, value = reference.score_trajectories(parts.score, params, chosen, parts.mesh, config=config)
     # Rows of another batch stand at other places of a product: float32 rounding.
     np.testing.assert_allclose(chosen.reference_log_prob, log_prob, atol=1e-4)
     np.testing.assert_allclose(chosen.reference_value, value, atol=1e-4)
     stale = train.replay.gather(rows, np.setdiff1d(np.arange(rows.size), fresh)[:8])
-    log_prob, _ = reference.score_trajectories(parts.score, run.reference.params, stale, parts.mesh, config=config)
+    log_prob, _ = reference.score_trajectories(parts.score, params, stale, parts.mesh, config=config)
     assert np.abs(stale.reference_log_prob - log_prob).max() > 1e-2, "the references are too alike for this test"
 
 

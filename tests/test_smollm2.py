@@ -46,10 +46,7 @@ def test_sampling_log_probabilities_are_the_learners_in_float32(smollm2):
         lambda params, rows: policy.score(
             loaded.architecture,
             params,
-            rows.tokens[0],
-            rows.prompt_length[0],
-            rows.response_length[0],
-            capacity=rows.behaviour_log_prob.shape[-1],
+            batch.micro_batch(rows, 0),
             temperature=1.0,
             compute_dtype="float32",
         )

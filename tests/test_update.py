@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import checkpoints
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import programs
 import pytest
 
@@ -24,7 +27,9 @@ def loss_and_gradients(tiny, trajectories):
     packed = batch.pack(trajectories, tiny.mesh, config=tiny.config)
     loss = update.make_loss(tiny.config.update)
     run = jax.jit(
-        lambda params, rows: update.loss_and_gradients(tiny.architecture, params, rows, loss, config=tiny.config)
+        lambda params, rows: update.loss_and_gradients(
+            tiny.architecture, params, rows, loss, tiny.mesh, config=tiny.config
+        )
     )
     value, gradients, metrics = run(tiny.params, packed)
     return float(value), mesh.fetch(gradients), {name: float(metric) for name, metric in metrics.items()}
@@ -123,21 +128,80 @@ def test_the_split_into_micro_batches_changes_rounding_only(objective):
         assert metrics == pytest.approx(results[0][2], rel=1e-4, abs=1e-5)
 
 
+def assert_same(axes, trajectories, **overrides):
+    """The loss to 1e-6, gradients before clipping to 1e-5 of the largest, and one SGD step, as on one device."""
+    single, sharded = programs.tiny(**overrides), programs.tiny(**axes, **overrides)
+    value, gradients, _ = loss_and_gradients(single, trajectories)
+    sharded_value, sharded_gradients, _ = loss_and_gradients(sharded, trajectories)
+    np.testing.assert_allclose(sharded_value, value, rtol=1e-6)
+    assert_gradients_agree(sharded_gradients, gradients)
+    step = optax.sgd(0.1)
+    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(gradients))
+    moved = [
+        optax.apply_updates(params, step.update(gradient, step.init(params))[0])
+        for params, gradient in (
+            (jax.device_get(single.params), gradients),
+            (mesh.fetch(sharded.params), sharded_gradients),
+        )
+    ]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6 * largest + 1e-7, rtol=0), *moved)
+
+
 @pytest.mark.parametrize(
     "axes",
     [
         pytest.param({"data": 2, "fsdp": 4}, marks=pytest.mark.slow),
         {"data": 2, "fsdp": 2, "tensor": 2},
+        pytest.param({"data": 8}, marks=pytest.mark.slow),
         pytest.param({"fsdp": 2, "tensor": 4}, marks=pytest.mark.slow),
     ],
     ids=str,
 )
 def test_one_device_equals_eight(axes):
-    trajectories = programs.random_trajectories(8)
-    value, gradients, _ = loss_and_gradients(programs.tiny(), trajectories)
-    sharded_value, sharded, _ = loss_and_gradients(programs.tiny(**axes), trajectories)
-    np.testing.assert_allclose(sharded_value, value, rtol=1e-5)
-    assert_gradients_agree(sharded, gradients)
+    assert_same(axes, programs.random_trajectories(8))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "heads",
+    [
+        {"num_heads": 9, "num_kv_heads": 3},  # tensor divides neither
+        {"num_heads": 8, "num_kv_heads": 2},  # each device's query heads share one key/value head
+        {"num_heads": 12, "num_kv_heads": 2, "family": "qwen3"},  # norms and biases on a part of the heads
+        {"num_heads": 12, "num_kv_heads": 6, "family": "qwen2"},  # a device's query heads read two key/value heads
+    ],
+    ids=str,
+)
+def test_heads_that_do_not_divide_give_the_same_gradients(heads):
+    architecture = checkpoints.tiny_architecture(**heads)
+    assert_same({"fsdp": 2, "tensor": 4}, programs.random_trajectories(8), architecture=architecture)
+
+
+@pytest.mark.slow
+def test_a_width_and_a_vocabulary_that_do_not_divide_give_the_same_gradients():
+    architecture = checkpoints.tiny_architecture(vocab_size=checkpoints.VOCABULARY + 3, width=36)
+    assert_same({"fsdp": 8}, programs.random_trajectories(8), architecture=architecture)
+    assert_same({"data": 2, "tensor": 4}, programs.random_trajectories(8), architecture=architecture)
+
+
+@pytest.mark.parametrize("remat", ["none", pytest.param("full", marks=pytest.mark.slow)])
+def test_weights_are_gathered_and_gradients_scattered_in_the_loop_and_nothing_crosses_data_there(remat):
+    """Reads the compiled program: what lies in the loop over micro-batches is what every micro-batch pays."""
+    tiny = programs.tiny(data=2, fsdp=2, tensor=2, model={"remat": remat})
+    rows = batch.pack(programs.random_trajectories(8), tiny.mesh, config=tiny.config)
+    loss = update.make_loss(tiny.config.update)
+    run = jax.jit(
+        lambda params, rows: update.loss_and_gradients(
+            tiny.architecture, params, rows, loss, tiny.mesh, config=tiny.config
+        )
+    )
+    inside, outside = programs.collectives(run.lower(tiny.params, rows).compile().as_text())
+    # Device (d, f, t) has number 4d + 2f + t: a group over data holds two that differ by 4.
+    over_data = {kind for kind, groups in inside if "0,4" in groups}
+    assert not over_data
+    assert ("reduce-scatter", "{{0,2},{1,3},{4,6},{5,7}}") in inside
+    assert ("all-gather", "{{0,2},{1,3},{4,6},{5,7}}") in inside
+    assert {kind for kind, groups in outside if "0,4" in groups or "0,2,4,6" in groups} == {"all-reduce"}
 
 
 def test_the_residual_is_zero_at_the_reference_without_reward():
@@ -238,13 +302,52 @@ def test_a_step_on_eight_devices_moves_as_one_device_does():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-3), *moved)
 
 
-@pytest.mark.slow
-def test_heads_that_do_not_divide_give_the_same_gradients():
-    architecture = checkpoints.tiny_architecture(num_heads=9, num_kv_heads=3)
-    trajectories = programs.random_trajectories(8)
-    value, gradients, _ = loss_and_gradients(programs.tiny(architecture=architecture), trajectories)
-    sharded_value, sharded, _ = loss_and_gradients(
-        programs.tiny(fsdp=2, tensor=4, architecture=architecture), trajectories
+def test_the_donated_state_is_updated_in_place():
+    tiny = programs.tiny(data=2, fsdp=4)
+    step, state = stepper(tiny)
+    with jax.numpy_dtype_promotion("standard"):
+        rows = batch.pack(programs.random_trajectories(8), tiny.mesh, config=tiny.config)
+        memory = step.lower(state, rows).compile().memory_analysis()
+    of_state = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(state))
+    assert memory.alias_size_in_bytes >= of_state
+
+
+def test_the_update_takes_no_reference_parameters():
+    """A replayed update runs no reference forward pass: it is given nothing to run one with."""
+    tiny = programs.tiny()
+    step, state = stepper(tiny)
+    with jax.numpy_dtype_promotion("standard"):
+        rows = batch.pack(programs.random_trajectories(8), tiny.mesh, config=tiny.config)
+        text = step.lower(state, rows).compile().as_text()
+    entry = text[text.index("\nENTRY ") :]
+    weights = [leaf.shape for leaf in jax.tree.leaves(tiny.params)]
+    matrices = [shape for shape in weights if len(shape) >= 2]
+    given = [tuple(map(int, found.split(","))) for found in re.findall(r"= f32\[([\d,]+)\]\S* parameter\(", entry)]
+    # Parameters and Adam's two moments: three arrays of each shape, not four.
+    assert all(given.count(shape) == 3 * matrices.count(shape) for shape in set(matrices))
+
+
+def test_the_sharded_update_compiles_for_a_tpu_with_the_splash_kernel(v5e):
+    architecture = checkpoints.tiny_architecture(head_size=64, num_heads=4, num_kv_heads=2)
+    devices = jax.sharding.Mesh(np.array(v5e).reshape(2, 2, 2), mesh.AXES)
+    config = programs.settings(
+        model={"compute_dtype": "bfloat16", "remat": "full"},
+        task={"max_prompt_tokens": 64},
+        rollout={"max_response_tokens": 192},
+        update={"micro_batch_tokens": 256},
     )
-    np.testing.assert_allclose(sharded_value, value, rtol=1e-5)
-    assert_gradients_agree(sharded, gradients)
+    optimizer = update.make_optimizer(config.optimizer)
+    state = update.abstract(update.abstract_params(architecture, devices), optimizer, devices)
+    rows = batch.abstract(batch.shape_of(256, 4, config=config), devices)
+    with jax.numpy_dtype_promotion("standard"):
+        compiled = update.make_step(architecture, optimizer, devices, config=config).lower(state, rows).compile()
+    text = compiled.as_text()
+    assert 'custom_call_target="tpu_custom_call"' in text
+    assert "splash_mha_fwd" in text
+    assert " reduce-scatter(" in text
+    assert compiled.memory_analysis().alias_size_in_bytes > 0
+
+
+@pytest.mark.slow
+def test_a_batch_that_does_not_divide_over_the_devices_gives_the_same_gradients():
+    assert_same({"fsdp": 8}, programs.random_trajectories(5), update={"batch_size": 5})
