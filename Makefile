@@ -10,6 +10,7 @@ DEMO_ARGS ?=
 WORKERS ?= 2
 # For example PYTEST_ARGS='-k replay'.
 PYTEST_ARGS ?=
+# The TPU extra brings TPU's compiler, for tests that need no TPU (wheels: Linux x86-64 only).
 # torch for the parity tests: 1 installs it, 0 doesn't, auto does on Python 3.11.
 PARITY ?= auto
 
@@ -19,7 +20,7 @@ BIN := $(VENV)/bin
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-demo demo test test-fast lint format bench clean
+.PHONY: help install install-demo demo test test-fast lint format bench bench-performance clean
 .DELETE_ON_ERROR:
 
 help:
@@ -29,6 +30,7 @@ help:
 	@echo "make lint               style, security rules and types"
 	@echo "make format             rewrite the sources in the style that lint asks for"
 	@echo "make bench              draw the learning curves in docs/"
+	@echo "make bench-performance  measure the compiled loss and update, and draw docs/performance.svg"
 	@echo "make install            .venv with the package (editable) and its test tools; the targets above do it themselves"
 	@echo "make install-demo       .venv with what running needs and no test tools"
 	@echo "make clean              remove .venv and caches; runs/ and models/ stay"
@@ -62,6 +64,7 @@ $(VENV)/.installed-test: $(VENV)/.installed-run
 	    auto) if $(BIN)/python -c 'import sys; sys.exit(sys.version_info >= (3, 12))'; then extras=$$extras,parity; fi ;; \
 	    *) echo "make: PARITY=$(PARITY) is none of 0, 1 and auto." >&2; exit 1 ;; \
 	esac; \
+	case "$$(uname -sm)" in 'Linux x86_64') extras=$$extras,tpu ;; esac; \
 	set -ex; $(BIN)/python -m pip install --quiet --editable ".[$$extras]" --constraint requirements.txt
 	@touch $@
 
@@ -85,6 +88,9 @@ format: install
 
 bench: install
 	$(BIN)/python -m benchmarks.learning_curves
+
+bench-performance: install
+	$(BIN)/python -m benchmarks.performance
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist

@@ -81,6 +81,17 @@ class Report:
 
 
 @dataclasses.dataclass(frozen=True)
+class Plan:
+    """Say whether a run fits a TPU slice, by compiling its programs for it; needs libtpu, but no TPU."""
+
+    settings: Settings
+    config: ConfigFile = None  # YAML with any of the settings below
+    topology: str = ""  # the slice, for example v5e-16, v5p-128 (64 chips; v4 and v5p count TensorCores) or v5e:4x4
+    search: bool = False  # find the fastest remat, micro_batch_tokens, decode_slots and, if need be, tensor that fit
+    json: Path | None = None  # write the plan here too; /dev/stdout allowed
+
+
+@dataclasses.dataclass(frozen=True)
 class Verify:
     """Explain how a response is graded: reval verify [OPTIONS] PREDICTION GOLD (both come last and may begin with -)."""
 
@@ -94,6 +105,45 @@ class Doctor:
     """Say what this machine has and whether reval_jax computes right on it."""
 
     json: Path | None = None  # write the findings here too; /dev/stdout allowed
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    """Time the compiled loss: `bench scores` the head alone, `bench update` the whole step."""
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchScores:
+    """Time and memory of the fused score head, forward and backward, beside full logits, over a grid of sizes.
+
+    Figures are medians, ours and full logits' taken in turns. docs/performance.md says how to read them.
+    """
+
+    tokens: tuple[int, ...] = (1024,)  # scored tokens
+    vocabulary: tuple[int, ...] = (49152, 151936)  # columns of the head
+    width: tuple[int, ...] = (576, 896)  # rows of the head, one for each vocabulary
+    dtype: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")  # of the products' operands
+    repeats: int = 5  # timed calls of each side
+    memory: float = 8.0  # GiB; full logits that need more are compiled but not run
+    json: Path | None = None  # write the results here too; /dev/stdout allowed
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchUpdate:
+    """Tokens a second and MFU of the compiled update, at fixed and at skewed lengths, and what replay saves.
+
+    The model has random weights; only its shape matters. Figures are medians of calls taken in turns.
+    """
+
+    model: str = "HuggingFaceTB/SmolLM2-135M-Instruct"  # directory, .gguf file or hub id whose shape is used
+    rows: int = 16  # trajectories of the fixed batch; the skewed one has four times as many
+    tokens: int = 128  # tokens of the longest trajectory
+    prompt_tokens: int = 16  # of them, the prompt's
+    micro_batch_tokens: int = 1024  # tokens a device trains on at once
+    dtype: tuple[Literal["float32", "bfloat16"], ...] = ("float32",)  # of the products' operands
+    remat: tuple[Literal["none", "dots", "attention", "full"], ...] = ("none", "full")  # what is recomputed
+    repeats: int = 3  # timed calls of each side
+    json: Path | None = None  # write the results here too; /dev/stdout allowed
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -204,6 +254,22 @@ def _report(argv: list[str]) -> int:
     return 0
 
 
+def _plan(argv: list[str]) -> int:
+    given = _parse(Plan, "plan", argv)
+    config = _checked(given.settings)
+    if not given.topology:
+        raise ValueError("--topology is missing. Name the slice to plan for, for example --topology v5e-256.")
+
+    from reval_jax import plan
+
+    found = plan.plan(
+        config, given.topology, is_searching=given.search, say=lambda text: print(text, file=sys.stderr, flush=True)
+    )
+    _say(given.json, plan.sentences(found))
+    _write_json(given.json, plan.as_json(found))
+    return 0
+
+
 def _verify(argv: list[str]) -> int:
     if argv[-1:] in (["-h"], ["--help"]):
         _parse(Verify, "verify", argv[-1:])
@@ -234,13 +300,79 @@ def _doctor(argv: list[str]) -> int:
     return 0 if all(finding.is_fine for finding in findings) else 1
 
 
+def _bench(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help"):
+        lines = [f"  {name:<8} {kind.__doc__.splitlines()[0]}" for name, kind in BENCHES.items()]
+        print(
+            f"usage: reval bench WHAT [OPTIONS]\n\n{Bench.__doc__}\n\n"
+            + "\n".join(lines)
+            + "\n\n`reval bench WHAT --help` lists options."
+        )
+        return 0 if argv else 2
+    what, *rest = argv
+    if what not in BENCHES:
+        raise ValueError(f"reval bench has no '{what}'. Use one of {', '.join(BENCHES)}.")
+    given = _parse(BENCHES[what], f"bench {what}", rest)
+    sizes = [value for name, value in vars(given).items() if name not in ("dtype", "remat", "json", "model")]
+    if any(number <= 0 for value in sizes for number in (value if isinstance(value, tuple) else (value,))):
+        raise ValueError(f"reval bench {what} was given a size of 0 or less. Use positive numbers.")
+    results = _bench_scores(given) if what == "scores" else _bench_update(given)
+    _write_json(given.json, results)
+    return 0
+
+
+def _bench_scores(given: BenchScores) -> dict[str, Any]:
+    if len(given.vocabulary) != len(given.width):
+        raise ValueError(
+            f"--vocabulary has {len(given.vocabulary)} sizes and --width {len(given.width)}, but they are taken in pairs. "
+            "Give one width for each vocabulary."
+        )
+
+    from reval_jax import bench, mesh
+
+    mesh.start()
+    return bench.scores.run(
+        tokens=given.tokens,
+        shapes=list(zip(given.vocabulary, given.width, strict=True)),
+        dtypes=given.dtype,
+        repeats=given.repeats,
+        most_bytes=int(given.memory * 2**30),
+        on_case=lambda case: _say(given.json, bench.scores.sentence(case)),
+    )
+
+
+def _bench_update(given: BenchUpdate) -> dict[str, Any]:
+    if given.prompt_tokens >= given.tokens:
+        raise ValueError(
+            f"--prompt_tokens {given.prompt_tokens} leaves no room for a response in --tokens {given.tokens}. Use fewer."
+        )
+
+    from reval_jax import bench, mesh, weights
+
+    mesh.start()
+    architecture, source = weights.find_architecture(given.model)
+    _say(given.json, f"the shape of {source}")
+    return bench.update.run(
+        architecture,
+        bench.update.Shape(given.rows, given.tokens, given.prompt_tokens),
+        dtypes=given.dtype,
+        remats=given.remat,
+        micro_batch_tokens=given.micro_batch_tokens,
+        repeats=given.repeats,
+        on_case=lambda case: _say(given.json, bench.update.sentence(case)),
+    )
+
+
+BENCHES: dict[str, Any] = {"scores": BenchScores, "update": BenchUpdate}
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": _train,
     "eval": _eval,
     "sample": _sample,
     "export": _export,
     "report": _report,
+    "plan": _plan,
     "verify": _verify,
+    "bench": _bench,
     "doctor": _doctor,
 }
 ARGUMENTS: dict[str, Any] = {
@@ -249,7 +381,9 @@ ARGUMENTS: dict[str, Any] = {
     "sample": Sample,
     "export": Export,
     "report": Report,
+    "plan": Plan,
     "verify": Verify,
+    "bench": Bench,
     "doctor": Doctor,
 }
 

@@ -75,18 +75,9 @@ def hand_over(params: Any, mesh: Mesh, engine: Engine) -> Any:
     One jitted cast whose outputs lie on the learner's devices in the learner's order; each process then rewraps the shards
     it holds on its own mesh, without a copy.
     """
-    local = engine.mesh
-    hosts = mesh.devices.size // local.devices.size
-    spread = Mesh(mesh.devices.reshape(hosts, *local.devices.shape), ("host", *local.axis_names))
-    placement = mesh_lib.shardings(
-        spread,
-        model.logical_axes(engine.architecture),
-        model.abstract_params(engine.architecture),
-        mesh_lib.SAMPLER_AXES,
-    )
+    local, placement = engine.mesh, _copy_placement(mesh, engine)
     leaves, structure = jax.tree.flatten(params)
-    dtypes = jax.tree.leaves(model.compute_dtypes(params, engine.compute_dtype))
-    copies = jax.tree.unflatten(structure, _cast(tuple(dtypes), tuple(jax.tree.leaves(placement)))(leaves))
+    copies = jax.tree.unflatten(structure, _cast_to(placement, params, engine)(leaves))
     order = {device: index for index, device in enumerate(local.devices.flat)}
 
     def rewrap(leaf: jax.Array, sharding: NamedSharding) -> jax.Array:
@@ -95,6 +86,23 @@ def hand_over(params: Any, mesh: Mesh, engine: Engine) -> Any:
         return jax.make_array_from_single_device_arrays(leaf.shape, mine, [shard.data for shard in shards])
 
     return jax.tree.map(rewrap, copies, placement)
+
+
+def _copy_placement(mesh: Mesh, engine: Engine) -> Any:
+    """Where the learner's devices hold the sampler's copy, before each process rewraps its part."""
+    hosts = mesh.devices.size // engine.mesh.devices.size
+    spread = Mesh(mesh.devices.reshape(hosts, *engine.mesh.devices.shape), ("host", *engine.mesh.axis_names))
+    return _placement(spread, engine)
+
+
+def _placement(mesh: Mesh, engine: Engine) -> Any:
+    axes, shapes = model.logical_axes(engine.architecture), model.abstract_params(engine.architecture)
+    return mesh_lib.shardings(mesh, axes, shapes, mesh_lib.SAMPLER_AXES)
+
+
+def _cast_to(placement: Any, params: Any, engine: Engine) -> Any:
+    dtypes = model.compute_dtypes(params, engine.compute_dtype)
+    return _cast(tuple(jax.tree.leaves(dtypes)), tuple(jax.tree.leaves(placement)))
 
 
 @functools.lru_cache(maxsize=8)
@@ -302,3 +310,50 @@ def truncate(logits: jax.Array, top_k: jax.Array | int, top_p: jax.Array | float
     mass_before = jnp.cumsum(probability, axis=1) - probability
     ranked = jnp.where((rank == 0) | (mass_before < top_p), ranked, -jnp.inf)
     return jnp.zeros_like(logits).at[jnp.arange(logits.shape[0])[:, None], order].set(ranked)
+
+
+def abstract_copy(engine: Engine) -> Any:
+    """Shapes and placement of `hand_over`'s result."""
+    shapes = model.abstract_params(engine.architecture)
+    return jax.tree.map(
+        lambda leaf, dtype, sharding: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=sharding),
+        shapes,
+        model.compute_dtypes(shapes, engine.compute_dtype),
+        _placement(engine.mesh, engine),
+    )
+
+
+def lower_hand_over(params: Any, mesh: Mesh, engine: Engine) -> jax.stages.Lowered:
+    """The program of `hand_over`, for parameters that are ShapeDtypeStructs; here and below, to compile without running."""
+    return _cast_to(_copy_placement(mesh, engine), params, engine).lower(jax.tree.leaves(params))
+
+
+def lower_prefill(engine: Engine, num_prompts: int, prompt_tokens: int) -> jax.stages.Lowered:
+    """The program that prefills a group of prompts of `prompt_tokens`, a row length of the batch's."""
+    rows = -(-num_prompts // engine.mesh.shape["rows"]) * engine.mesh.shape["rows"]
+    tokens, lengths = _abstract_rows(engine, (rows, prompt_tokens)), _abstract_rows(engine, (rows,))
+    return _prefill.lower(abstract_copy(engine), tokens, lengths, engine=engine)
+
+
+def lower_decode(engine: Engine, prefilled: tuple[jax.Array, model.Cache]) -> jax.stages.Lowered:
+    """The program that decodes a response a slot.
+
+    Args:
+      prefilled: ShapeDtypeStructs of the compiled prefill's result.
+    """
+    slots = (engine.decode_slots,)
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0, impl="threefry2x32"), slots[0]))
+    return _decode.lower(
+        abstract_copy(engine),
+        prefilled,
+        _abstract_rows(engine, slots),
+        _abstract_rows(engine, slots),
+        _abstract_rows(engine, slots, np.bool_),
+        keys,
+        Sampling(),
+        engine=engine,
+    )
+
+
+def _abstract_rows(engine: Engine, shape: tuple[int, ...], dtype: Any = np.int32) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(engine.mesh, PartitionSpec("rows")))

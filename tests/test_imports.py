@@ -13,12 +13,12 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "reval_jax"
 
 ROWS = (
-    ("types", "config", "keys", "xla_guard"),
+    ("types", "config", "keys", "xla_guard", "parallel"),
     ("objective", "scores", "verifier", "replay", "mesh", "metrics", "prompts", "console", "run_directory"),
     ("model", "batch", "collect"),
     ("policy", "weights", "sampler", "checkpoint"),
     ("update", "reference"),
-    ("evaluate", "report", "doctor"),
+    ("evaluate", "bench", "plan", "report", "doctor"),
     ("assemble",),
     ("train",),
     ("cli",),
@@ -27,7 +27,7 @@ ROWS = (
 ROW = {name: row for row, names in enumerate(ROWS) for name in names}
 ROW["__init__"] = 1  # importing anything of the package runs it: only row 0 may stand in it
 
-JAX_ONLY = {"objective", "scores"}  # importable by other trainers: nothing of ours, of others only jax
+JAX_ONLY = {"objective", "scores", "parallel"}  # importable by other trainers: nothing of ours, of others only jax
 
 
 def module_of(path: Path) -> str:

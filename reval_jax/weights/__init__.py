@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from reval_jax import model
-from reval_jax.weights import gguf_file, gguf_reader, huggingface, tokenization
+from reval_jax.weights import gguf_file, gguf_reader, huggingface, published, tokenization
 from reval_jax.weights.writer import export
 
-__all__ = ["Loaded", "export", "load", "load_tokenizer", "read", "read_architecture", "resolve"]
+__all__ = ["Loaded", "export", "find_architecture", "load", "load_tokenizer", "read", "read_architecture", "resolve"]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -65,6 +65,20 @@ def read_architecture(path: str) -> model.Architecture:
     if _is_gguf(local):
         return gguf_file.read_architecture(gguf_reader.read(local))
     return huggingface.read_architecture(local)
+
+
+def find_architecture(path: str) -> tuple[model.Architecture, str]:
+    """The architecture of the model at `path`, and where it was found; of a hub id, no more than config.json is fetched.
+
+    The hub's cache on this machine comes first, then the shapes of published models known here, then the hub.
+    """
+    if Path(path).expanduser().exists() or not _HUB_ID.fullmatch(path):
+        return read_architecture(path), path
+    cached = huggingface.cached_config(path)
+    if cached is None and path in published.ARCHITECTURES:
+        return published.ARCHITECTURES[path], f"{path}, its shape as known here (it is not on this machine)"
+    directory = cached or huggingface.download_config(path)
+    return huggingface.read_architecture(directory), f"{path}, its config.json"
 
 
 def load_tokenizer(path: str) -> Any:

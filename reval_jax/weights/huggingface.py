@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +61,28 @@ _HARMLESS = frozenset(
 
 def download(hub_id: str) -> Path:
     """The local snapshot of a hub repository's safetensors, configuration and tokenizer files."""
+    return _from_hub(
+        hub_id,
+        lambda: huggingface_hub.snapshot_download(
+            hub_id, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
+        ),
+    )
+
+
+def download_config(hub_id: str) -> Path:
+    """The local directory that holds a hub repository's config.json, and perhaps nothing else."""
+    return _from_hub(hub_id, lambda: huggingface_hub.hf_hub_download(hub_id, "config.json")).parent
+
+
+def cached_config(hub_id: str) -> Path | None:
+    """The directory of a hub repository's config.json in the hub's cache on this machine, None if it is not there."""
+    found = huggingface_hub.try_to_load_from_cache(hub_id, "config.json")
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def _from_hub(hub_id: str, fetch: Callable[[], str]) -> Path:
     try:
-        return Path(
-            huggingface_hub.snapshot_download(
-                hub_id, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
-            )
-        )
+        return Path(fetch())
     except (OSError, huggingface_hub.errors.HfHubHTTPError, huggingface_hub.errors.HFValidationError) as error:
         raise ValueError(
             f"model.path={hub_id!r} is neither on this machine nor reachable as a hub id ({type(error).__name__})."

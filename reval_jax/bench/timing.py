@@ -1,0 +1,64 @@
+"""Clocks, the machine's matmul peak, and what every result is stamped with."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+PEAK_SIZE = 2048  # of the square matrices whose product is the peak
+
+
+def in_turns(sides: Mapping[str, Callable[[], Any]], *, repeats: int) -> dict[str, list[float]]:
+    """Seconds of each side's calls, the sides in turns so that the machine's other work falls on all alike.
+
+    Args:
+      sides: functions that return device arrays; each is called once before, untimed.
+    """
+    for call in sides.values():
+        jax.block_until_ready(call())
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(repeats):
+        for name, call in sides.items():
+            start = time.perf_counter()
+            jax.block_until_ready(call())
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def medians(seconds: Mapping[str, list[float]]) -> dict[str, float]:
+    """The median of each side."""
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def matmul(dtype: str) -> Callable[[], jax.Array]:
+    """A product of two square matrices with `dtype` operands and a float32 result: what MFU is measured against."""
+    left, right = (jnp.full((PEAK_SIZE, PEAK_SIZE), value, dtype) for value in (0.5, 0.25))
+    precision = jax.lax.Precision.HIGHEST if dtype == "float32" else jax.lax.Precision.DEFAULT
+    product = jax.jit(lambda a, b: jnp.matmul(a, b, precision=precision, preferred_element_type=jnp.float32))
+    return lambda: product(left, right)
+
+
+def matmul_rate(seconds: float) -> float:
+    """FLOP/s of `matmul` on one device."""
+    return 2 * PEAK_SIZE**3 / seconds
+
+
+def machine() -> dict[str, Any]:
+    """Where the figures come from."""
+    device = jax.devices()[0]
+    return {
+        "device": f"{device.platform}: {device.device_kind}",
+        "num_devices": jax.device_count(),
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax")},
+    }

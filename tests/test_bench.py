@@ -1,0 +1,97 @@
+"""The benchmarks run what they say they run, and say it in JSON; no figure is asserted."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import checkpoints
+import numpy as np
+import pytest
+
+from reval_jax import bench, cli
+from reval_jax.bench import timing
+
+SMALL = bench.update.Shape(rows=2, tokens=64, prompt_tokens=8)
+
+
+def test_the_two_score_heads_that_are_compared_agree():
+    arrays = bench.scores._operands(
+        *(np.empty(shape, dtype) for shape, dtype in (((5, 8), np.float32), ((8, 40), np.float32), ((5,), np.int32)))
+    )
+    for one, other in zip(bench.scores.scores.token_scores(*arrays), bench.scores.full_logits(*arrays), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5)
+
+
+def test_full_logits_that_would_not_fit_are_not_run():
+    case = bench.scores.measure(64, 128, 16, "float32", repeats=1, most_bytes=0)
+    assert case["full_logits_temporary_bytes"] >= 64 * 128 * 4
+    assert "time_ratio" not in case
+    assert "would not fit" in bench.scores.sentence(case)
+
+
+def test_scores_on_the_command_line_write_json(capsys):
+    sizes = ["--tokens", "32", "--vocabulary", "64", "--width", "16", "--dtype", "float32", "--repeats", "1"]
+    assert cli.main(["bench", "scores", *sizes, "--json", "/dev/stdout"]) == 0
+    results = json.loads(capsys.readouterr().out)
+    assert results["machine"]["versions"]["jax"]
+    (case,) = results["cases"]
+    assert case["fused_s"] > 0
+    assert case["time_ratio"] == pytest.approx(case["fused_s"] / case["full_logits_s"])
+
+
+def test_log_normal_lengths_have_the_mean_they_say_and_stay_in_bounds():
+    shape = bench.update.Shape(rows=256, tokens=2048, prompt_tokens=64)
+    lengths = bench.update.lognormal_lengths(shape)
+    assert lengths.size == 1024
+    assert lengths.max() == 2048
+    assert lengths.min() > 64
+    assert lengths.mean() == pytest.approx(2048 / 4, rel=0.1)
+
+
+@pytest.mark.slow
+def test_an_update_benchmark_says_what_it_measured():
+    found = bench.update.run(
+        checkpoints.tiny_architecture(),
+        SMALL,
+        dtypes=("float32",),
+        remats=("full",),
+        micro_batch_tokens=64,
+        repeats=1,
+        on_case=lambda case: None,
+    )
+    (case,) = found["cases"]
+    assert case["remat"] == "full"
+    assert case["tokens_per_s"]["fixed"] == pytest.approx(128 / case["seconds"]["fixed"])
+    work = 6 * case["num_parameters"] * 128
+    rate = case["matmul_peak_flops"] * found["machine"]["num_devices"]
+    assert case["mfu"]["fixed"] == pytest.approx(work / case["seconds"]["fixed"] / rate)
+    assert "log-normal" in bench.update.sentence(case)
+
+
+def test_sides_are_timed_in_turns():
+    order = []
+    sides = {name: (lambda name=name: order.append(name) or np.zeros(1)) for name in "ab"}
+    seconds = timing.in_turns(sides, repeats=2)
+    assert "".join(order) == "abababab"[:6]
+    assert [len(values) for values in seconds.values()] == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["speed"], "scores, update"),
+        (["scores", "--tokens", "0"], "0 or less"),
+        (["scores", "--vocabulary", "64"], "one width for each"),
+        (["update", "--prompt_tokens", "128"], "no room for a response"),
+        (["update", "--model", "no/such/model"], "no/such/model"),
+    ],
+)
+def test_wrong_arguments_are_one_line_and_exit_2(arguments, says):
+    done = subprocess.run(
+        [sys.executable, "-m", "reval_jax", "bench", *arguments], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
