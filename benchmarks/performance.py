@@ -1,0 +1,105 @@
+"""The figures and the plot of docs/performance.md.
+
+    python -m benchmarks.performance               # reval bench scores and update; some 15 minutes on two cores
+    python -m benchmarks.performance --peers       # and the other trainers, whose environments take several GB
+    python -m benchmarks.performance --measure False   # draw again from docs/performance_*.json
+
+Writes docs/performance_{scores,update,peers}.json and docs/performance.svg.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import tyro
+
+matplotlib.use("agg")
+from matplotlib import pyplot as plt
+
+DOCS = Path(__file__).parents[1] / "docs"
+COMMANDS = {
+    "scores": ("reval_jax", "bench", "scores"),
+    "update": ("reval_jax", "bench", "update", "--dtype", "float32", "bfloat16"),
+    "peers": ("benchmarks.peers",),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Performance:
+    """Measure and draw what docs/performance.md shows."""
+
+    measure: bool = True  # run the benchmarks; False draws from their last results
+    peers: bool = False  # also the other trainers
+
+
+def main() -> None:
+    """Runs the commands one after the other, then draws."""
+    given = tyro.cli(Performance, description=__doc__)
+    for name, command in COMMANDS.items():
+        if given.measure and (name != "peers" or given.peers):
+            file = DOCS / f"performance_{name}.json"
+            subprocess.run([sys.executable, "-m", *command, "--json", str(file)], check=True)
+    found = {
+        name: json.loads(path.read_text(encoding="utf-8"))
+        for name in COMMANDS
+        if (path := DOCS / f"performance_{name}.json").exists()
+    }
+    draw(found, DOCS / "performance.svg")
+
+
+def draw(found: dict[str, Any], path: Path) -> None:
+    """One panel for each benchmark that has results."""
+    panels = {"scores": draw_scores, "update": draw_update, "peers": draw_peers}
+    figure, axes = plt.subplots(1, len(found), figsize=(4.6 * len(found), 3.6), squeeze=False)
+    for axis, (name, results) in zip(axes[0], found.items(), strict=True):
+        panels[name](axis, results)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+    print(path)
+
+
+def draw_scores(axis: Any, results: dict[str, Any]) -> None:
+    """Time and temporary memory of the fused head, as shares of full logits'."""
+    cases = [case for case in results["cases"] if "time_ratio" in case]
+    labels = [f"{case['tokens']} x {case['vocabulary']}\nx {case['width']} {case['dtype']}" for case in cases]
+    rows = range(len(cases))
+    axis.barh([row + 0.2 for row in rows], [case["time_ratio"] for case in cases], 0.38, label="time")
+    axis.barh([row - 0.2 for row in rows], [case["temporary_bytes_ratio"] for case in cases], 0.38, label="memory")
+    axis.set_yticks(list(rows), labels, fontsize=7)
+    axis.axvline(1.0, color="grey", linewidth=0.8)
+    axis.set_xlabel("of full logits'")
+    axis.set_title("score head, forward + backward", fontsize=9)
+    axis.legend(fontsize=7, frameon=False)
+
+
+def draw_update(axis: Any, results: dict[str, Any]) -> None:
+    """Tokens a second at fixed and log-normal lengths, packed and not."""
+    kinds = ("fixed", "lognormal", "lognormal_unpacked")
+    cases = results["cases"]
+    for index, kind in enumerate(kinds):
+        positions = [column + 0.27 * (index - 1) for column in range(len(cases))]
+        axis.bar(positions, [case["tokens_per_s"][kind] for case in cases], 0.25, label=kind.replace("_", ", "))
+    axis.set_xticks(range(len(cases)), [f"{case['dtype']}\nremat {case['remat']}" for case in cases], fontsize=7)
+    axis.set_ylabel("tokens/s")
+    axis.set_title("update, by lengths", fontsize=9)
+    axis.legend(fontsize=7, frameon=False)
+
+
+def draw_peers(axis: Any, results: dict[str, Any]) -> None:
+    """Tokens a second of every trainer and dtype."""
+    cases = results["cases"]
+    axis.bar(range(len(cases)), [case["tokens_per_s"] for case in cases])
+    axis.set_xticks(range(len(cases)), [f"{case['trainer']}\n{case['dtype']}" for case in cases], fontsize=6)
+    axis.set_ylabel("tokens/s")
+    axis.set_title("update beside other trainers", fontsize=9)
+
+
+if __name__ == "__main__":
+    main()
