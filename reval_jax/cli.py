@@ -11,6 +11,7 @@ import argparse
 import dataclasses
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -260,6 +261,8 @@ def _plan(argv: list[str]) -> int:
     if not given.topology:
         raise ValueError("--topology is missing. Name the slice to plan for, for example --topology v5e-256.")
 
+    # A plan runs nothing: an accelerator of this machine may be another program's.
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
     from reval_jax import plan
 
     found = plan.plan(

@@ -161,9 +161,12 @@ def learn(
                     parts.score, run.reference, buffer, rows, parts.mesh, config=config, phase=parts.clock.phase
                 )
             with parts.clock.phase("update"):
-                chosen = replay.gather(buffer.trajectories, rows)
-                state, result = parts.step(state, batch.pack(chosen, parts.mesh, config=config))
+                packed = batch.pack(replay.gather(buffer.trajectories, rows), parts.mesh, config=config)
+                num_programs = parts.step._cache_size()
+                state, result = parts.step(state, packed)
                 seen.append({name: float(value) for name, value in mesh.fetch(result).items()})
+            if parts.step._cache_size() > num_programs:
+                parts.console.say(f"the update's program for rows of {packed.tokens.shape[2]} tokens is ready")
             buffer = replay.with_uses(buffer, rows)
             report(index + 1, len(batches))
             if int(state.skipped_in_a_row) >= config.update.max_skipped:

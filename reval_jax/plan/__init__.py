@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from reval_jax import batch, model, weights
+from reval_jax import batch, collect, model, weights
 from reval_jax import config as config_lib
 from reval_jax.plan import advice, estimate, memory, programs, search, topology
 
@@ -25,6 +25,7 @@ class Plan(NamedTuple):
     phases: list[memory.Phase]
     update: programs.Result | None  # None where it was not compiled
     estimate: estimate.Estimate
+    generate_seconds: float  # estimated, to sample a round's responses
     advice: str  # which setting to change; empty where it fits
 
     @property
@@ -56,6 +57,7 @@ def plan(
     topology.require_compiler()
     architecture, source = weights.find_architecture(config.model.path)
     pod = programs.open_pod(named)
+    collect.check_divides(config.rollout.prompts_per_round, named.num_chips // named.host.num_chips)
     compile_program = programs.compiler(architecture, pod, say)
     if is_searching:
         config = search_with(architecture, pod, config, compile_program, say) or frugal(architecture, pod, config)
@@ -114,6 +116,7 @@ def examine(
     if all(phase.fits(pod.capacity) for phase in phases):
         phases = [compile_phase(phase, config, compile_program) for phase in phases]
         update = compile_program("update", config)
+    chips = len(pod.devices)
     return Plan(
         config=config,
         topology=pod.topology,
@@ -122,7 +125,8 @@ def examine(
         capacity=pod.capacity,
         phases=phases,
         update=update,
-        estimate=estimate.of_update(architecture, pod.topology, len(pod.devices), config),
+        estimate=estimate.of_update(architecture, pod.topology, chips, config),
+        generate_seconds=estimate.generate_seconds(architecture, pod.topology, chips, config),
         advice=advice.of(architecture, pod, config, phases),
     )
 
@@ -145,6 +149,7 @@ def as_json(found: Plan) -> dict[str, Any]:
         "collectives": found.update.collectives if isinstance(found.update, programs.Measured) else None,
         "estimate": found.estimate._asdict()
         | {"seconds": found.estimate.seconds, "tokens_per_s": found.estimate.tokens_per_s},
+        "estimated_generate_seconds": found.generate_seconds,
     }
 
 
@@ -152,10 +157,10 @@ def sentences(found: Plan) -> str:
     """The plan as a person reads it: bytes by phase and kind, the verdict, what to change, and how long an update takes."""
     slice_ = found.topology
     mesh = estimate.axes(found.config, slice_.num_chips)
-    hosts = slice_.num_chips // slice_.host.num_chips
     lines = [
         f"model      {found.source}",
-        f"slice      {slice_.name}: {slice_.num_chips} chips on {hosts} hosts, {_gib(found.capacity)} GiB each for programs",
+        f"slice      {slice_.name}: {slice_.num_chips} chips, {slice_.host.num_chips} a host, "
+        f"{_gib(found.capacity)} GiB each for programs",
         f"mesh       data {mesh.data} x fsdp {mesh.fsdp} x tensor {mesh.tensor}",
         "settings   " + ", ".join(f"{name} {value}" for name, value in _searched(found.config).items()),
         "",
@@ -167,13 +172,20 @@ def sentences(found: Plan) -> str:
         lines += [f"  {line}" for line in found.advice.splitlines()]
     if isinstance(found.update, programs.Measured):
         counts = ", ".join(f"{count} {kind}" for kind, count in found.update.collectives.items()) or "none"
-        lines += ["", f"collectives in the update's program (a loop's body counted once): {counts}"]
+        lines += [
+            "compiled with least effort at speed: the run's own compilation may need some percent more or less",
+            "",
+            f"collectives in the update's program (a loop's body counted once): {counts}",
+        ]
     made = found.estimate
     lines += [
         f"an update: {made.flops:.3g} FLOPs ({made.executed_flops:.3g} with what is computed again); estimated "
         f"{made.seconds:.0f} s ({made.compute_seconds:.0f} computing, {made.link_seconds:.0f} communicating), "
         f"{made.tokens_per_s:,.0f} tokens/s",
         f"  assumed: {made.assumptions}",
+        f"a round's responses: estimated {found.generate_seconds:.0f} s",
+        f"  assumed: every one is {found.config.rollout.max_response_tokens} tokens long; the weights and the whole cache are "
+        f"read for each token, at {estimate.MEMORY_UTILIZATION:.0%} of {slice_.chip.hbm_bandwidth / 1e9:.0f} GB/s",
     ]
     return "\n".join(lines)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from reval_jax import batch, model
 from reval_jax import config as config_lib
 from reval_jax.plan import memory, programs, search
@@ -24,38 +26,65 @@ def of(
 
 
 def _change(phase: memory.Phase, architecture: model.Architecture, pod: programs.Pod, config: config_lib.Config) -> str:
-    row, tokens = batch.row_length(config.max_tokens), config.update.micro_batch_tokens
     if phase.name != "score" and phase.kinds["reference"]:
         return "the reference lies on the devices: set --update.reference_memory host"
-    if phase.name in ("score", "update") and tokens >= 2 * row:
-        return f"train on fewer rows at once: set --update.micro_batch_tokens {tokens // row // 2 * row}"
-    if phase.name == "update" and config.model.remat != "full":
-        stronger = search.REMATS[search.REMATS.index(config.model.remat) + 1]
-        return f"keep less for the backward pass: set --model.remat {stronger}"
-    for tensor in search.tensors(architecture, pod, config):
-        if tensor < config.mesh.tensor:
-            continue
-        for candidate in search.fewer_slots(pod, search.replace(config, "mesh.tensor", tensor)):
-            if _may_fit(phase, architecture, pod, candidate) and candidate != config:
-                return _differences(config, candidate)
+    known, least = _of_shapes(phase.name, architecture, pod, config), None
+    for candidate in _steps(phase.name, architecture, pod, config):
+        # What was measured beyond the shapes belongs, in the learner's phases, to its rows.
+        rows = candidate.update.micro_batch_tokens / config.update.micro_batch_tokens
+        beyond = (phase.total - known.total) * (rows if phase.name in ("score", "update") else 1)
+        needed = _of_shapes(phase.name, architecture, pod, candidate).total
+        if needed + beyond <= pod.capacity:
+            return _differences(config, candidate)
+        if needed <= pod.capacity:
+            least = candidate  # what was measured may shrink with it
+    if least is not None:
+        return _differences(config, least)
     return _larger(phase, architecture, pod, config)
+
+
+def _of_shapes(
+    name: str, architecture: model.Architecture, pod: programs.Pod, config: config_lib.Config
+) -> memory.Phase:
+    return {each.name: each for each in memory.at_least(architecture, pod, config)}[name]
+
+
+def _steps(
+    name: str, architecture: model.Architecture, pod: programs.Pod, config: config_lib.Config
+) -> Iterator[config_lib.Config]:
+    """The config with the settings that the phase depends on at values that need less and less."""
+    if name in ("score", "update"):
+        row = batch.row_length(config.max_tokens)
+        while config.update.micro_batch_tokens >= 2 * row:
+            config = search.replace(
+                config, "update.micro_batch_tokens", config.update.micro_batch_tokens // row // 2 * row
+            )
+            yield config
+        for remat in search.REMATS[search.REMATS.index(config.model.remat) + 1 :] if name == "update" else ():
+            yield search.replace(config, "model.remat", remat)
+        return
+    for tensor in search.tensors(architecture, pod, config):
+        if tensor >= config.mesh.tensor:
+            wider = search.replace(config, "mesh.tensor", tensor)
+            yield from (each for each in search.fewer_slots(pod, wider) if each != config)
+
+
+_WHY = {
+    "update.micro_batch_tokens": "train on fewer rows at once",
+    "model.remat": "keep less for the backward pass",
+    "mesh.tensor": "split each layer over chips of a host",
+    "rollout.decode_slots": "decode fewer responses at once",
+}
 
 
 def _differences(config: config_lib.Config, candidate: config_lib.Config) -> str:
     changes = []
-    if candidate.mesh.tensor != config.mesh.tensor:
-        changes.append(f"split each layer over chips of a host: set --mesh.tensor {candidate.mesh.tensor}")
-    if candidate.rollout.decode_slots != config.rollout.decode_slots:
-        changes.append(f"decode fewer responses at once: set --rollout.decode_slots {candidate.rollout.decode_slots}")
+    for name, why in _WHY.items():
+        section, field = name.split(".")
+        value = getattr(getattr(candidate, section), field)
+        if value != getattr(getattr(config, section), field):
+            changes.append(f"{why}: set --{name} {value}")
     return "; ".join(changes)
-
-
-def _may_fit(
-    phase: memory.Phase, architecture: model.Architecture, pod: programs.Pod, config: config_lib.Config
-) -> bool:
-    """Whether the phase may fit with these settings, if what was measured beyond its shapes stays the same."""
-    known = {each.name: each for each in memory.at_least(architecture, pod, config)}[phase.name]
-    return known.total + phase.kinds["temporaries"] + phase.kinds["programs"] <= pod.capacity
 
 
 def _larger(phase: memory.Phase, architecture: model.Architecture, pod: programs.Pod, config: config_lib.Config) -> str:

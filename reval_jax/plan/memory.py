@@ -7,6 +7,7 @@ and optimizer state are there in all of them.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -73,21 +74,18 @@ def at_least(architecture: model.Architecture, pod: programs.Pod, config: config
       ValueError: the config does not go with the devices.
     """
     mesh = mesh_lib.make(config.mesh, pod.devices)
-    params = update.abstract_params(architecture, mesh)
-    optimizer = update.abstract(params, update.make_optimizer(config.optimizer), mesh).opt_state
-    dtypes = model.compute_dtypes(params, config.model.compute_dtype)
-    frozen = tree_bytes(jax.tree.map(lambda leaf, dtype: leaf.update(dtype=dtype), params, dtypes))
+    params, optimizer, frozen = _learner_bytes(architecture, mesh, config.optimizer, config.model.compute_dtype)
     shape = programs.largest_shape(mesh_lib.num_row_shards(mesh), config)
     rows = tree_bytes(batch.abstract(shape, mesh))
     engine = programs.make_engine(architecture, pod, config)
-    copy = tree_bytes(sampler.abstract_copy(engine))
-    everywhere = {"params": tree_bytes(params), "optimizer": tree_bytes(optimizer)}
+    copy = _copy_bytes(engine)
+    everywhere = {"params": params, "optimizer": optimizer}
     if config.update.reference_memory == "device" and config.update.objective != "grpo":
         everywhere["reference"] = frozen
     only_in = {
         "score": {"reference": frozen, "batch": rows},
         "update": {
-            "gradients": everywhere["params"],
+            "gradients": params,
             "batch": rows,
             "temporaries": _kept_for_backward(architecture, mesh, shape, config) + _head(architecture, mesh, config),
         },
@@ -96,6 +94,23 @@ def at_least(architecture: model.Architecture, pod: programs.Pod, config: config
     }
     nothing = dict.fromkeys(KINDS, 0)
     return [Phase(name, nothing | everywhere | only_in[name], is_measured=False) for name in phases(config)]
+
+
+@functools.lru_cache(maxsize=64)
+def _learner_bytes(
+    architecture: model.Architecture, mesh: jax.sharding.Mesh, settings: config_lib.Optimizer, compute_dtype: str
+) -> tuple[int, int, int]:
+    """Bytes of the parameters, of the optimizer's state and of the reference's copy."""
+    params = update.abstract_params(architecture, mesh)
+    optimizer = update.abstract(params, update.make_optimizer(settings), mesh).opt_state
+    dtypes = model.compute_dtypes(params, compute_dtype)
+    frozen = jax.tree.map(lambda leaf, dtype: leaf.update(dtype=dtype), params, dtypes)
+    return tree_bytes(params), tree_bytes(optimizer), tree_bytes(frozen)
+
+
+@functools.lru_cache(maxsize=64)
+def _copy_bytes(engine: sampler.Engine) -> int:
+    return tree_bytes(sampler.abstract_copy(engine))
 
 
 def cache_bytes(engine: sampler.Engine, config: config_lib.Config) -> int:

@@ -8,6 +8,7 @@ import functools
 import math
 import re
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -123,7 +124,10 @@ def measure(build: Callable[[], Any]) -> Result:
     """What the compiled program that `build` gives needs; a refusal for want of memory is a result, any other an error."""
     start = time.monotonic()
     try:
-        compiled = build()
+        with warnings.catch_warnings():
+            # What was compiled for devices elsewhere can be written to jax's persistent cache, but not read from it.
+            warnings.filterwarnings("ignore", message="Error reading persistent compilation cache entry")
+            compiled = build()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
