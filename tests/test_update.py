@@ -327,6 +327,7 @@ def test_the_update_takes_no_reference_parameters():
     assert all(given.count(shape) == 3 * matrices.count(shape) for shape in set(matrices))
 
 
+@pytest.mark.slow
 def test_the_sharded_update_compiles_for_a_tpu_with_the_splash_kernel(v5e):
     architecture = checkpoints.tiny_architecture(head_size=64, num_heads=4, num_kv_heads=2)
     devices = jax.sharding.Mesh(np.array(v5e).reshape(2, 2, 2), mesh.AXES)
