@@ -90,7 +90,7 @@ def shape_of(num_tokens: int, num_shards: int, *, config: config_lib.Config) -> 
 
 
 def first_fit(length: np.ndarray, response_length: np.ndarray, shape: Shape) -> np.ndarray:
-    """Rows by first fit, the longest trajectory first; at most 22 % more rows than the fewest possible, and usually 1 to 5 %."""
+    """Rows by first fit, the longest trajectory first: each goes to the first row with room for it."""
     num = length.shape[0]
     tokens, responses = np.full(num, shape.tokens), np.full(num, shape.responses)
     slots, row = np.full(num, shape.slots), np.zeros(num, np.int64)

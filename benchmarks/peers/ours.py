@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import jax
-import numpy as np
 
 from benchmarks.peers import peer
 from reval_jax import batch, model, types, update
 from reval_jax import config as config_lib
 from reval_jax import mesh as mesh_lib
+from reval_jax.bench import update as update_bench
 
 
 def main() -> None:
@@ -88,27 +88,10 @@ def architecture_of(shape: peer.Shape) -> model.Architecture:
 
 def trajectories(shape: peer.Shape) -> types.Trajectories:
     """The batch as the replay buffer hands it over, scored by a reference close to the random policy."""
-    num, per_token = shape.rows, float(np.log(shape.vocab_size))
-    zeros = np.zeros(num, np.int32)
+    of_update = update_bench.Shape(shape.rows, shape.prompt_tokens + shape.response_tokens, shape.prompt_tokens)
     reward = peer.rewards(shape)
-    return types.Trajectories(
-        tokens=peer.tokens(shape).reshape(-1),
-        log_prob=np.full(num * shape.response_tokens, -per_token, np.float32),
-        prompt_length=np.full(num, shape.prompt_tokens, np.int32),
-        response_length=np.full(num, shape.response_tokens, np.int32),
-        is_truncated=np.zeros(num, bool),
-        raw_reward=reward,
-        reward=reward,
-        verdict=(1 - reward).astype(np.int8),
-        cursor=np.arange(num, dtype=np.int64),
-        sample=zeros,
-        round=zeros,
-        policy_version=zeros,
-        use_count=zeros,
-        reference_log_prob=np.full(num, -per_token * shape.response_tokens, np.float32),
-        reference_value=np.full(num, per_token, np.float32),
-        reference_version=zeros,
-    )
+    rows = update_bench.trajectories(update_bench.fixed_lengths(of_update), of_update, shape.vocab_size)
+    return rows._replace(tokens=peer.tokens(shape).reshape(-1), raw_reward=reward, reward=reward)
 
 
 if __name__ == "__main__":
