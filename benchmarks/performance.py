@@ -2,7 +2,7 @@
 
     python -m benchmarks.performance               # reval bench scores and update; some 15 minutes on two cores
     python -m benchmarks.performance --peers       # and the other trainers, whose environments take several GB
-    python -m benchmarks.performance --measure False   # draw again from docs/performance_*.json
+    python -m benchmarks.performance --no-measure  # draw again from docs/performance_*.json
 
 Writes docs/performance_{scores,update,peers}.json and docs/performance.svg.
 """
@@ -34,7 +34,7 @@ COMMANDS = {
 class Performance:
     """Measure and draw what docs/performance.md shows."""
 
-    measure: bool = True  # run the benchmarks; False draws from their last results
+    measure: bool = True  # run the benchmarks; without, draw from their last results
     peers: bool = False  # also the other trainers
 
 
@@ -50,6 +50,8 @@ def main() -> None:
         for name in COMMANDS
         if (path := DOCS / f"performance_{name}.json").exists()
     }
+    if not found:
+        raise SystemExit(f"nothing to draw: {DOCS} holds no performance_*.json. Run without --no-measure.")
     draw(found, DOCS / "performance.svg")
 
 
