@@ -1,6 +1,6 @@
 """Does training raise the score on problems that are never trained on? The last rounds beside the first, for several seeds.
 
-    python -m benchmarks.held_out [--config configs/procedural_arithmetic.yaml] [--seeds 0 1]
+    python -m benchmarks.held_out [--config configs/procedural_arithmetic.yaml] [--seeds 1 2]
 
 Each seed is one `reval train` of the config, whose own `eval` section measures the held-out problems after every round. A run
 that is complete in --runs is not run again, one that was interrupted goes on. Writes docs/NAME.json and docs/NAME.svg, NAME the
@@ -37,7 +37,7 @@ class HeldOut:
     """Train with several seeds, and compare the first and the last rounds' score on held-out problems."""
 
     config: Path = Path("configs/procedural_arithmetic.yaml")  # one benchmark, eval.every=1
-    seeds: tuple[int, ...] = (0, 1)  # run.seed of each run
+    seeds: tuple[int, ...] = (1, 2)  # run.seed of each run; the settings were chosen by a pilot with seed 0
     rounds: int = 5  # rounds at each end that are compared
     runs: Path = Path("runs/held_out")  # where the runs live
     docs: Path = Path("docs")  # where the figures go
