@@ -23,6 +23,7 @@ PositiveFloat = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
 Probability = Annotated[float, pydantic.Field(gt=0, le=1)]
 Decay = Annotated[float, pydantic.Field(ge=0, lt=1)]
+AnswerFormat = Literal["boxed", "first_number", "last_number"]
 STRICT = pydantic.ConfigDict(extra="forbid")
 
 
@@ -52,7 +53,7 @@ class Task:
     instruction: str = ""
     max_prompt_tokens: PositiveInt = 1024  # tokens; a longer prompt is handled as `overlong` says
     overlong: Literal["error", "drop"] = "error"  # refuse a data set with longer prompts, or leave those rows out
-    answer_format: Literal["boxed", "first_number"] = "boxed"  # what of a response is graded
+    answer_format: AnswerFormat = "boxed"  # what of a response is graded
 
 
 @dataclasses.dataclass(frozen=True)

@@ -484,9 +484,10 @@ def test_the_page_describes_every_level():
             assert f"| `{task}` | {number} | {level.about} |" in page
 
 
+@pytest.mark.parametrize("answer_format", ["first_number", "last_number"])
 @pytest.mark.parametrize("task", ["countdown", "sorting", "base_conversion,level=2"])
-def test_a_task_whose_answer_is_no_number_is_refused_where_the_first_number_is_graded(task):
-    settings = config.Task(dataset=f"procedural:{task},size=30", template="raw", answer_format="first_number")
+def test_a_task_whose_answer_is_no_number_is_refused_where_a_number_is_graded(task, answer_format):
+    settings = config.Task(dataset=f"procedural:{task},size=30", template="raw", answer_format=answer_format)
     with pytest.raises(ValueError, match=r"Use task\.answer_format=boxed"):
         prompts.load(settings, None)
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import typing
 from fractions import Fraction
 from pathlib import Path
 
@@ -133,8 +134,23 @@ def test_the_first_number_is_the_first_whole_number_expression(text: str, extrac
     assert (grade.extracted, grade.kind) == (extracted, "ok")
 
 
+@pytest.mark.parametrize(
+    ("text", "extracted"),
+    [
+        ("4", "4"), ("2+3=5", "5"), ("He pays 3 * $24 = $72.", "72"), ("2-3", "3"), ("9 - -3", "-3"), ("5^2", "2"),
+        ("72 clips in 2,500", "2,500"), ("1,2345", "2345"), ("or 1/2", "1/2"), ("8 then $\\frac{1}{2}$", "\\frac{1}{2}"),
+        ("<think>9</think>4", "4"), ("4<think>9</think>", None), ("**18**.", "18"), ("3.14.15", "15"),
+    ],
+)  # fmt: skip
+def test_the_last_number_is_the_last_whole_number_expression(text: str, extracted: str | None) -> None:
+    grade = verifier.grade(text, extracted or "", answer_format="last_number")
+    assert (grade.extracted, grade.kind) == (extracted, "ok" if extracted else "unparsed")
+
+
 def test_a_text_without_a_number_is_unparsed() -> None:
-    assert first_number("no idea", "4")[:4] == (0.0, "unparsed", None, "the response holds no number")
+    for answer_format in ("first_number", "last_number"):
+        grade = verifier.grade("no idea", "4", answer_format=answer_format)
+        assert grade[:4] == (0.0, "unparsed", None, "the response holds no number")
 
 
 numbers = st.fractions(max_denominator=10**6)
@@ -185,7 +201,7 @@ fuzz = st.lists(st.sampled_from(FRAGMENTS) | st.characters(), max_size=30).map("
 
 
 @settings(UNHURRIED, max_examples=400)
-@given(fuzz, fuzz, st.sampled_from(["boxed", "first_number"]), st.booleans(), st.booleans())
+@given(fuzz, fuzz, st.sampled_from(verifier.ANSWER_FORMATS), st.booleans(), st.booleans())
 @example("\\frac{}{}", "\\frac{1}{.}", "boxed", True, False)
 @example("{{.}}", ".", "boxed", True, False)
 def test_no_text_raises_and_the_verdict_is_well_formed(
@@ -213,7 +229,7 @@ def test_an_answer_equals_itself(text: str) -> None:
         "<think>", "</think>", " ", "\\text{", "9^", "\\boxed{1}", "\\frac{1}{",
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("answer_format", ["boxed", "first_number"])
+@pytest.mark.parametrize("answer_format", verifier.ANSWER_FORMATS)
 def test_a_megabyte_is_graded_in_linear_time(piece: str, answer_format: str) -> None:
     # The claim is that this ends: a quadratic scan of a megabyte would take hours.
     text = piece * (1_000_000 // len(piece))
@@ -250,8 +266,12 @@ def test_score_grades_each_text_against_its_own_answer() -> None:
 
 
 def test_misuse_is_refused_with_what_to_change() -> None:
-    with pytest.raises(ValueError, match="Use 'boxed' or 'first_number'"):
-        verifier.grade("4", "4", answer_format="last_number")
+    with pytest.raises(ValueError, match="Use one of: boxed, first_number, last_number"):
+        verifier.grade("4", "4", answer_format="middle_number")
+
+
+def test_the_answer_formats_are_the_configs() -> None:
+    assert typing.get_args(config.AnswerFormat) == verifier.ANSWER_FORMATS
 
 
 @pytest.mark.skipif(not CASES.is_file(), reason=f"no {CASES.parent.name}/{CASES.name} beside the repository")

@@ -95,7 +95,7 @@ class Verify:
     prediction: Prediction  # a response with its answer in a box; with --extracted, the answer alone
     gold: Gold  # the right answer; several forms of it with ' ||| ' between them
     extracted: bool = False  # PREDICTION is an answer, not a response it would have to be found in
-    answer_format: Literal["boxed", "first_number"] = "boxed"  # how the answer is found in a response
+    answer_format: config_lib.AnswerFormat = "boxed"  # how the answer is found in a response
     json: Path | None = None  # write the verdict here too; /dev/stdout allowed
 
 

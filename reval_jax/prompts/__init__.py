@@ -148,12 +148,12 @@ def _permutation(seed: int, epoch: int, size: int) -> np.ndarray:
 
 
 def _check_answer_format(task: config.Task, checked: list[Row]) -> None:
-    """Refuse a procedural data set whose answers, expressions or lists, "first_number" would cut to their first number."""
+    """Refuse a procedural data set whose answers are expressions or lists, where only a number of them would be graded."""
     whole = procedural.needs_whole_answer([row.answer for row in checked])
-    if task.answer_format == "first_number" and whole:
+    if task.answer_format != "boxed" and whole:
         raise ValueError(
-            f"task.answer_format=first_number with the data set {task.dataset}: an answer to {whole} is more than a number, so "
-            "none could be right. Use task.answer_format=boxed."
+            f"task.answer_format={task.answer_format} with the data set {task.dataset}: an answer to {whole} is more than a "
+            "number, so none could be right. Use task.answer_format=boxed."
         )
 
 

@@ -22,7 +22,7 @@ from reval_jax.verifier.grader import check as check
 from reval_jax.verifier.grader import check_failures as check_failures
 
 GOLD_SEPARATOR = extraction.GOLD_SEPARATOR
-ANSWER_FORMATS = ("boxed", "first_number")
+ANSWER_FORMATS = ("boxed", "first_number", "last_number")  # as config.AnswerFormat
 
 _SHOWN = 80  # characters of an answer in an explanation
 
@@ -52,8 +52,8 @@ def grade(text: str, answer: str, *, answer_format: str, thinks: bool = False, e
     r"""The grade of one response: 1 if its final answer equals a gold answer, else 0.
 
     Only what follows the last `</think>` counts. "boxed" reads the last balanced `\boxed{...}`; a box opened after it
-    and never closed withdraws it (`no_box`). "first_number" reads the first number: `1/2` is one number, `2-3` begins
-    with 2. Numbers are equal as exact rationals, with no tolerance and with `%` as a unit, not a factor; a unit
+    and never closed withdraws it (`no_box`). "first_number" and "last_number" read a number: `1/2` is one, `2-3` begins
+    with 2 and ends with 3. Numbers are equal as exact rationals, with no tolerance and with `%` as a unit, not a factor; a unit
     (a known word) or a variable (`x =`) may be missing on one side but not differ. The kinds that are not a plain `ok`
     or `wrong`: `unparsed` is an answer that is empty or, so far, undecided; `limit` is one too long to be read.
 
@@ -62,7 +62,7 @@ def grade(text: str, answer: str, *, answer_format: str, thinks: bool = False, e
     Args:
       text: the response; any string, of any length.
       answer: the gold answer; several accepted forms are separated by ` ||| `.
-      answer_format: "boxed" or "first_number".
+      answer_format: one of ANSWER_FORMATS.
       thinks: the prompt has opened `<think>`, so a response without `</think>` is thinking to its end.
       extracted: the text is an answer, not a response: all of it is compared.
 
@@ -70,7 +70,7 @@ def grade(text: str, answer: str, *, answer_format: str, thinks: bool = False, e
       ValueError: unknown answer_format.
     """
     if answer_format not in ANSWER_FORMATS:
-        raise ValueError(f"task.answer_format={answer_format!r} is not known. Use 'boxed' or 'first_number'.")
+        raise ValueError(f"task.answer_format={answer_format!r} is not known. Use one of: {', '.join(ANSWER_FORMATS)}.")
     found = extraction.Found(text, "", "")
     if not extracted:
         found = extraction.find(text, answer_format=answer_format, thinks=thinks)

@@ -22,11 +22,12 @@ _BETWEEN_GOLD_PARTS = re.compile(
 )
 _MAX_BETWEEN = 70  # characters
 
-# A sign belongs to the number unless an operand stands before it: `2-3` begins with 2. A fraction is one number.
-_FIRST_NUMBER = re.compile(
+# A sign belongs to the number unless an operand stands before it: `2-3` begins with 2. A fraction is one number. More
+# groups of three than are counted here are too long an answer in any case, and would be scanned again from each of them.
+_NUMBER = re.compile(
     r"(?:(?<![\w.)\]}])[+\-\u2212])?(?:"
     r"\\[dtc]?frac\{[+-]?[0-9]+\}\{[+-]?[0-9]+\}"
-    r"|(?:(?:[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|(?<![\w.])\.[0-9]+)(?:/[0-9]+)?"
+    r"|(?:(?:[1-9][0-9]{0,2}(?:,[0-9]{3}){1,200}(?![0-9])|[0-9]+)(?:\.[0-9]+)?|(?<![\w.])\.[0-9]+)(?:/[0-9]+)?"
     r")"
 )
 
@@ -43,15 +44,17 @@ def find(text: str, *, answer_format: str, thinks: bool) -> Found:
     r"""The answer of a response: what follows the last `</think>` counts, and of that the last balanced box.
 
     Boxes that only a comma, `and` or `or` keeps apart are one answer in parts. A box opened after the last one and
-    never closed withdraws it. "first_number" reads the first number instead: `1/2` is one number, `2-3` begins with 2.
+    never closed withdraws it. "first_number" and "last_number" read a number instead: `1/2` is one, `2-3` are 2 and 3.
     """
     closed, opened = text.rfind("</think>"), text.rfind("<think>")
     if opened > closed or (thinks and closed < 0):
         return Found(None, "unclosed_think", "the response never closes its <think>")
     final = text[closed + len("</think>") :] if closed >= 0 else text
-    if answer_format == "first_number":
-        found = _FIRST_NUMBER.search(final)
-        return Found(found.group(), "", "") if found else Found(None, "unparsed", "the response holds no number")
+    if answer_format in ("first_number", "last_number"):
+        numbers = [found.group() for found in _NUMBER.finditer(final)]
+        if not numbers:
+            return Found(None, "unparsed", "the response holds no number")
+        return Found(numbers[0 if answer_format == "first_number" else -1], "", "")
     boxes, is_open = box_spans(final)
     if is_open:
         return Found(None, "no_box", "the last \\boxed{ of the response is never closed")
