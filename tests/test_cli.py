@@ -102,6 +102,22 @@ def test_the_module_is_the_command():
     assert (result.returncode, result.stdout, result.stderr) == (0, f"{reval_jax.__version__}\n", "")
 
 
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"]])
+def test_a_reader_that_goes_away_ends_the_command_quietly(arguments):
+    read, write = os.pipe()
+    os.close(read)
+    result = subprocess.run(
+        [sys.executable, "-m", "reval_jax", *arguments],
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    os.close(write)
+    assert (result.returncode, result.stderr) == (141, "")
+
+
 @pytest.mark.parametrize(
     ("arguments", "reward", "verdict"),
     [

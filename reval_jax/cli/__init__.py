@@ -2,11 +2,12 @@
 
 tyro turns dataclasses into flags with help; every command imports what it needs when it runs, so that `--help` and a
 mistyped flag answer at once. Exit codes: 0 done; 2 the input is wrong (one message); 75 preempted after saving, run the
-same command again; 1 failed.
+same command again; 1 failed; 130 interrupted; 141 nobody reads the output any more (`reval ... | head`).
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,7 +17,16 @@ from reval_jax.cli import arguments, bench, commands, data, evaluation
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _run(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it ends
+        return 141
+
+
+def _run(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help"):
         print(_overview())
         return 0 if words else 2
