@@ -1,6 +1,7 @@
 """How well graders agree with the public cases, and how fast ours is on real answers.
 
     python -m benchmarks.graders [--json FILE]         # ../shared/data beside the repository; minutes on one core
+    python -m benchmarks.graders --cases FILE          # agreement with these cases alone, and which of them ours fails
 
 Agreement: ours, math-verify alone (its own parser and defaults) and two string comparisons, on verifier_cases.jsonl by kind
 of origin. Every grader answers each case in a process of its own, killed after LIMIT seconds; a kill counts as a refusal.
@@ -91,26 +92,30 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
+    parser.add_argument("--cases", type=Path, help="lines like verifier_cases.jsonl's; speed is not measured")
     given = parser.parse_args(argv)
-    if not DATA.is_dir():
+    if not given.cases and not DATA.is_dir():
         raise SystemExit(f"No folder {DATA.parent.name}/{DATA.name} beside the repository: nothing to measure on.")
-    agreement = measure_agreement()
-    speed = measure_speed()
+    agreement = measure_agreement(given.cases or DATA / "verifier_cases.jsonl")
+    speed = {} if given.cases else measure_speed()
     print(ROW.format("grader", "origin", "cases", "agrees", "wrongly", "wrongly", "killed"))
     print(ROW.format("", "", "", "", "accepts", "refuses", ""))
     for row in agreement:
-        print(ROW.format(*row.values()))
-    print(f"\n{'gold against':<20}" + "".join(f"{name.replace('_', ' '):>26}" for name in speed["itself"]))
+        print(ROW.format(*(row[name] for name in list(row)[:-1])))
+    if given.cases:
+        print("\nDecided by ours as the cases do not expect:")
+        print("\n".join(f"  {case}" for row in agreement[: len(ORIGINS)] for case in row["unexpected"]))
+    else:
+        print(f"\n{'gold against':<20}" + "".join(f"{name.replace('_', ' '):>26}" for name in speed["itself"]))
     for name, row in speed.items():
         print(f"{name:<20}" + "".join(f"{value!s:>26}" for value in row.values()))
     if given.json:
         given.json.write_text(json.dumps({"agreement": agreement, "speed": speed}, indent=2) + "\n", encoding="utf-8")
 
 
-def measure_agreement() -> list[dict[str, Any]]:
-    """One row for each grader and kind of origin."""
-    lines = (DATA / "verifier_cases.jsonl").read_text(encoding="utf-8").splitlines()
-    cases = [json.loads(line) for line in lines]
+def measure_agreement(file: Path) -> list[dict[str, Any]]:
+    """One row for each grader and kind of origin, ours first."""
+    cases = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     rows = []
     for name in GRADERS:
         for origin in ORIGINS:
@@ -126,6 +131,11 @@ def measure_agreement() -> list[dict[str, Any]]:
                     "wrongly_accepts": sum(not expected and bool(found) for expected, found in pairs),
                     "wrongly_refuses": sum(expected and not found for expected, found in pairs),
                     "killed": sum(found is None for _, found in pairs),
+                    "unexpected": [
+                        f"{case['prediction'][-80:]!r} for {case['gold']!r}: {'accepted' if found else 'refused'}"
+                        for case, (expected, found) in zip(chosen, pairs, strict=True)
+                        if expected != bool(found)
+                    ],
                 }
             )
     return rows
