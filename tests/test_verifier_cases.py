@@ -43,7 +43,12 @@ RIGHT = [
     ("2.5e-3", "0.0025"), ("0.\\overline{27}", "\\frac{3}{11}"), ("1.8\\overline{3}", "\\frac{11}{6}"),
     ("12{,}345", "12345"), ("12,\\!345,\\!678", "12345678"),
     ("\\sqrt{144}", "12"), ("4^{3/2}", "8"), ("\\lfloor 7.9 \\rfloor", "7"), ("17 \\text{ dogs}", "17\\text{ dogs}"),
-    ("17", "17\\text{ dogs}"),
+    ("17", "17\\text{ dogs}"), ("5 inch", "5\\text{ inches}"), ("5\\text{ cm}", "5\\text{ centimeters}"),
+    ("5\\text{ sq cm}", "5\\text{ cm}^2"), ("5\\text{ cubic feet}", "5\\text{ ft}^3"), ("5\\text{ square units}", "5"),
+    ("3\\text{ km/h}", "3\\text{ kph}"), ("2.5 \\times 10^{14}\\ \\text{s}^{-1}", "2.5 \\times 10^{14}"),
+    # choices with their content, matrices with distances between their rows
+    ("\\textbf{(C)}\\ \\text{Plane}", "\\text{(C)}"), ("B. 12", "B"), ("(D) triangle ABC", "D"), ("(B): 12", "(B)"),
+    ("\\begin{pmatrix} 1 \\\\[4pt] 2 \\end{pmatrix}", "\\begin{pmatrix} 1 \\\\ 2 \\end{pmatrix}"),
     ("6\\sqrt{3}\\text{ cm}^2", "6\\sqrt{3}"), ("45^\\circ", "45"), ("3,5", "3.5"), ("1101_2", "1101_{2}"),
     ("7:30", "7 : 30"), ("4:6", "4 : 6"),
     # expressions
@@ -63,6 +68,11 @@ RIGHT = [
     ("\\text{north}", "North"), ("A, C", "\\text{C and A}"),
 ]  # fmt: skip
 WRONG = [
+    # several choices for one
+    ("(A), (B)", "A"), ("(A) and (B)", "(A)"), ("\\text{(A) and (B)}", "\\text{(A)}"), ("(A)(b)", "A"), ("A: B", "A"),
+    ("A. 12 or B. 13", "A"), ("(A)/(B)", "A"), ("\\textbf{(A)}\\ \\textbf{(B)}", "A"), ("(A).(B).(C)", "A"),
+    # units of another power
+    ("5\\text{ cm}", "5\\text{ cm}^2"), ("5\\text{ square units}", "5\\text{ units}"), ("5\\text{ m}^{-1}", "5\\text{ m}"),
     # lists, sets, tuples, intervals
     ("3, 7", "-7, 3"), ("3", "-7, 3"), ("3, -7, 0", "-7, 3"), ("(3, -7)", "(-7, 3)"), ("\\{3, -7\\}", "(3, -7)"),
     ("3, -7", "(3, -7)"), ("(1, 2)", "[1, 2]"), ("\\{1, 2\\}", "[1, 2]"),

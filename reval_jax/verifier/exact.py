@@ -12,7 +12,10 @@ import re
 from reval_jax.verifier import arithmetic, normal, structure, values
 
 _WORD = re.compile("[A-Za-z][A-Za-z ]*")
-_CHOICE_WITH_CONTENT = re.compile(r"\(?([A-J])(?:\)|\.|:|\)\.|\):)\s*(?=[^\s)]).*", re.DOTALL)
+# `(C) a plane`, in `normal.form`; content that names another choice, or goes on with one, makes it two answers.
+_CHOICE_WITH_CONTENT = re.compile(
+    r"\(?([A-J])(?:\)|\.|:|\)\.|\):)(?=[^\s),;&/])(?!.*(?<![A-Za-z\\])[A-J](?![A-Za-z])|.*\([a-j]\)).*", re.DOTALL
+)
 _BASED = re.compile(r"([0-9]+)_(?:([0-9])|\{\s*([0-9]{1,2})\s*\})")
 _DECIMAL_COMMA = re.compile(r"[+-]?[0-9]+,[0-9]+")
 _INFINITY = re.compile(r"[+-]?\\infty")
@@ -29,7 +32,7 @@ def compare(prediction: str, gold: str) -> structure.Outcome:
 
 def compare_nodes(one: structure.Node, other: structure.Node, leaf: structure.Leaf) -> structure.Outcome:
     """`structure.compare`, with the readings of a whole answer that no part of one has."""
-    choice = _CHOICE_WITH_CONTENT.fullmatch(one.text)
+    choice = _CHOICE_WITH_CONTENT.fullmatch(normal.form(one.text))
     if choice and re.fullmatch(r"\(?[A-J]\)?", other.text):
         return structure.EQUAL if choice.group(1) == other.text.strip("()") else structure.DIFFERENT
     decimals = _decimal_comma(one, other) or _decimal_comma(other, one)

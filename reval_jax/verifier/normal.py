@@ -45,6 +45,7 @@ _SPELLING = re.compile(
     )
 )
 _ESCAPED_COMMAND = re.compile(r"\\\\(?=[A-Za-z{}%$])")
+_ROW_DISTANCE = re.compile(r"\\\\\s?\[\s?-?[0-9.]{1,6}\s?(?:pt|em|ex|mm|cm|in|mu|px)\s?\]")
 _THOUSANDS = re.compile(r"(?<=[0-9])(?:\{\s*,\s*\}|,\\!)\s*(?=[0-9]{3}(?![0-9]))")
 _JOINED = re.compile(r"\\(?:text|mathrm|mbox)\s*\{\s*(,?\s*(?:and|or|AND|OR)\s*)\}")
 
@@ -67,21 +68,49 @@ _NUMBER = re.compile(
     rf"|(?P<plain>{_SIGNED})(?:\s*/\s*(?P<divisor>{_SIGNED}))?"
 )
 _UNIT = re.compile(
-    rf"\s*(?:{_TEXT}|([A-Za-z]{{2}}[A-Za-z /]*)|(%|°(?:\s*[CF](?![A-Za-z]))?))\s*(?:\^\s*(?:([23])|\{{\s*([23])\s*\}}))?"
+    rf"\s*(?:{_TEXT}|([A-Za-z]{{2}}[A-Za-z /]*)|(%|°(?:\s*[CF](?![A-Za-z]))?))\s*(?:\^\s*(?:([23])|\{{\s*(-?[1-3])\s*\}}))?"
 )
-_LAST_UNIT = re.compile(rf"(?<=[\w)}}\]°])\s*(?:{_TEXT}\s*(?:\^\s*[23]|\^\s*\{{\s*[23]\s*\}})?|%|°(?:\s*[CF])?)$")
+_LAST_UNIT = re.compile(rf"(?<=[\w)}}\]°])\s*(?:{_TEXT}\s*(?:\^\s*[23]|\^\s*\{{\s*-?[1-3]\s*\}})?|%|°(?:\s*[CF])?)$")
 
-# Words that may follow a number without changing it. Multipliers (million, dozen) are not among them.
-_UNIT_WORDS = frozenset(
-    # One string, not a list of one word a line.
-    """mm cm dm m km in inch inches ft foot feet yd yard yards mile miles meter meters metre metres
-    kilometer kilometers centimeter centimeters millimeter millimeters sq square cubic unit units g
-    kg mg gram grams kilogram kilograms lb lbs pound pounds ounce ounces oz ton tons l ml liter
-    liters litre litres gallon gallons s sec second seconds min minute minutes h hr hour hours day
-    days week weeks month months year years per mph kph dollar dollars cent cents yuan euro euros
-    usd deg degree degrees rad radian radians percent pct""".split()  # noqa: SIM905
-)
-_SAME_UNIT = {"percent": "%", "pct": "%", "degree": "°", "degrees": "°", "deg": "°"}
+# Words that may follow a number without changing it, each line one unit. Multipliers (million, dozen) are not among them.
+_UNITS = """
+mm millimeter millimeters millimetre millimetres
+cm centimeter centimeters centimetre centimetres
+dm decimeter decimeters
+m meter meters metre metres
+km kilometer kilometers kilometre kilometres
+in inch inches
+ft foot feet
+yd yard yards
+mile miles
+unit units
+mg milligram milligrams
+g gram grams
+kg kilogram kilograms
+lb lbs pound pounds
+oz ounce ounces
+ton tons
+ml milliliter milliliters
+l liter liters litre litres
+gallon gallons
+s sec second seconds
+min minute minutes
+h hr hour hours
+day days
+week weeks
+month months
+year years
+dollar dollars usd
+cent cents
+yuan
+euro euros
+° deg degree degrees
+rad radian radians
+% percent pct
+"""
+_UNIT_NAMES = {word: line.split()[0] for line in _UNITS.strip().splitlines() for word in line.split()}
+_UNIT_NAMES |= {"mph": "mile h", "kph": "km h", "per": ""}
+_UNIT_POWERS = {"sq": "2", "square": "2", "cubic": "3"}
 # A noun after a gold number (`21\text{ dogs}`) names what was counted, unless it is one of these.
 _NOT_NOUNS = frozenset(
     """and or to of by plus minus times over base mod half quarter third fifth pair pairs dozen dozens score hundred
@@ -99,8 +128,11 @@ class Number(NamedTuple):
 
 def spelled(answer: str) -> str:
     r"""The answer in one spelling, without idle spaces around it; `\text{ or }` becomes ` or `."""
-    if "\\begin" not in answer:  # in a matrix two backslashes end a row
+    if (
+        "\\begin" not in answer
+    ):  # in a matrix two backslashes end a row, and may be followed by its distance from the next
         answer = _ESCAPED_COMMAND.sub(lambda _: "\\", answer)
+    answer = _ROW_DISTANCE.sub(lambda _: r"\\ ", answer)
     text = _THOUSANDS.sub("", answer)
     text = _SPELLING.sub(lambda found: _SPELLINGS.get(found.group(), found.group()), text)
     text = _JOINED.sub(r" \1 ", text).replace(r"\sqrt{}{", r"\sqrt{").replace("**", "^")
@@ -237,8 +269,15 @@ def _unit(rest: str, has_nouns: bool) -> str | None:
         return None
     in_text, plain, symbol, power, braced_power = found.groups()
     words = re.findall(r"[^\s/.]+", (in_text or plain or symbol or "").lower())
-    if symbol is None and not (words and all(word in _UNIT_WORDS for word in words)):
+    if symbol is None and not (words and all(word in _UNIT_NAMES or word in _UNIT_POWERS for word in words)):
         is_noun = has_nouns and in_text and all(re.fullmatch("[a-z]{3,}", word) for word in words)
         if not is_noun or not _NOT_NOUNS.isdisjoint(words):
             return None
-    return " ".join(_SAME_UNIT.get(word, word) for word in words) + (power or braced_power or "")
+    named, raised = [], ""
+    for word in words:
+        if word in _UNIT_POWERS:
+            raised = _UNIT_POWERS[word]
+        elif name := _UNIT_NAMES.get(word, word):
+            named.append(name + raised)
+            raised = ""
+    return " ".join(named) + (power or braced_power or raised)
