@@ -44,6 +44,7 @@ RIGHT = [
     ("12{,}345", "12345"), ("12,\\!345,\\!678", "12345678"),
     ("\\sqrt{144}", "12"), ("4^{3/2}", "8"), ("\\lfloor 7.9 \\rfloor", "7"), ("17 \\text{ dogs}", "17\\text{ dogs}"),
     ("17", "17\\text{ dogs}"), ("5 inch", "5\\text{ inches}"), ("5\\text{ cm}", "5\\text{ centimeters}"),
+    ("17\\text{ dogs}", "17"), ("1\\text{ dog}", "1\\text{ dogs}"), ("58500\\text{ license plates}", "58,500"),
     ("5\\text{ sq cm}", "5\\text{ cm}^2"), ("5\\text{ cubic feet}", "5\\text{ ft}^3"), ("5\\text{ square units}", "5"),
     ("3\\text{ km/h}", "3\\text{ kph}"), ("2.5 \\times 10^{14}\\ \\text{s}^{-1}", "2.5 \\times 10^{14}"),
     # choices with their content, matrices with distances between their rows
@@ -71,7 +72,8 @@ WRONG = [
     # several choices for one
     ("(A), (B)", "A"), ("(A) and (B)", "(A)"), ("\\text{(A) and (B)}", "\\text{(A)}"), ("(A)(b)", "A"), ("A: B", "A"),
     ("A. 12 or B. 13", "A"), ("(A)/(B)", "A"), ("\\textbf{(A)}\\ \\textbf{(B)}", "A"), ("(A).(B).(C)", "A"),
-    # units of another power
+    # words that change the number, units of another power
+    ("5\\text{ tenths}", "5"), ("5\\text{ factorial}", "5"), ("5\\text{ or more}", "5"), ("5\\text{ dogs}", "5\\text{ cm}"),
     ("5\\text{ cm}", "5\\text{ cm}^2"), ("5\\text{ square units}", "5\\text{ units}"), ("5\\text{ m}^{-1}", "5\\text{ m}"),
     # lists, sets, tuples, intervals
     ("3, 7", "-7, 3"), ("3", "-7, 3"), ("3, -7, 0", "-7, 3"), ("(3, -7)", "(-7, 3)"), ("\\{3, -7\\}", "(3, -7)"),

@@ -76,7 +76,7 @@ def leaf(prediction: structure.Node, gold: structure.Node) -> structure.Outcome:
     """Whether two scalars are equal; an equation is left open, unless it is a chain of equal numbers."""
     if "relation" in (prediction.kind, gold.kind):
         return _relations(prediction, gold)
-    one, other = normal.number(prediction.text), normal.number(gold.text, has_nouns=True)
+    one, other = normal.number(prediction.text), normal.number(gold.text)
     if one and other:
         return _known(one.value == other.value and _is_unit_equal(one.unit, other.unit))
     left, left_unit = normal.without_unit(prediction.text)

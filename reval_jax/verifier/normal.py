@@ -111,11 +111,13 @@ rad radian radians
 _UNIT_NAMES = {word: line.split()[0] for line in _UNITS.strip().splitlines() for word in line.split()}
 _UNIT_NAMES |= {"mph": "mile h", "kph": "km h", "per": ""}
 _UNIT_POWERS = {"sq": "2", "square": "2", "cubic": "3"}
-# A noun after a gold number (`21\text{ dogs}`) names what was counted, unless it is one of these.
+# A noun in \text after a number (`21\text{ dogs}`) names what was counted, unless it changes the number.
 _NOT_NOUNS = frozenset(
-    """and or to of by plus minus times over base mod half quarter third fifth pair pairs dozen dozens score hundred
-    hundreds thousand thousands million millions billion billions trillion trillions pi squared cubed only
-    not no less more than least most""".split()  # noqa: SIM905
+    """and or nor to of by plus minus times over base mod choose factorial pair pairs dozen dozens score gross hundred
+    hundreds thousand thousands million millions billion billions trillion trillions half halves third thirds quarter
+    quarters fourth fourths fifth fifths sixth sixths seventh sevenths eighth eighths ninth ninths tenth tenths hundredth
+    hundredths thousandth thousandths millionth millionths pi root roots squared cubed binary octal hexadecimal only not no
+    less more than least most""".split()  # noqa: SIM905
 )
 
 
@@ -197,23 +199,22 @@ def form(text: str) -> str:
     return choice.group(1) if choice else text
 
 
-def number(text: str, *, has_nouns: bool = False) -> Number | None:
-    """The rational number that is all of a spelled text, with its unit; None where the text is anything else.
+def number(text: str) -> Number | None:
+    """The rational number that is all of a spelled text, with its unit or noun; None where the text is anything else.
 
     Args:
       text: at most a few hundred digits.
-      has_nouns: an unknown noun after the number counts as a unit, as in a gold answer `21 dogs`.
     """
     found = _NUMBER.match(text)
     value = _fraction(found) if found else None
-    unit = _unit(text[found.end() :], has_nouns) if found else None
+    unit = _unit(text[found.end() :], has_nouns=True) if found else None
     return None if value is None or unit is None else Number(value, unit)
 
 
 def without_unit(text: str) -> tuple[str, str]:
     r"""A spelled text without the unit it ends in (`\text{ cm}^2`, `%`, `°`), and that unit; "" for none."""
     found = _LAST_UNIT.search(text)
-    unit = _unit(text[found.start() :], False) if found else None
+    unit = _unit(text[found.start() :], has_nouns=False) if found else None
     return (text[: found.start()].strip(), unit) if found and unit else (text, "")
 
 
@@ -260,8 +261,8 @@ def _repeating(before: str, period: str) -> Fraction:
     return decimal(before) + Fraction(int(period), (10 ** len(period) - 1) * 10**places)
 
 
-def _unit(rest: str, has_nouns: bool) -> str | None:
-    """The unit that is all of `rest`, "" where rest is blank, None where it is something else."""
+def _unit(rest: str, *, has_nouns: bool) -> str | None:
+    """The unit (with `has_nouns`, or noun) that is all of `rest`, "" where rest is blank, None where it is something else."""
     if not rest.strip():
         return ""
     found = _UNIT.fullmatch(strip(rest))
@@ -277,7 +278,7 @@ def _unit(rest: str, has_nouns: bool) -> str | None:
     for word in words:
         if word in _UNIT_POWERS:
             raised = _UNIT_POWERS[word]
-        elif name := _UNIT_NAMES.get(word, word):
+        elif name := _UNIT_NAMES.get(word, word.removesuffix("s")):
             named.append(name + raised)
             raised = ""
     return " ".join(named) + (power or braced_power or raised)
