@@ -119,13 +119,11 @@ def draw_sampler(axis: Any, results: dict[str, Any]) -> None:
 def draw_peers(axis: Any, results: dict[str, Any], *, title: str) -> None:
     """Tokens a second of every library, dtype and kind of work."""
     cases = results["cases"]
-    axis.bar(range(len(cases)), [case["tokens_per_s"] for case in cases])
-    axis.set_xticks(
-        range(len(cases)),
-        [f"{case['trainer'][:5]}\n{case['dtype'][:4]}\n{case['work'][:5]}" for case in cases],
-        fontsize=6,
+    axis.barh(range(len(cases)), [case["tokens_per_s"] for case in cases])
+    axis.set_yticks(
+        range(len(cases)), [f"{case['trainer']}\n{case['dtype']}, {case['work']}" for case in cases], fontsize=6
     )
-    axis.set_ylabel("tokens/s")
+    axis.set_xlabel("tokens/s")
     axis.set_title(title, fontsize=9)
 
 
