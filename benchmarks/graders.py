@@ -94,6 +94,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     parser.add_argument("--cases", type=Path, help="lines like verifier_cases.jsonl's; speed is not measured")
     given = parser.parse_args(argv)
+    if given.cases and not given.cases.is_file():
+        raise SystemExit(
+            f"--cases {given.cases}: there is no such file. Name one with lines like verifier_cases.jsonl's."
+        )
     if not given.cases and not DATA.is_dir():
         raise SystemExit(f"No folder {DATA.parent.name}/{DATA.name} beside the repository: nothing to measure on.")
     agreement = measure_agreement(given.cases or DATA / "verifier_cases.jsonl")
@@ -101,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(ROW.format("grader", "origin", "cases", "agrees", "wrongly", "wrongly", "killed"))
     print(ROW.format("", "", "", "", "accepts", "refuses", ""))
     for row in agreement:
-        print(ROW.format(*(row[name] for name in list(row)[:-1])))
+        print(ROW.format(*(value for name, value in row.items() if name != "unexpected")))
     if given.cases:
         print("\nDecided by ours as the cases do not expect:")
         print("\n".join(f"  {case}" for row in agreement[: len(ORIGINS)] for case in row["unexpected"]))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +17,11 @@ import checkpoints
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import pytest
 import yaml
 
 from reval_jax import config as config_lib
-from reval_jax import console, train
+from reval_jax import console, journal, sampler, train
 
 TESTS = Path(__file__).resolve().parent
 EXEMPT = ("timing_s/", "perf/")
@@ -79,6 +83,35 @@ def play(file: Path, run_dir: Path, **overrides: Any) -> train.Outcome:
     # optax's adamw needs int32 to become float32.
     with jax.numpy_dtype_promotion("standard"):
         return train.train(config, run_dir, console=console.Console(is_quiet=True))
+
+
+@contextlib.contextmanager
+def stopped_when(is_time: Callable[[int, int], bool]) -> Iterator[None]:
+    """Sends this process SIGTERM after responses were journalled where `is_time(how many, from which response on)`."""
+    add = journal.Journal.add
+
+    def add_and_stop(self: Any, responses: Any, first: int) -> None:
+        add(self, responses, first)
+        if is_time(len(responses), first):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(journal.Journal, "add", add_and_stop)
+        yield
+
+
+@contextlib.contextmanager
+def given_back() -> Iterator[list[int]]:
+    """A list that grows by the number of finished responses that each call of the sampler is given."""
+    generate, given = sampler.generate, []
+
+    def noted(*arguments: Any, finished: Any, **options: Any) -> Any:
+        given.append(len(finished))
+        return generate(*arguments, finished=finished, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sampler, "generate", noted)
+        yield given
 
 
 def start(

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import os
-import signal
 
 import hypothesis
 import numpy as np
@@ -13,7 +11,7 @@ import pytest
 import runs
 from hypothesis import strategies
 
-from reval_jax import collect, config, journal, sampler, types, verifier
+from reval_jax import collect, config, types, verifier
 
 
 def with_rewards(rewards, samples):
@@ -87,26 +85,13 @@ def test_a_round_samples_waves_until_enough_prompts_have_both_and_resumes_alike(
 
 
 @pytest.mark.slow
-def test_a_round_that_is_stopped_in_its_second_wave_keeps_the_first_and_ends_alike(tmp_path, chance, monkeypatch):
+def test_a_round_that_is_stopped_in_its_second_wave_keeps_the_first_and_ends_alike(tmp_path, chance):
     file = runs.write_files(tmp_path)
     settings = {"rollout__filter_groups": True, "rollout__max_waves": 8, "eval__every": 0, "run__rounds": 1}
     runs.play(file, tmp_path / "whole", **settings)
-    add, generate, given = journal.Journal.add, sampler.generate, []
-
-    def stop_in_the_second_wave(finished, responses, first):
-        add(finished, responses, first)
-        if first:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    def noted_generate(*arguments, finished, **options):
-        given.append(len(finished))
-        return generate(*arguments, finished=finished, **options)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(journal.Journal, "add", stop_in_the_second_wave)
+    with runs.stopped_when(lambda count, first: first > 0):  # the second wave
         assert runs.play(file, tmp_path / "parts", **settings).is_preempted
-    with monkeypatch.context() as patch:
-        patch.setattr(sampler, "generate", noted_generate)
+    with runs.given_back() as given:
         assert not runs.play(file, tmp_path / "parts", **settings).is_preempted
     assert given[0] == 8
     assert 0 < given[1] <= 8

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import re
 import shutil
-import signal
 import time
 from concurrent import futures
 from pathlib import Path
@@ -18,7 +16,7 @@ import pytest
 import runs
 from orbax.checkpoint._src.serialization import serialization
 
-from reval_jax import assemble, console, experience, journal, metrics, reference, sampler, train, weights
+from reval_jax import assemble, console, experience, metrics, reference, train, weights
 
 LIVES = {
     # Each word ends one process; the same command then starts the next, and the last goes on to the end.
@@ -149,35 +147,25 @@ def test_a_journal_file_that_was_torn_is_sampled_again_and_the_run_is_the_same(f
 
 
 @pytest.mark.slow
-def test_sampling_stops_between_two_windows_and_what_was_finished_is_given_back_to_the_sampler(
-    file, tmp_path, monkeypatch
-):
+def test_sampling_stops_between_two_windows_and_what_was_finished_is_given_back_to_the_sampler(file, tmp_path):
     # 24 responses to 16 slots, so that some have not begun when the first are finished.
     settings = {"rollout__samples_per_prompt": 6, "update__batch_size": 24, "replay__capacity": 40, "run__rounds": 2}
     settings |= {"eval__every": 0, "update__reference_reset_every": 0}
     runs.play(file, tmp_path / "straight", **settings)
-    add, generate, made, given = journal.Journal.add, sampler.generate, [], []
+    made: list[int] = []
 
-    def stop_in_the_second_round(finished, responses, first):
-        add(finished, responses, first)
-        made.append(len(responses))
-        if sum(made) == 24 + made[-1]:
-            os.kill(os.getpid(), signal.SIGTERM)
+    def is_in_the_second_round(count, first):
+        made.append(count)
+        return sum(made) == 24 + count
 
-    def noted_generate(*arguments, finished, **options):
-        given.append(dict(finished))
-        return generate(*arguments, finished=finished, **options)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(journal.Journal, "add", stop_in_the_second_round)
+    with runs.stopped_when(is_in_the_second_round):
         outcome = runs.play(file, tmp_path / "run", **settings)
     assert (outcome.rounds, outcome.is_preempted) == (1, True)
     assert 24 < sum(made) < 48
-    with monkeypatch.context() as patch:
-        patch.setattr(sampler, "generate", noted_generate)
+    with runs.given_back() as given:
         outcome = runs.play(file, tmp_path / "run", **settings)
     assert (outcome.rounds, outcome.is_preempted) == (2, False)
-    assert [len(finished) for finished in given] == [sum(made) - 24]
+    assert given == [sum(made) - 24]
     runs.assert_same_run(tmp_path / "run", tmp_path / "straight")
 
 

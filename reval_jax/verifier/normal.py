@@ -114,10 +114,10 @@ _UNIT_POWERS = {"sq": "2", "square": "2", "cubic": "3"}
 # A noun in \text after a number (`21\text{ dogs}`) names what was counted, unless it changes the number.
 _NOT_NOUNS = frozenset(
     """and or nor to of by plus minus times over base mod choose factorial pair pairs dozen dozens score gross hundred
-    hundreds thousand thousands million millions billion billions trillion trillions half halves third thirds quarter
-    quarters fourth fourths fifth fifths sixth sixths seventh sevenths eighth eighths ninth ninths tenth tenths hundredth
-    hundredths thousandth thousandths millionth millionths pi root roots squared cubed binary octal hexadecimal only not no
-    less more than least most""".split()  # noqa: SIM905
+    hundreds thousand thousands million millions billion billions trillion trillions kilo mega giga lakh crore half
+    halves third thirds quarter quarters fourth fourths fifth fifths sixth sixths seventh sevenths eighth eighths
+    ninth ninths tenth tenths hundredth hundredths thousandth thousandths millionth millionths pi root roots squared
+    cubed binary octal hexadecimal only not no less more than least most""".split()  # noqa: SIM905
 )
 
 
@@ -130,9 +130,8 @@ class Number(NamedTuple):
 
 def spelled(answer: str) -> str:
     r"""The answer in one spelling, without idle spaces around it; `\text{ or }` becomes ` or `."""
-    if (
-        "\\begin" not in answer
-    ):  # in a matrix two backslashes end a row, and may be followed by its distance from the next
+    # In a matrix two backslashes end a row, and its distance from the next may follow.
+    if "\\begin" not in answer:
         answer = _ESCAPED_COMMAND.sub(lambda _: "\\", answer)
     answer = _ROW_DISTANCE.sub(lambda _: r"\\ ", answer)
     text = _THOUSANDS.sub("", answer)
