@@ -173,11 +173,14 @@ def test_attention_over_several_blocks_is_the_softmax_over_all_of_them():
     keys, values = rng.normal(size=(2, 2, rows, length, kv_heads, size)).astype(np.float32)
     positions = np.array([0, 200, 383], np.int32)
     cache = cached.of_rows(jnp.asarray(keys), jnp.asarray(values), "float32")
-    found = cached.attend(jnp.asarray(query), cache, jnp.asarray(positions), jnp.int32(3), jnp.int32(1))
-    alone = cached.attend(
-        jnp.asarray(query), jax.tree.map(lambda leaf: leaf[1], cache), jnp.asarray(positions), jnp.int32(3)
-    )
-    np.testing.assert_array_equal(found, alone)
+    layer, lengths = jax.tree.map(lambda leaf: leaf[1], cache), jnp.asarray(positions + 1)
+    found = cached.attend(jnp.asarray(query), cache, lengths, jnp.int32(1))
+    np.testing.assert_array_equal(found, cached.attend(jnp.asarray(query), layer, lengths))
+    for by_row in (
+        cached.attend(jnp.asarray(query), cache, lengths, jnp.int32(1), is_by_row=True),
+        cached.attend(jnp.asarray(query), layer, lengths, is_by_row=True),
+    ):
+        np.testing.assert_array_equal(found, by_row)
     for row in range(rows):
         for head in range(heads):
             seen_keys, seen_values = (

@@ -26,7 +26,7 @@ PROMPTS = programs.prompts((5, 6, 7), (8, 9, 10, 11, 12, 13, 14), (15, 16), (17,
 STOPS = tuple(range(0, 320, 40))  # some of the vocabulary, so that responses end at many lengths
 
 
-def engine_of(tiny, *, slots=8, limit=8, window=3, cache="compute", prompt_tokens=16, layers="auto"):
+def engine_of(tiny, *, slots=8, limit=8, window=3, cache="compute", prompt_tokens=16, layers="auto", attention="auto"):
     return sampler.make(
         tiny.architecture,
         tiny.mesh,
@@ -37,6 +37,7 @@ def engine_of(tiny, *, slots=8, limit=8, window=3, cache="compute", prompt_token
         decode_window=window,
         cache=cache,
         layers=layers,
+        attention=attention,
     )
 
 
@@ -210,6 +211,19 @@ def test_layers_in_a_loop_draw_what_unrolled_layers_do():
     unrolled, loop = generate(tiny), generate(tiny, layers="loop")
     np.testing.assert_array_equal(loop.tokens, unrolled.tokens)
     np.testing.assert_allclose(loop.log_prob, unrolled.log_prob, atol=1e-5)
+
+
+@pytest.mark.parametrize("layers", ["loop", "unrolled"])
+def test_attention_row_by_row_draws_what_all_rows_at_once_do(layers):
+    """Prompts on both sides of a block's end, over which responses go on; fewer slots than responses."""
+    tiny, rng = programs.tiny(), np.random.default_rng(0)
+    prompts = programs.prompts(*(tuple(rng.integers(5, 300, size)) for size in (3, 125, 140, 250)))
+    long = {"prompts": prompts, "prompt_tokens": 256, "limit": 16, "layers": layers}
+    assert engine_of(tiny, prompt_tokens=256).attends_by_row  # "auto" on CPU
+    assert not engine_of(tiny).attends_by_row  # for a single block
+    by_row, at_once = (generate(tiny, attention=name, **long) for name in ("by_row", "at_once"))
+    for one, other in zip(by_row, at_once, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_another_key_gives_other_responses_and_the_same_key_the_same():
@@ -459,9 +473,11 @@ def test_an_engine_can_be_told_apart_by_each_of_its_settings():
 
 
 @pytest.mark.parametrize("layers", ["loop", "unrolled"])
-def test_a_window_on_many_devices_sends_sums_and_gathers_nothing(layers):
+@pytest.mark.parametrize("attention", ["at_once", "by_row"])
+def test_a_window_on_many_devices_sends_sums_and_gathers_nothing(layers, attention):
     tiny = programs.tiny(data=2, fsdp=2, tensor=2)
-    text = sampler.lower_window(engine_of(tiny, slots=16, layers=layers)).compile().as_text()
+    engine = engine_of(tiny, slots=16, prompt_tokens=200, layers=layers, attention=attention)
+    text = sampler.lower_window(engine).compile().as_text()
     assert set(plan_programs.count_collectives(text)) == {"all-reduce"}
 
 
@@ -482,6 +498,7 @@ def test_prefill_and_decode_of_the_7b_models_layers_compile_for_a_tpu(v5e, slice
         decode_window=16,
     )
     assert not engine.is_unrolled  # "auto" where no CPU is
+    assert not engine.attends_by_row
     for lowered in (sampler.lower_prefill(engine, 1024), sampler.lower_window(engine)):
         found = plan_programs.measure(lambda lowered=lowered: lowered.compile(plan_programs.LEAST_EFFORT))
         assert isinstance(found, plan_programs.Measured)

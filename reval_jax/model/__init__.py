@@ -181,6 +181,7 @@ def decode(
     *,
     compute_dtype: Any,
     is_active: jax.Array | None = None,
+    attend: attention.cached.Attend = attention.cached.attend,
 ) -> tuple[jax.Array, Any]:
     """Hidden state [B,D] after the final norm of one more token a row, and the cache with that token written.
 
@@ -189,10 +190,10 @@ def decode(
       tokens, positions: i32[B]. Row b's token is written at cache index positions[b], which must be below S, and
         attends to indices 0..positions[b]. Donate the cache (or carry it in a loop) to have it updated in place.
       is_active: bool[B]; the cache is read as far as these rows need, and what comes out for others is meaningless.
+      attend: `attention.cached.attend`, or that with settings or a sharding of its own.
     """
     rope_tables = rope.tables(architecture, positions)
-    furthest = jnp.max(positions if is_active is None else jnp.where(is_active, positions, 0))
-    num_blocks = furthest // attention.cached.BLOCK + 1
+    lengths = positions + 1 if is_active is None else jnp.where(is_active, positions + 1, 0)
     hidden = params["embedding"][tokens].astype(compute_dtype)
 
     def run_layer(
@@ -200,12 +201,12 @@ def decode(
     ) -> tuple[jax.Array, Cache]:
         written = cache
 
-        def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+        def attend_token(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
             nonlocal written
             written = attention.cached.write(cache, key, value, positions, index)
-            return attention.cached.attend(query, written, positions, num_blocks, index)
+            return attend(query, written, lengths, index)
 
-        hidden, _, _ = modules.layer(architecture, layer_params)(hidden, rope_tables, attend)
+        hidden, _, _ = modules.layer(architecture, layer_params)(hidden, rope_tables, attend_token)
         return hidden, written
 
     if isinstance(params["layers"], tuple):

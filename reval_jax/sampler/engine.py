@@ -15,6 +15,7 @@ from reval_jax import mesh as mesh_lib
 
 CacheSetting = Literal["compute", "int8"]
 LayersSetting = Literal["auto", "loop", "unrolled"]
+AttentionSetting = Literal["auto", "at_once", "by_row"]
 PREFILL_TOKENS = 128  # of the prompts prefilled at once: short prompts together, a longer one alone
 
 
@@ -33,6 +34,7 @@ class Engine:
     is_unrolled: (
         bool  # the layers' weights and caches are arrays of their own, and programs run through them without a loop
     )
+    attends_by_row: bool  # a row's cache is read for that row alone: `model.attention.cached.attend`
 
     @property
     def row_shards(self) -> int:
@@ -79,12 +81,16 @@ def make(
     decode_window: int,
     cache: CacheSetting = "compute",
     layers: LayersSetting = "auto",
+    attention: AttentionSetting = "auto",
 ) -> Engine:
     """The engine for this process's part of the learner's mesh.
 
     Args:
       layers: "loop" compiles one layer and loops over them; "unrolled" compiles all, which takes longer, and saves where a
         loop would copy each layer's weights before it uses them. "auto" is unrolled on CPU, where XLA makes those copies.
+      attention: "at_once" reads a block of the cache for all rows, as far as the longest needs; "by_row" for each row by
+        itself, as far as it needs. "auto" is by row on CPU, where a block has to be copied out of the cache first, unless
+        the cache is a single block.
 
     Raises:
       ValueError: the slots do not divide over the process's devices, or leave one of them a single slot.
@@ -98,7 +104,8 @@ def make(
             f"rollout.decode_slots={decode_slots} does not divide over the {shards} devices that decode in this process, two or "
             f"more for each. Use a multiple of {shards}, for example {least}."
         )
-    return Engine(
+    is_on_cpu = local.devices.flat[0].platform == "cpu"
+    engine = Engine(
         architecture,
         local,
         compute_dtype,
@@ -107,8 +114,13 @@ def make(
         max_response_tokens,
         decode_slots,
         decode_window,
-        layers == "unrolled" or (layers == "auto" and local.devices.flat[0].platform == "cpu"),
+        is_unrolled=layers == "unrolled" or (layers == "auto" and is_on_cpu),
+        attends_by_row=attention == "by_row",
     )
+    if attention != "auto":
+        return engine
+    has_several_blocks = engine.cache_length > model.attention.cached.BLOCK
+    return dataclasses.replace(engine, attends_by_row=is_on_cpu and has_several_blocks)
 
 
 def from_config(

@@ -222,6 +222,7 @@ def _window(
             state.position,
             compute_dtype=engine.compute_dtype,
             is_active=state.is_active,
+            attend=functools.partial(_attend, engine),
         )
         drawn = _draw(engine, state, scores.head_product(hidden, head), controls)
         token = jnp.where(state.is_active, drawn.token, state.token)
@@ -246,6 +247,22 @@ def _window(
         lambda carried: (carried[0] < width) & jnp.any(carried[1].is_active), step, (jnp.int32(0), state, made)
     )
     return state, made
+
+
+def _attend(
+    engine: Engine, query: jax.Array, cache: cached.Cache, lengths: jax.Array, layer: jax.Array | None
+) -> jax.Array:
+    """`cached.attend`, each device over its own rows and key/value heads, as far as they need."""
+    heads, rows = PartitionSpec("rows", engine.kv_axis()), PartitionSpec("rows")
+    cache_specs = _cache_specs(engine, "rows")
+    of_layer, layer_specs = ((), ()) if layer is None else ((layer,), (PartitionSpec(),))
+    return jax.shard_map(
+        functools.partial(cached.attend, is_by_row=engine.attends_by_row),
+        mesh=engine.mesh,
+        in_specs=(heads, cache_specs[0] if engine.is_unrolled else cache_specs, rows, *layer_specs),
+        out_specs=heads,
+        check_vma=False,
+    )(query, cache, lengths, *of_layer)
 
 
 def _draw(engine: Engine, state: State, logits: jax.Array, controls: drawing.Controls) -> drawing.Drawn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -24,6 +25,9 @@ class Cache(NamedTuple):
     values: jax.Array  # [..., B, K, S, H]
     key_scale: jax.Array | None = None  # f32[..., B, K, S]
     value_scale: jax.Array | None = None  # f32[..., B, K, S]
+
+
+Attend = Callable[[jax.Array, Cache, jax.Array, jax.Array | None], jax.Array]  # `attend`, or one that stands for it
 
 
 def empty(rows: int, length: int, kv_heads: int, head_size: int, dtype: str) -> Cache:
@@ -91,50 +95,75 @@ def write(
 
 
 def attend(
-    query: jax.Array, cache: Cache, positions: jax.Array, num_blocks: jax.Array, layer: jax.Array | None = None
+    query: jax.Array, cache: Cache, lengths: jax.Array, layer: jax.Array | None = None, *, is_by_row: bool = False
 ) -> jax.Array:
     """Attention of one new token a row, query [B,N,H], to one layer's cache, in which its own key and value are written.
 
-    Row b attends to cache positions 0..positions[b]. The cache is read a block at a time, as far as the longest row needs,
-    with a running softmax; a block behind a row's last position leaves that row's result as it is, bit for bit, so that no
-    row's result depends on how long the others, or the cache, are.
+    The cache is read a block at a time with a running softmax; a block behind a row's last position leaves that row's
+    result as it is, bit for bit, so that no row's result depends on how long the others, or the cache, are.
 
     Args:
+      lengths: i32[B]; row b attends to cache positions 0..lengths[b]-1. What a row of length 0 gets is finite and meaningless.
       layer: i32[] index into the cache's leading axis of layers, if it has one.
-      num_blocks: i32[] blocks that hold all valid positions.
+      is_by_row: each row after the other, over as many blocks as it needs itself: where a block has to be copied out of the
+        cache before it is multiplied, less is copied, and what is copied stays in a core's own cache. Otherwise all rows
+        at once, over as many blocks as the longest needs. Changes time, not values.
     """
+    if not is_by_row:
+        return _attend_rows(query, cache, lengths, layer, jnp.int32(0))
+
+    def of_row(row: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+        query, length, index = row
+        return _attend_rows(query[None], cache, length[None], layer, index)[0]
+
+    return jax.lax.map(of_row, (query, lengths, jnp.arange(query.shape[0], dtype=jnp.int32)))
+
+
+def _attend_rows(
+    query: jax.Array, cache: Cache, lengths: jax.Array, layer: jax.Array | None, first: jax.Array
+) -> jax.Array:
+    """`attend` of the rows `first` … of the cache, as many as `query` has, all at once."""
     dtype, (rows, num_heads, size) = query.dtype, query.shape
     num_kv_heads = cache.keys.shape[-3]
     grouped = query.reshape(rows, num_kv_heads, num_heads // num_kv_heads, size)
 
     def over_block(index: jax.Array, running: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        def block(part: jax.Array, positions_axis: int) -> jax.Array:
+            return _block(part, layer, (first, rows), index, positions_axis)
+
         peak, mass, total = running
-        keys, values = _block(cache.keys, layer, index, -1), _block(cache.values, layer, index, -2)
-        scores = arithmetic.product("bkgh,bkhs->bkgs", dtype, grouped, keys) * size**-0.5
+        scores = arithmetic.product("bkgh,bkhs->bkgs", dtype, grouped, block(cache.keys, 3)) * size**-0.5
         if cache.key_scale is not None:
-            scores *= _block(cache.key_scale, layer, index, -1)[:, :, None]
-        is_past = index * BLOCK + jnp.arange(BLOCK)[None] <= positions[:, None]
+            scores *= block(cache.key_scale, 2)[:, :, None]
+        is_past = index * BLOCK + jnp.arange(BLOCK)[None] < lengths[:, None]
         scores = jnp.where(is_past[:, None, None], scores, arithmetic.MASKED_SCORE)
         new_peak = jnp.maximum(peak, scores.max(axis=-1))
         shrink, weights = jnp.exp(peak - new_peak), jnp.exp(scores - new_peak[..., None])
         mass = mass * shrink + weights.sum(axis=-1)
         if cache.value_scale is not None:
-            weights *= _block(cache.value_scale, layer, index, -1)[:, :, None]
-        total = total * shrink[..., None] + arithmetic.product("bkgs,bksh->bkgh", dtype, weights, values)
+            weights *= block(cache.value_scale, 2)[:, :, None]
+        total = total * shrink[..., None] + arithmetic.product(
+            "bkgs,bksh->bkgh", dtype, weights, block(cache.values, 2)
+        )
         return new_peak, mass, total
 
     nothing = jnp.zeros(grouped.shape, jnp.float32)
     running = (jnp.full(grouped.shape[:-1], arithmetic.MASKED_SCORE), nothing[..., 0], nothing)
+    num_blocks = (jnp.max(lengths) + BLOCK - 1) // BLOCK
     _, mass, total = jax.lax.fori_loop(0, num_blocks, over_block, running)
-    return (total / mass[..., None]).astype(dtype).reshape(query.shape)
+    # The largest score of a row has weight 1, so that only a row of length 0 has less mass.
+    return (total / jnp.maximum(mass, 1)[..., None]).astype(dtype).reshape(query.shape)
 
 
-def _block(part: jax.Array, layer: jax.Array | None, index: jax.Array, axis: int) -> jax.Array:
-    """Positions index·BLOCK … of one layer: BLOCK of them on `axis`, counted from the end."""
-    start = [jnp.int32(0)] * part.ndim
-    sizes = list(part.shape)
-    start[axis], sizes[axis] = index * BLOCK, BLOCK
-    if layer is None:
-        return jax.lax.dynamic_slice(part, start, sizes)
-    start[0], sizes[0] = layer, 1
-    return jax.lax.dynamic_slice(part, start, sizes)[0]
+def _block(
+    part: jax.Array, layer: jax.Array | None, rows: tuple[jax.Array, int], index: jax.Array, positions_axis: int
+) -> jax.Array:
+    """Of `rows`, (first, number), positions index·BLOCK … of one layer; `positions_axis` counts from that of rows."""
+    of_layer = () if layer is None else (layer,)
+    start = [*of_layer, *[jnp.int32(0)] * (part.ndim - len(of_layer))]
+    sizes = [*(1 for _ in of_layer), *part.shape[len(of_layer) :]]
+    row_axis = len(of_layer)
+    start[row_axis], sizes[row_axis] = rows
+    start[row_axis + positions_axis], sizes[row_axis + positions_axis] = index * BLOCK, BLOCK
+    found = jax.lax.dynamic_slice(part, start, sizes)
+    return found if layer is None else found[0]
