@@ -1,0 +1,68 @@
+"""`benchmarks.interrupted` stops a run as it says, ends it, and quotes nothing of a problem."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import runs
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.mark.slow
+def test_a_run_that_is_stopped_twice_is_ended_evaluated_and_drawn(tmp_path):
+    pytest.importorskip("matplotlib")
+    file = runs.write_files(tmp_path)
+    settings = yaml.safe_load(file.read_text()) | {"run": {"rounds": 40}}
+    file.write_text(yaml.safe_dump(settings))
+    (tmp_path / "docs").mkdir()
+    options = {"--config": file, "--runs": tmp_path / "runs", "--docs": tmp_path / "docs", "--delay": 0}
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "benchmarks.interrupted", "--stops", "TERM:1", "KILL:8"),
+            *(str(part) for option in options.items() for part in option),
+        ],
+        cwd=ROOT,
+        env=os.environ | {"JAX_NUM_CPU_DEVICES": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "docs" / "config.json").read_text()
+    record = json.loads(text)
+    assert [stop["signal"] for stop in record["interruptions"]] == ["SIGTERM", "SIGKILL"]
+    assert [stop["exit"] for stop in record["interruptions"]] == [75, -9]
+    assert len(record["curves"]["actor/loss"]) == 40
+    assert len(record["ends"]) == 2
+    assert [stop["rounds"] >= asked for stop, asked in zip(record["interruptions"], (1, 8), strict=True)] == [True] * 2
+    assert '"question"' not in text
+    assert "0+3=" not in text
+    assert not any("problems" in end for end in record["ends"])
+    assert (tmp_path / "docs" / "config.svg").stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--stops", "TERM"), "--stops TERM"),
+        (("--stops", "FOO:5"), "--stops FOO:5"),
+        (("--stops", "TERM:x"), "--stops TERM:x"),
+        (("--config", "absent.yaml"), "absent.yaml"),
+    ],
+)
+def test_wrong_input_is_said_in_one_line_before_anything_runs(options, said, monkeypatch, tmp_path):
+    pytest.importorskip("matplotlib")
+    from benchmarks import interrupted
+
+    monkeypatch.setattr(sys, "argv", ["interrupted", "--runs", str(tmp_path), *options])
+    with pytest.raises(SystemExit, match=said) as caught:
+        interrupted.main()
+    assert "\n" not in str(caught.value.code)
+    assert not list(tmp_path.iterdir())
