@@ -111,12 +111,14 @@ def test_a_sampler_benchmark_says_what_it_measured(lengths):
         lengths=(lengths,),
         window=4,
         caches=("compute", "int8"),
+        attentions=("auto", "by_row"),
         repeats=1,
         on_case=lambda case: print(bench.sampler.sentence(case)),
     )
     assert json.loads(json.dumps(found))["machine"]
-    for case, cache in zip(found["cases"], ("compute", "int8"), strict=True):
-        assert (case["lengths"], case["slots"], case["kv_cache"]) == (lengths, 16, cache)
+    kinds = [(cache, attention) for cache in ("compute", "int8") for attention in ("at_once", "by_row")]
+    for case, kind in zip(found["cases"], kinds, strict=True):
+        assert (case["lengths"], case["slots"], (case["kv_cache"], case["attention"])) == (lengths, 16, kind)
         assert case["tokens"] == bench.sampler.response_lengths(shape, lengths).sum()
         assert case["tokens_per_s"] == pytest.approx(case["tokens"] / case["seconds"]["run"])
         assert 0 < case["slot_use"] <= 1

@@ -176,11 +176,8 @@ def test_attention_over_several_blocks_is_the_softmax_over_all_of_them():
     layer, lengths = jax.tree.map(lambda leaf: leaf[1], cache), jnp.asarray(positions + 1)
     found = cached.attend(jnp.asarray(query), cache, lengths, jnp.int32(1))
     np.testing.assert_array_equal(found, cached.attend(jnp.asarray(query), layer, lengths))
-    for by_row in (
-        cached.attend(jnp.asarray(query), cache, lengths, jnp.int32(1), is_by_row=True),
-        cached.attend(jnp.asarray(query), layer, lengths, is_by_row=True),
-    ):
-        np.testing.assert_array_equal(found, by_row)
+    np.testing.assert_array_equal(found, cached.attend_by_row(jnp.asarray(query), cache, lengths, jnp.int32(1)))
+    np.testing.assert_array_equal(found, cached.attend_by_row(jnp.asarray(query), layer, lengths))
     for row in range(rows):
         for head in range(heads):
             seen_keys, seen_values = (
@@ -189,6 +186,24 @@ def test_attention_over_several_blocks_is_the_softmax_over_all_of_them():
             scores = seen_keys @ query[row, head] / np.sqrt(size)
             weights = np.exp(scores - scores.max())
             np.testing.assert_allclose(found[row, head], weights @ seen_values / weights.sum(), atol=1e-5)
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 2), (3, 1), (2, 2), (1, 1)])
+@pytest.mark.parametrize(("dtype", "kept"), [("float32", "float32"), ("float32", "int8"), ("bfloat16", "bfloat16")])
+def test_attention_row_by_row_is_that_of_all_rows_at_once(heads, kv_heads, dtype, kept):
+    rng = np.random.default_rng(0)
+    rows, size, length = 5, 8, 3 * cached.BLOCK
+    query = jnp.asarray(rng.normal(size=(rows, heads, size)), dtype)
+    keys, values = jnp.asarray(rng.normal(size=(2, rows, length, kv_heads, size)), dtype)
+    cache = cached.of_rows(keys, values, kept)
+    lengths = jnp.array([1, 128, 0, 129, 384])
+    at_once, by_row = (
+        np.asarray(attend(query, cache, lengths), np.float32) for attend in (cached.attend, cached.attend_by_row)
+    )
+    assert np.isfinite(at_once).all()
+    assert np.isfinite(by_row).all()
+    is_used = np.asarray(lengths) > 0
+    np.testing.assert_allclose(by_row[is_used], at_once[is_used], rtol=0, atol=1e-6 if dtype == "float32" else 1e-2)
 
 
 def test_decode_reads_nothing_after_its_position_and_writes_only_there():

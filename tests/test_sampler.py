@@ -247,6 +247,16 @@ def test_responses_on_eight_devices_are_those_of_one():
     np.testing.assert_allclose(many.log_prob, one.log_prob, atol=1e-4)
 
 
+@pytest.mark.slow
+def test_responses_of_several_blocks_on_eight_devices_are_those_of_one():
+    rng = np.random.default_rng(0)
+    prompts = programs.prompts(*(tuple(rng.integers(5, 300, size)) for size in (3, 125, 140, 250)))
+    long = {"prompts": prompts, "prompt_tokens": 256, "limit": 16, "slots": 16, "samples": 4, "attention": "by_row"}
+    one, many = (generate(tiny, **long) for tiny in (programs.tiny(), programs.tiny(data=2, fsdp=2, tensor=2)))
+    np.testing.assert_array_equal(many.tokens, one.tokens)
+    np.testing.assert_allclose(many.log_prob, one.log_prob, atol=1e-4)
+
+
 def test_fifty_rounds_of_other_prompts_and_settings_compile_nothing_after_the_first():
     tiny = programs.tiny()
     engine = engine_of(tiny)

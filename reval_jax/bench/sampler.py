@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -67,6 +68,7 @@ def run(
     lengths: tuple[str, ...],
     window: int,
     caches: tuple[sampler.CacheSetting, ...],
+    attentions: tuple[sampler.AttentionSetting, ...],
     repeats: int,
     on_case: Callable[[dict[str, Any]], None],
 ) -> dict[str, Any]:
@@ -76,16 +78,20 @@ def run(
     params = jax.jit(model.init_params, static_argnums=0, out_shardings=mesh.replicated(learner))(
         architecture, jax.random.key(0, impl="threefry2x32")
     )
-    for dtype in dtypes:
-        for cache in caches:
-            for num_slots in slots:
-                for kind in lengths:
-                    engine = settings(
-                        shape, architecture, dtype=dtype, slots=num_slots, window=window, lengths=kind, cache=cache
-                    )
-                    case = measure(engine, sampler.hand_over(params, learner, engine), shape, kind, repeats=repeats)
-                    on_case(case)
-                    cases.append(case)
+    for dtype, cache, attention, num_slots, kind in itertools.product(dtypes, caches, attentions, slots, lengths):
+        engine = settings(
+            shape,
+            architecture,
+            dtype=dtype,
+            slots=num_slots,
+            window=window,
+            lengths=kind,
+            cache=cache,
+            attention=attention,
+        )
+        case = measure(engine, sampler.hand_over(params, learner, engine), shape, kind, repeats=repeats)
+        on_case(case)
+        cases.append(case)
     return {"machine": timing.machine(), "shape": shape._asdict(), "cases": cases}
 
 
@@ -131,6 +137,7 @@ def measure(engine: sampler.Engine, params: Any, shape: Shape, lengths: str, *, 
         "lengths": lengths,
         "dtype": engine.compute_dtype,
         "kv_cache": engine.cache,
+        "attention": "by_row" if engine.attends_by_row else "at_once",
         "slots": engine.decode_slots,
         "window": engine.decode_window,
         "tokens": tokens,
@@ -203,7 +210,8 @@ def sentence(case: dict[str, Any]) -> str:
     seconds = case["seconds"]
     parts = ", ".join(f"{name} {seconds[name]:.2f}" for name in ("prefill", "decode", "host"))
     return (
-        f"{case['lengths']} lengths, {case['dtype']}, {case['slots']} slots, cache {case['kv_cache']}: "
+        f"{case['lengths']} lengths, {case['dtype']}, {case['slots']} slots, cache {case['kv_cache']}, attention "
+        f"{case['attention']}: "
         f"{case['tokens_per_s']:.1f} tokens/s, {case['of_roofline']:.0%} of the roofline's {case['roofline_tokens_per_s']:.0f}\n"
         f"  {seconds['decode_step'] * 1e3:.0f} ms a decode step, slots in use {case['slot_use']:.0%}; {seconds['run']:.1f} s: "
         f"{parts}, {seconds['of_it_sampling']:.2f} of the decoding is drawing tokens\n"

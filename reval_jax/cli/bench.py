@@ -82,6 +82,7 @@ def _bench_sampler(given: arguments.BenchSampler) -> dict[str, Any]:
         lengths=given.lengths,
         window=given.window,
         caches=given.kv_cache,
+        attentions=given.attention,
         repeats=given.repeats,
         on_case=lambda case: output.say(given.json, bench.sampler.sentence(case)),
     )
@@ -92,4 +93,4 @@ BENCHES: dict[str, Any] = {
     "update": arguments.BenchUpdate,
     "sampler": arguments.BenchSampler,
 }
-NOT_SIZES = ("dtype", "remat", "lengths", "kv_cache", "json", "model")
+NOT_SIZES = ("dtype", "remat", "lengths", "kv_cache", "attention", "json", "model")

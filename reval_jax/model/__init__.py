@@ -190,7 +190,7 @@ def decode(
       tokens, positions: i32[B]. Row b's token is written at cache index positions[b], which must be below S, and
         attends to indices 0..positions[b]. Donate the cache (or carry it in a loop) to have it updated in place.
       is_active: bool[B]; the cache is read as far as these rows need, and what comes out for others is meaningless.
-      attend: `attention.cached.attend`, or that with settings or a sharding of its own.
+      attend: `attention.cached.attend`, `attend_by_row`, or one of them with a sharding of its own.
     """
     rope_tables = rope.tables(architecture, positions)
     lengths = positions + 1 if is_active is None else jnp.where(is_active, positions + 1, 0)

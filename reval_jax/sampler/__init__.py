@@ -25,6 +25,7 @@ from reval_jax import config as config_lib
 from reval_jax import types
 from reval_jax.sampler import programs, scheduling
 from reval_jax.sampler.engine import (
+    AttentionSetting,
     CacheSetting,
     Engine,
     LayersSetting,
@@ -38,6 +39,7 @@ from reval_jax.sampler.programs import abstract_prompts, abstract_state, lower_p
 from reval_jax.sampler.scheduling import Interrupted, Tokens
 
 __all__ = [
+    "AttentionSetting",
     "CacheSetting",
     "Engine",
     "Interrupted",

@@ -252,12 +252,12 @@ def _window(
 def _attend(
     engine: Engine, query: jax.Array, cache: cached.Cache, lengths: jax.Array, layer: jax.Array | None
 ) -> jax.Array:
-    """`cached.attend`, each device over its own rows and key/value heads, as far as they need."""
+    """Attention over the cache, each device over its own rows and key/value heads, as far as they need."""
     heads, rows = PartitionSpec("rows", engine.kv_axis()), PartitionSpec("rows")
     cache_specs = _cache_specs(engine, "rows")
     of_layer, layer_specs = ((), ()) if layer is None else ((layer,), (PartitionSpec(),))
     return jax.shard_map(
-        functools.partial(cached.attend, is_by_row=engine.attends_by_row),
+        cached.attend_by_row if engine.attends_by_row else cached.attend,
         mesh=engine.mesh,
         in_specs=(heads, cache_specs[0] if engine.is_unrolled else cache_specs, rows, *layer_specs),
         out_specs=heads,

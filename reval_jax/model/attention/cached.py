@@ -94,23 +94,26 @@ def write(
     )
 
 
-def attend(
-    query: jax.Array, cache: Cache, lengths: jax.Array, layer: jax.Array | None = None, *, is_by_row: bool = False
-) -> jax.Array:
+def attend(query: jax.Array, cache: Cache, lengths: jax.Array, layer: jax.Array | None = None) -> jax.Array:
     """Attention of one new token a row, query [B,N,H], to one layer's cache, in which its own key and value are written.
 
-    The cache is read a block at a time with a running softmax; a block behind a row's last position leaves that row's
-    result as it is, bit for bit, so that no row's result depends on how long the others, or the cache, are.
+    The cache is read a block at a time for all rows, as far as the longest needs, with a running softmax. A block behind a
+    row's last position leaves that row's result as it is, bit for bit, so that no row's result depends on how long the
+    others, or the cache, are.
 
     Args:
       lengths: i32[B]; row b attends to cache positions 0..lengths[b]-1. What a row of length 0 gets is finite and meaningless.
       layer: i32[] index into the cache's leading axis of layers, if it has one.
-      is_by_row: each row after the other, over as many blocks as it needs itself: where a block has to be copied out of the
-        cache before it is multiplied, less is copied, and what is copied stays in a core's own cache. Otherwise all rows
-        at once, over as many blocks as the longest needs. Changes time, not values.
     """
-    if not is_by_row:
-        return _attend_rows(query, cache, lengths, layer, jnp.int32(0))
+    return _attend_rows(query, cache, lengths, layer, jnp.int32(0))
+
+
+def attend_by_row(query: jax.Array, cache: Cache, lengths: jax.Array, layer: jax.Array | None = None) -> jax.Array:
+    """`attend`, one row after the other, each over as many blocks as it needs itself.
+
+    Faster where a block has to be copied out of the cache before it is multiplied: less is copied, and what is copied stays
+    in a core's own cache.
+    """
 
     def of_row(row: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
         query, length, index = row
