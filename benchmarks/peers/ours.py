@@ -15,7 +15,7 @@ from reval_jax import mesh as mesh_lib
 from reval_jax.bench import update as update_bench
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax")
-DECODE_WINDOW = 16  # tokens between two looks by the host
+DECODE_WINDOW = 4  # tokens between two looks by the host: a finished response waits for two of them on average
 
 
 def make_update(shape: peer.Shape, dtype: str) -> peer.Job:
