@@ -19,6 +19,7 @@ MAX_RANGE = 10_000  # terms of a sum or product, elements of a binomial
 _TOKEN = re.compile(
     r"(?P<power>\^|\*\*)|(?P<open>[({\[])|(?P<close>[)}\]])|(?P<bang>!)|(?P<number>\.?[0-9]+)|(?P<other>\\[A-Za-z]+|\S)"
 )
+_BINOMIALS = (r"\binom", r"\dbinom", r"\tbinom")
 _RANGED = re.compile(r"\\(?:d?binom|tbinom|choose|sum|prod|bigcup|int)(?![A-Za-z])")
 
 
@@ -42,13 +43,14 @@ class _Bracket(NamedTuple):
     is_exponent: bool  # it is one itself
     is_over_group: bool  # it, or one around it, is the exponent of a bracket
     base: int  # largest number in what it is the exponent of
+    is_in_binomial: bool  # it, or one around it, is an argument of one
 
 
 class _Scan:
     """State of one scan."""
 
     def __init__(self) -> None:
-        self.brackets = [_Bracket(0, False, False, 1)]
+        self.brackets = [_Bracket(0, False, False, 1, False)]
         self.heavy = [False]  # for each of them whether it holds a power, a factorial or a large number
         self.largest = [1]  # number in each of them
         self.group_exponents = 1
@@ -61,6 +63,7 @@ class _Scan:
         self.exponent_product = 1
         self.was_exponent = False  # the atom just read
         self.was_heavy = False  # the bracket closed last
+        self.arguments_due = 0  # brackets that the binomial just named has still to open
 
     def reason(self, answer: str) -> str | None:
         is_ranged = _RANGED.search(answer) is not None
@@ -90,7 +93,10 @@ class _Scan:
         why, was_exponent = None, self.is_exponent
         if kind == "open":
             base = self.base if self.is_exponent else around.base
-            self.brackets.append(_Bracket(level, self.is_exponent, is_over_group, base))
+            is_argument = self.arguments_due > 0 and not around.is_in_binomial
+            self.arguments_due -= is_argument
+            is_in_binomial = around.is_in_binomial or is_argument
+            self.brackets.append(_Bracket(level, self.is_exponent, is_over_group, base, is_in_binomial))
             self.heavy.append(False)
             self.largest.append(1)
             was_exponent = False
@@ -103,11 +109,12 @@ class _Scan:
             self.largest[-1] = max(self.largest[-1], self.size_before)
         elif kind == "number":
             base = self.base if self.is_exponent else around.base
-            why = self.number(text, level, base, is_over_group, is_ranged)
+            why = self.number(text, level, base, is_over_group, is_ranged) or self.power_in_binomial(text, level, base)
         elif kind == "bang":
             why = self.factorial(level)
         else:
             self.size_before = 1
+            self.arguments_due = 2 if text in _BINOMIALS else self.arguments_due
         # The sign of an exponent is not yet the exponent.
         if not (text in "+-" and self.is_exponent):
             self.was_exponent, self.is_exponent = was_exponent, False
@@ -133,6 +140,12 @@ class _Scan:
             self.group_exponents *= max(size, 1)
             if self.group_exponents > MAX_GROUP_EXPONENTS:
                 return f"the exponents of its brackets multiply to more than {MAX_GROUP_EXPONENTS}"
+        return None
+
+    def power_in_binomial(self, text: str, level: int, base: int) -> str | None:
+        """Why a number there is too big as the exponent of `base`; both are known to be small."""
+        if level and self.brackets[-1].is_in_binomial and base > 1 and base ** int(text.lstrip(".")) > MAX_RANGE:
+            return f"a binomial holds a power above {MAX_RANGE}"
         return None
 
     def factorial(self, level: int) -> str | None:
