@@ -34,7 +34,7 @@ CURVES = {
     "gradient norm before clipping": "actor/grad_norm",
     "tokens a response": "response_length/mean",
 }
-
+"""Panels of the plot."""
 
 ALSO = ("actor/kl_ref", "timing_s/generate", "timing_s/round")
 """Metrics that are kept beside those that are drawn."""
@@ -70,15 +70,19 @@ def main() -> None:
     except ValueError as error:
         raise SystemExit(str(error)) from None
     run_dir = given.runs / given.config.stem
+    given.docs.mkdir(exist_ok=True)
     log, evaluation = run_dir / "interruptions.jsonl", run_dir / "eval.json"
-    for stop in stops[len(lines_of(log)) :]:
+    sent = metrics.read(log) if log.exists() else []
+    for stop in stops[len(sent) :]:
         interrupt(given, run_dir, stop, log)
     if num_finished(run_dir) < settings.run.rounds:
         call(train(given, run_dir))
     if not evaluation.exists():
         rounds = ["--round", "0", str(settings.run.rounds)]
         call([*reval("eval"), "--run-dir", str(run_dir), *rounds, "--json", str(evaluation)])
-    record = describe(given, run_dir, lines_of(log), json.loads(evaluation.read_text(encoding="utf-8")))
+    record = describe(
+        given, run_dir, metrics.read(log) if log.exists() else [], json.loads(evaluation.read_text(encoding="utf-8"))
+    )
     target = given.docs / f"{given.config.stem}.json"
     target.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     draw(record, target.with_suffix(".svg"))
@@ -137,11 +141,6 @@ def num_finished(run_dir: Path) -> int:
     file = run_dir / "metrics.jsonl"
     lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
     return max((json.loads(line)["training/round"] for line in lines if line.endswith("\n")), default=0)
-
-
-def lines_of(file: Path) -> list[dict[str, Any]]:
-    """A JSONL file's objects."""
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
 
 
 def describe(

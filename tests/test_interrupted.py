@@ -21,7 +21,6 @@ def test_a_run_that_is_stopped_twice_is_ended_evaluated_and_drawn(tmp_path):
     file = runs.write_files(tmp_path)
     settings = yaml.safe_load(file.read_text()) | {"run": {"rounds": 40}}
     file.write_text(yaml.safe_dump(settings))
-    (tmp_path / "docs").mkdir()
     options = {"--config": file, "--runs": tmp_path / "runs", "--docs": tmp_path / "docs", "--delay": 0}
     done = subprocess.run(
         [

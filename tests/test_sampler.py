@@ -23,6 +23,7 @@ from reval_jax.sampler import drawing, scheduling
 from reval_jax.sampler import programs as sampler_programs
 
 PROMPTS = programs.prompts((5, 6, 7), (8, 9, 10, 11, 12, 13, 14), (15, 16), (17, 18, 19, 20, 21))
+LONG_PROMPTS = programs.prompts(*(tuple(range(5, 5 + size)) for size in (3, 125, 140, 250)))  # over several blocks
 STOPS = tuple(range(0, 320, 40))  # some of the vocabulary, so that responses end at many lengths
 
 
@@ -216,9 +217,8 @@ def test_layers_in_a_loop_draw_what_unrolled_layers_do():
 @pytest.mark.parametrize("layers", ["loop", "unrolled"])
 def test_attention_row_by_row_draws_what_all_rows_at_once_do(layers):
     """Prompts on both sides of a block's end, over which responses go on; fewer slots than responses."""
-    tiny, rng = programs.tiny(), np.random.default_rng(0)
-    prompts = programs.prompts(*(tuple(rng.integers(5, 300, size)) for size in (3, 125, 140, 250)))
-    long = {"prompts": prompts, "prompt_tokens": 256, "limit": 16, "layers": layers}
+    tiny = programs.tiny()
+    long = {"prompts": LONG_PROMPTS, "prompt_tokens": 256, "limit": 16, "layers": layers}
     assert engine_of(tiny, prompt_tokens=256).attends_by_row  # "auto" on CPU
     assert not engine_of(tiny).attends_by_row  # for a single block
     by_row, at_once = (generate(tiny, attention=name, **long) for name in ("by_row", "at_once"))
@@ -249,9 +249,14 @@ def test_responses_on_eight_devices_are_those_of_one():
 
 @pytest.mark.slow
 def test_responses_of_several_blocks_on_eight_devices_are_those_of_one():
-    rng = np.random.default_rng(0)
-    prompts = programs.prompts(*(tuple(rng.integers(5, 300, size)) for size in (3, 125, 140, 250)))
-    long = {"prompts": prompts, "prompt_tokens": 256, "limit": 16, "slots": 16, "samples": 4, "attention": "by_row"}
+    long = {
+        "prompts": LONG_PROMPTS,
+        "prompt_tokens": 256,
+        "limit": 16,
+        "slots": 16,
+        "samples": 4,
+        "attention": "by_row",
+    }
     one, many = (generate(tiny, **long) for tiny in (programs.tiny(), programs.tiny(data=2, fsdp=2, tensor=2)))
     np.testing.assert_array_equal(many.tokens, one.tokens)
     np.testing.assert_allclose(many.log_prob, one.log_prob, atol=1e-4)
