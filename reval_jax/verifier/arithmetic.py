@@ -2,7 +2,8 @@ r"""Closed forms read in plain Python: an exact rational where there is one, and
 
 Two values whose bounds lie apart are surely different, so algebra is needed only where two texts may mean the same. A
 variable stands for a number chosen by its name; expressions that differ there are different functions. What this reader
-does not know for certain (an unknown function, a root of a negative number, `2\frac{3}{2}`) it does not read.
+does not know for certain (a root of a negative number, `2\frac{3}{2}`) it does not read. What is read in two ways, a bare
+`\log` and `f(x)`, has a value in each.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import re
 import zlib
 from collections.abc import Callable
 from fractions import Fraction
+from typing import NamedTuple
 
 from reval_jax.verifier import normal, values
 
@@ -19,7 +21,7 @@ MAX_DEPTH = 40  # of brackets
 
 _TOKEN = re.compile(
     r"\s*(?:(?P<number>(?:[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)"
-    r"|(?P<command>\\(?:[A-Za-z]+|[{}|]))|(?P<letter>[A-Za-z])|(?P<symbol>[-+*/^_!|()\[\]{}]))"
+    r"|(?P<command>\\(?:[A-Za-z]+|[{}|]))|(?P<letter>[A-Za-z])|(?P<symbol>[-+*/^_!|'()\[\]{}]))"
 )
 _GREEK = frozenset(
     # One string, not a list of one word a line.
@@ -27,8 +29,18 @@ _GREEK = frozenset(
     \varphi \chi \psi \omega \Gamma \Delta \Theta \Lambda \Xi \Sigma \Phi \Psi \Omega \hbar \ell""".split()  # noqa: SIM905
 )
 _PLAIN_FUNCTIONS = re.compile(r"(?<![A-Za-z\\])(sqrt|sin|cos|tan|cot|sec|csc|ln|log|arcsin|arccos|arctan)(?![A-Za-z])")
-_UNKNOWN_APPLICATION = re.compile(r"(?<![A-Za-z\\])[fghFGHPWuv]\s*\(")
-
+_UNKNOWN_FUNCTIONS = frozenset("fghFGHPWuv")
+_UNKNOWN_APPLICATION = re.compile(r"(?<![A-Za-z\\])[fghFGHPWuv]\s*\(|'\s*\(")
+_BARE_LOGARITHM = re.compile(r"(?<![A-Za-z])\\?log(?![A-Za-z]|\s*_)")
+_QUANTITY = r"(?:[A-Za-z]|\\[A-Za-z]+)(?:_(?:[A-Za-z0-9]|\{\s*[A-Za-z0-9]+\s*\}))?"
+_OPERATOR = r"(?:d|\\partial(?![A-Za-z]))"
+# A quantity of its own: dy/dx, of a letter by a letter.
+_DERIVATIVE = re.compile(
+    rf"\\frac\s*\{{\s*{_OPERATOR}(?:\s*\^\s*(?:[2-9]|\{{\s*[2-9]\s*\}}))?\s*{_QUANTITY}\s*\}}"
+    rf"\s*\{{\s*{_OPERATOR}\s*{_QUANTITY}(?:\s*\^\s*(?:[2-9]|\{{\s*[2-9]\s*\}}))?\s*\}}"
+)
+_UNREAD_DERIVATIVE = re.compile(r"\\frac\s*\{\s*(?:d|\\partial).*\}\s*\{\s*(?:d|\\partial)\s*[A-Za-z\\]", re.DOTALL)
+_ACCENTS = frozenset((r"\dot", r"\ddot", r"\hat", r"\tilde", r"\vec"))
 
 Point = Callable[[str], Fraction]
 """What each variable stands for, by its name."""
@@ -39,13 +51,38 @@ def near_one(name: str) -> Fraction:
     return Fraction(9, 8) + Fraction(zlib.crc32(name.encode()), 2**32)
 
 
-def value(text: str, *, field: values.Field = values.FLOATS, point: Point = near_one) -> values.Value | None:
-    """The value of a spelled text, or None where it is not read. Time is linear but for products of long integers."""
+class Reading(NamedTuple):
+    """How a text is meant where notation does not say."""
+
+    log_base: int | None  # of a bare logarithm; None for e
+    is_applied: bool  # `f(x)` is a function's value, not a product
+
+
+def readings(text: str, *, point: Point = near_one) -> tuple[values.Value, ...]:
+    """The values of a spelled text, one for each way to read it; none where it is not read in one of them."""
+    bases = (None, 10) if _BARE_LOGARITHM.search(text) else (None,)
+    applications = (False, True) if _UNKNOWN_APPLICATION.search(text) else (False,)
+    found = [
+        value(text, point=point, reading=Reading(base, is_applied)) for base in bases for is_applied in applications
+    ]
+    known = tuple(one for one in found if one is not None)
+    return known if len(known) == len(found) else ()
+
+
+def value(
+    text: str, *, field: values.Field = values.FLOATS, point: Point = near_one, reading: Reading | None = None
+) -> values.Value | None:
+    """The value of a spelled text, or None where it is not read. Time is linear but for products of long integers.
+
+    Without a reading, what is read in more than one way is not read.
+    """
     letters = _PLAIN_FUNCTIONS.sub("", re.sub(r"\\[A-Za-z]+", " ", text))
-    if _UNKNOWN_APPLICATION.search(text) or re.search("[A-Za-z]{4}", letters):
+    if re.search("[A-Za-z]{4}", letters) or _UNREAD_DERIVATIVE.search(_DERIVATIVE.sub("", text)):
+        return None
+    if reading is None and _UNKNOWN_APPLICATION.search(text):
         return None
     try:
-        reader = _Reader(_PLAIN_FUNCTIONS.sub(r"\\\1 ", text), values.Calculator(field), point)
+        reader = _Reader(_PLAIN_FUNCTIONS.sub(r"\\\1 ", text), values.Calculator(field), point, reading)
         result = reader.sum(0)
         is_known = reader.peek() is None and field.is_finite(result.near) and field.is_finite(result.error)
     except (values.UnreadableError, ArithmeticError, ValueError):  # of complex numbers: an overflow, a pole
@@ -56,15 +93,19 @@ def value(text: str, *, field: values.Field = values.FLOATS, point: Point = near
 class _Reader:
     """Recursive descent over the tokens of one text."""
 
-    def __init__(self, text: str, calculator: values.Calculator, point: Point) -> None:
-        self.calculator, self.point = calculator, point
+    def __init__(self, text: str, calculator: values.Calculator, point: Point, reading: Reading | None) -> None:
+        self.calculator, self.point, self.reading = calculator, point, reading
         self.tokens: list[tuple[str, str]] = []
         position, text = 0, text.rstrip()
         while position < len(text):
-            found = _TOKEN.match(text, position)
+            derivative = _DERIVATIVE.match(text, position)
+            found = derivative or _TOKEN.match(text, position)
             if found is None:
                 raise values.UnreadableError
-            self.tokens.append((found.lastgroup or "", found.group().strip()))
+            if derivative:
+                self.tokens.append(("letter", re.sub(r"[\s{}]", "", derivative.group())))
+            else:
+                self.tokens.append((found.lastgroup or "", found.group().strip()))
             position = found.end()
         self.index = 0
 
@@ -198,25 +239,54 @@ class _Reader:
             return self.calculator.absolute(inner)
         if kind == "number":
             return self.calculator.rational(normal.decimal(self.take()))
-        if kind == "letter" or symbol in _GREEK:
-            return self.variable()
+        if kind == "letter" or symbol in _GREEK or symbol in _ACCENTS:
+            return self.variable(depth)
         if kind == "command":
             return self.command(depth)
         raise values.UnreadableError
 
-    def variable(self) -> values.Value:
+    def variable(self, depth: int) -> values.Value:
         name = self.take()
+        if name in _ACCENTS:
+            name += self.accented()
+        elif self.peek() == "(" and name in _UNKNOWN_FUNCTIONS and self.reading is not None and self.reading.is_applied:
+            return self.calculator.unknown(self.point(name), self.group("(", ")", depth))
+        primes = self.primes()
         if self.peek() == "_":
             self.take()
             is_group = self.peek() == "{"
             name += "_" + (self.take("{") and self.take() if is_group else self.take_digit())
             if is_group:
                 self.take("}")
+        name += primes + self.primes()
+        if name[-1] == "'" and self.peek() == "(":
+            raise values.UnreadableError  # the derivative of a function, at a place
         if name == "i":
             return values.Value(None, self.calculator.field.i, 0)
         if name == "e":
             return self.calculator.inexact(self.calculator.field.e)
-        return self.calculator.inexact(self.calculator.field.number(self.point(name)))
+        at = self.point(name)
+        is_whole = at.denominator == 1  # then factorials know it
+        return self.calculator.rational(at) if is_whole else self.calculator.inexact(self.calculator.field.number(at))
+
+    def primes(self) -> str:
+        """The primes that stand here."""
+        taken = ""
+        while self.peek() == "'":
+            taken += self.take()
+        return taken
+
+    def accented(self) -> str:
+        r"""The letter under an accent: `\dot x`, `\dot{x}`."""
+        is_group = self.peek() == "{"
+        if is_group:
+            self.take()
+        if self.kind() != "letter" and self.peek() not in _GREEK:
+            raise values.UnreadableError
+        letter = self.take()
+        if is_group:
+            self.take("}")
+        return letter
 
     def command(self, depth: int) -> values.Value:
         name = self.take()
@@ -244,10 +314,16 @@ class _Reader:
         raise values.UnreadableError
 
     def logarithm(self, depth: int) -> values.Value:
-        if self.peek() != "_":
+        if self.peek() == "_":
+            self.take()
+            number = self.argument(depth)
+        elif self.reading is None:
             raise values.UnreadableError  # of base e or 10: books differ
-        self.take()
-        base = self.calculator.logarithm(self.argument(depth))
+        elif self.reading.log_base is None:
+            return self.applied(self.calculator.logarithm, depth)
+        else:
+            number = self.calculator.rational(Fraction(self.reading.log_base))
+        base = self.calculator.logarithm(number)
         return self.calculator.multiply(self.applied(self.calculator.logarithm, depth), self.calculator.inverse(base))
 
     def applied(self, function: Callable[[values.Value], values.Value], depth: int) -> values.Value:

@@ -7,6 +7,7 @@ is a number with a unit.
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 
 from reval_jax.verifier import arithmetic, normal, structure, values
@@ -18,6 +19,7 @@ _CHOICE_WITH_CONTENT = re.compile(
 )
 _BASED = re.compile(r"([0-9]+)_(?:([0-9])|\{\s*([0-9]{1,2})\s*\})")
 _DECIMAL_COMMA = re.compile(r"[+-]?[0-9]+,[0-9]+")
+_POINTS: tuple[arithmetic.Point, ...] = (arithmetic.near_one, lambda name: arithmetic.near_one(name + "'"))
 _INFINITY = re.compile(r"[+-]?\\infty")
 
 
@@ -53,8 +55,8 @@ def normal_form(answer: str) -> str:
 def _written(node: structure.Node) -> str:
     if node.kind == "scalar":
         number = normal.number(node.text)
-        value = None if number else _constant(node.text)
-        exact = number.value if number else value.exact if value else None
+        constants = () if number else _constants(node.text)
+        exact = number.value if number else constants[0].exact if len(constants) == 1 else None
         return normal.form(node.text) if exact is None else str(exact)
     parts = [_written(item) for item in node.items]
     if node.kind in ("list", "set"):
@@ -100,7 +102,7 @@ def _relations(prediction: structure.Node, gold: structure.Node) -> structure.Ou
     if prediction.kind == "relation" == gold.kind:
         if prediction.marks == gold.marks and normal.form(prediction.text) == normal.form(gold.text):
             return structure.EQUAL
-        return structure.OPEN
+        return structure.DIFFERENT if _is_out_of_proportion(prediction, gold) else structure.OPEN
     if gold.kind == "relation" or set(prediction.marks.split()) != {"="}:
         named = prediction if gold.kind == "relation" else gold
         return structure.OPEN if named.name else structure.DIFFERENT
@@ -112,6 +114,18 @@ def _relations(prediction: structure.Node, gold: structure.Node) -> structure.Ou
     if first is None or any(value is None or value.exact != first for value in values):
         return structure.DIFFERENT
     return structure.compare(prediction.items[-1], gold, leaf)
+
+
+def _is_out_of_proportion(prediction: structure.Node, gold: structure.Node) -> bool:
+    """Whether the differences of the sides of two relations are surely no multiples of each other."""
+    if len(prediction.items) != 2 or len(gold.items) != 2:
+        return False
+    pairs = []
+    for point in _POINTS:
+        ends = [[arithmetic.value(side.text, point=point) for side in node.items] for node in (prediction, gold)]
+        differences = [values.difference(sides[0], sides[1], values.FLOATS) for sides in ends]
+        pairs.append((differences[0], differences[1]))
+    return values.ratio_sign(pairs, values.FLOATS, share=0) == 0
 
 
 def _texts(one: str, other: str) -> structure.Outcome | None:
@@ -128,7 +142,7 @@ def _texts(one: str, other: str) -> structure.Outcome | None:
     if all(based):
         numerals = [(found.group(1).lstrip("0"), found.group(2) or found.group(3)) for found in based if found]
         return _known(numerals[0] == numerals[1])
-    if any(based) and (normal.number(one) or normal.number(other)):
+    if any(based) and (_constants(one) or _constants(other)):
         return structure.DIFFERENT
     return None
 
@@ -139,21 +153,31 @@ def _clocks(one: str, other: str) -> structure.Outcome | None:
     if len(sides[0]) == len(sides[1]) == 1 or not all(all(part.strip() for part in side) for side in sides):
         return None
     if len(sides[0]) != len(sides[1]):
-        return structure.DIFFERENT if min(map(len, sides)) > 1 or _constant(one) or _constant(other) else structure.OPEN
+        return (
+            structure.DIFFERENT if min(map(len, sides)) > 1 or _constants(one) or _constants(other) else structure.OPEN
+        )
     pairs = [(structure.read(a), structure.read(b)) for a, b in zip(*sides, strict=True)]
     outcomes = {leaf(*pair) for pair in pairs}
     return structure.EQUAL if outcomes == {structure.EQUAL} else structure.DIFFERENT
 
 
 def _values(one: str, other: str) -> structure.Outcome:
-    left, right = _constant(one), _constant(other)
-    if left is None or right is None:
-        return structure.OPEN
-    if left.exact is not None and left.exact == right.exact:
+    left, right = _constants(one), _constants(other)
+    if left and right and all(values.is_different(*pair) for pair in itertools.product(left, right)):
+        return structure.DIFFERENT
+    is_read_in_one_way = len(left) == len(right) == 1
+    if is_read_in_one_way and left[0].exact is not None and left[0].exact == right[0].exact:
         return structure.EQUAL
-    return structure.DIFFERENT if values.is_different(left, right) else structure.OPEN
+    return structure.OPEN
 
 
 @functools.lru_cache(maxsize=4096)
-def _constant(text: str) -> values.Value | None:
-    return arithmetic.value(text)
+def _constants(text: str) -> tuple[values.Value, ...]:
+    """The values of a text, one for each way to read it; none where it is not read."""
+    number = normal.number(text)
+    if number is None:
+        return arithmetic.readings(text)
+    try:
+        return (values.Calculator(values.FLOATS).rational(number.value),)
+    except values.UnreadableError:
+        return ()

@@ -47,6 +47,7 @@ _SPELLING = re.compile(
 _ESCAPED_COMMAND = re.compile(r"\\\\(?=[A-Za-z{}%$])")
 _ROW_DISTANCE = re.compile(r"\\\\\s?\[\s?-?[0-9.]{1,6}\s?(?:pt|em|ex|mm|cm|in|mu|px)\s?\]")
 _THOUSANDS = re.compile(r"(?<=[0-9])(?:\{\s*,\s*\}|,\\!)\s*(?=[0-9]{3}(?![0-9]))")
+_PRIMES = re.compile(r"\^\s*(?:\{\s*((?:\\prime\s*)+)\}|(\\prime)(?![A-Za-z]))")
 _JOINED = re.compile(r"\\(?:text|mathrm|mbox)\s*\{\s*(,?\s*(?:and|or|AND|OR)\s*)\}")
 
 
@@ -68,7 +69,7 @@ _NUMBER = re.compile(
     rf"|(?P<plain>{_SIGNED})(?:\s*/\s*(?P<divisor>{_SIGNED}))?"
 )
 _UNIT = re.compile(
-    rf"\s*(?:{_TEXT}|([A-Za-z]{{2}}[A-Za-z /]*)|(%|°(?:\s*[CF](?![A-Za-z]))?))\s*(?:\^\s*(?:([23])|\{{\s*(-?[1-3])\s*\}}))?"
+    rf"\s*(?:{_TEXT}|([A-Za-z]{{2}}[A-Za-z /]*)|(%|''?|°(?:\s*[CF](?![A-Za-z]))?))\s*(?:\^\s*(?:([23])|\{{\s*(-?[1-3])\s*\}}))?"
 )
 _LAST_UNIT = re.compile(rf"(?<=[\w)}}\]°])\s*(?:{_TEXT}\s*(?:\^\s*[23]|\^\s*\{{\s*-?[1-3]\s*\}})?|%|°(?:\s*[CF])?)$")
 
@@ -136,6 +137,7 @@ def spelled(answer: str) -> str:
     answer = _ROW_DISTANCE.sub(lambda _: r"\\ ", answer)
     text = _THOUSANDS.sub("", answer)
     text = _SPELLING.sub(lambda found: _SPELLINGS.get(found.group(), found.group()), text)
+    text = _PRIMES.sub(lambda found: "'" * found.group().count("prime"), text)
     text = _JOINED.sub(r" \1 ", text).replace(r"\sqrt{}{", r"\sqrt{").replace("**", "^")
     text = strip(text)
     whole = re.fullmatch(_TEXT, text)

@@ -25,7 +25,7 @@ MAX_ITEMS = 40  # of a list whose items are compared in every order
 _SYMBOL = r"(?:[A-Za-z]|\\(?!frac|sqrt|in\b|pm|mp|cdot|infty|pi\b)[a-z]+)(?:_(?:[A-Za-z0-9]|\\?[a-z]+|\{[^{}]*\}))?'*"
 _NAME = re.compile(
     rf"{_SYMBOL}(?:\(\s*{_SYMBOL}(?:\s*,\s*{_SYMBOL})*\s*\))?|[A-Z]{{2,4}}|[a-z]{{2,3}}|\|\s*[A-Za-z]{{1,4}}\s*\|"
-    r"|(?:m\s*)?\\(?:angle|triangle|overline|vec|mathbf)\s*\{?\s*[A-Za-z]{1,4}\s*\}?"
+    r"|(?:m\s*)?\\(?:angle|triangle|overline|vec|mathbf)\s*\{?\s*(?:[A-Za-z](?:_(?:[0-9]|\{[0-9]\}))?\s*){1,4}\}?"
     r"|\\(?:text|mathrm|operatorname)\s*\{[A-Za-z ]*\}"
     rf"|\(\s*{_SYMBOL}(?:\s*,\s*{_SYMBOL})+\s*\)"
 )

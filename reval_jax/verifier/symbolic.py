@@ -15,7 +15,7 @@ import logging
 import re
 import zlib
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import math_verify
 import mpmath
@@ -28,7 +28,6 @@ from reval_jax.verifier import arithmetic, exact, limits, normal, structure, val
 logging.getLogger("math_verify").setLevel(logging.ERROR)
 
 DIGITS = 40  # of a value
-MIN_POINTS = 3  # at which two functions must both have one
 _SHARE = sympy.Rational(1, 10**25)  # of the larger value: what equal values may differ by through rounding
 
 # Coordinates of the k-th variable at the j-th point. Those of integers are for n! and (-1)^n.
@@ -38,7 +37,7 @@ _COORDINATES = (
     ("5", "3", "2", "7"),
     ("3/7", "-5/8", "9/10", "-11/13"),
     ("29/7", "5/3", "14/9", "43/11"),
-    ("8", "3", "4", "2"),
+    ("8", "9", "4", "2"),
     ("11", "6", "3", "4"),
 )
 
@@ -72,6 +71,7 @@ _SURE = _CONTEXT.mpf(10) ** -DIGITS
 _WORD = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{4,}")
 _FUNCTIONS = re.compile(r"(?<![A-Za-z\\])(sqrt|sin|cos|tan|cot|sec|csc|ln|log|exp|arcsin|arccos|arctan)(?![A-Za-z])")
 _DECIMAL = re.compile(r"(?<![0-9A-Za-z_{])(?<!_\{)([0-9]*)\.([0-9]+)")
+_PRIMED = re.compile(r"([A-Za-z]|\\[a-z]+)(_(?:[A-Za-z0-9]|\{[A-Za-z0-9]+\}))?('{1,2})(?!\s*[('])")
 _CONVERSION = latex2sympy2.ConversionConfig(lowercase_symbols=False)
 _NORMALIZATION = latex2sympy2.NormalizationConfig(
     basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none", equations=False
@@ -101,7 +101,7 @@ _FIRST_TEXTS = (
 def warm_up() -> None:
     """Makes the grammar build its tables, once a process: two seconds that no answer's time should pay for."""
     for text in _FIRST_TEXTS:
-        _done(_parse(text))
+        _done(_parse(_spelled(text)))
 
 
 def forget() -> None:
@@ -134,7 +134,10 @@ def _leaf(prediction: structure.Node, gold: structure.Node) -> structure.Outcome
         is_same = _is_same_relation(prediction, gold)
     else:
         known = _is_value_same(prediction.text, gold.text)
-        is_same = _is_same(_parse(prediction.text), _parse(gold.text)) if known is None else known
+        if known is None:
+            texts = _spelled(prediction.text), _spelled(gold.text)  # both, before the grammar takes its time
+            known = _is_same(_parse(texts[0]), _parse(texts[1]))
+        is_same = known
     return structure.EQUAL if is_same else structure.DIFFERENT
 
 
@@ -155,9 +158,9 @@ def _is_value_same(prediction: str, gold: str) -> bool | None:
         if found.error + expected.error > _SURE * max(abs(found.near), abs(expected.near)):
             return None
         agreed += 1
-        if agreed > MIN_POINTS:
+        if agreed > values.MIN_POINTS:
             break
-    return True if agreed >= MIN_POINTS else None
+    return True if agreed >= values.MIN_POINTS else None
 
 
 @functools.lru_cache(maxsize=4096)
@@ -165,20 +168,35 @@ def _at(text: str, index: int) -> values.Value | None:
     return arithmetic.value(text, field=_MANY_DIGITS, point=_POINTS[index])
 
 
-@functools.lru_cache(maxsize=512)
-def _parse(text: str) -> Any:
-    """The SymPy object that a spelled text stands for.
+def _spelled(text: str) -> str:
+    """A text as the grammar reads it.
 
     Raises:
-      UnparsedError: the text is not in the grammar, or holds words.
+      UnparsedError: it holds words, or what the grammar would take for something else.
     """
     text, _ = normal.without_unit(text)
     text = _FUNCTIONS.sub(r"\\\1 ", text)
     if _WORD.search(re.sub(r"\\[A-Za-z]+", " ", text)) or "\\pm" in text or "°" in text:
         raise UnparsedError(text)
+    # The grammar drops primes.
+    text = _PRIMED.sub(lambda found: f"\\{'d' * len(found[3])}ot{{{found[1]}}}{found[2] or ''}", text)
+    if "'" in text:
+        raise UnparsedError(text)
     text = re.sub(r"\\(?:text|mathrm|textbf|operatorname)\s*\{\s*([A-Za-z])\s*\}", r" \1 ", text)
     text = _DECIMAL.sub(lambda found: f"\\frac{{{int(found[1] + found[2])}}}{{{10 ** len(found[2])}}}", text)
-    text = re.sub(r"\^\s*([0-9]{2,})", r"^{\1}", text).replace("\u2009", " ")
+    return re.sub(r"\^\s*([0-9]{2,})", r"^{\1}", text).replace("\u2009", " ")
+
+
+@functools.lru_cache(maxsize=512)
+def _parse(text: str) -> Any:
+    """The SymPy object that a text stands for.
+
+    Args:
+      text: as `_spelled` writes it.
+
+    Raises:
+      UnparsedError: the text is not in the grammar.
+    """
     try:
         is_real = re.search(r"(?<![A-Za-z\\])i(?![A-Za-z])|\\mathbb\{C\}", text) is None
         parsed = latex2sympy2.latex2sympy(
@@ -220,7 +238,7 @@ def _agree(one: sympy.Expr, other: sympy.Expr) -> bool | None:
         if found is None or abs(found - expected) > _SHARE * max(abs(found), abs(expected)):
             return False
         agreed += 1
-    return True if agreed >= min(MIN_POINTS, len(points)) else None
+    return True if agreed >= min(values.MIN_POINTS, len(points)) else None
 
 
 def _placements(one: sympy.Expr, other: sympy.Expr) -> list[dict[Any, sympy.Rational]]:
@@ -236,8 +254,11 @@ def _placements(one: sympy.Expr, other: sympy.Expr) -> list[dict[Any, sympy.Rati
 
 
 def _done(expression: sympy.Expr) -> sympy.Expr:
-    """The expression with its sums, limits and derivatives carried out where SymPy can, and f(x) as a variable."""
+    """The expression with its sums, limits and derivatives carried out where SymPy can, and f(x) and dy/dx as variables."""
+    # SymPy calls dy/dx zero, where y is a symbol.
+    quantities = {one: sympy.Symbol(str(one)) for one in expression.atoms(sympy.Derivative) if one.expr.is_Symbol}
     try:
+        expression = expression.xreplace(quantities)
         expression = expression.doit()
     except (MemoryError, RecursionError):
         raise
@@ -277,40 +298,61 @@ _MIRRORED = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le", "=": "=", "\\ne
 
 def _is_same_relation(prediction: structure.Node, gold: structure.Node) -> bool:
     """Whether two equations or inequalities of two sides say the same: their differences are proportional."""
-    one, other = _difference(prediction), _difference(gold)
+    one, other = _sides(prediction), _sides(gold)
     if one is None or other is None:
         return False
-    (left, operator), (right, wanted) = one, other
-    ratio = _ratio(left, right)
-    if ratio is None:
-        return False
-    if operator in ("=", "\\neq"):
-        return operator == wanted
-    return wanted == (operator if ratio > 0 else _MIRRORED[operator])
+    sign = _ratio_sign(one, other)
+    if one.operator in ("=", "\\neq"):
+        return sign != 0 and one.operator == other.operator
+    return sign != 0 and other.operator == (one.operator if sign > 0 else _MIRRORED[one.operator])
 
 
-def _difference(node: structure.Node) -> tuple[Any, str] | None:
-    """Left side minus right side, and the operator; `x = ...` is one too. None for a chain."""
+class _Sides(NamedTuple):
+    left: str
+    right: str
+    operator: str
+
+
+def _sides(node: structure.Node) -> _Sides | None:
+    """The texts of both sides and the operator; `x = ...` has them too. None for a chain."""
     if node.kind == "relation" and len(node.items) == 2:
-        sides, operator = [item.text for item in node.items], node.marks
+        sides = _Sides(node.items[0].text, node.items[1].text, node.marks)
     elif node.kind == "scalar" and node.name:
-        sides, operator = [node.name, node.text], "="
+        sides = _Sides(node.name, node.text, "=")
     elif node.kind == "tuple" and node.name and any("infty" in item.text for item in node.items):
         is_below = "infty" in node.items[0].text
-        sides = [node.name, node.items[1 if is_below else 0].text]
         mark = node.marks[1 if is_below else 0]
         operator = {"(": ">", "[": "\\ge", ")": "<", "]": "\\le"}[mark]
+        sides = _Sides(node.name, node.items[1 if is_below else 0].text, operator)
     else:
         return None
-    left, right = (_parse(side) for side in sides)
-    if operator not in _MIRRORED or not all(isinstance(side, sympy.Expr) for side in (left, right)):
-        return None
-    return left - right, operator
+    return sides if sides.operator in _MIRRORED else None
+
+
+def _ratio_sign(one: _Sides, other: _Sides) -> int:
+    """The sign of the constant that the first difference is of the second at every point; 0 if it is none, or nothing varies."""
+
+    def at(sides: _Sides, index: int) -> values.Value | None:
+        left, right = (_at(normal.without_unit(side)[0], index) for side in (sides.left, sides.right))
+        return values.difference(left, right, _MANY_DIGITS)
+
+    pairs = ((at(one, index), at(other, index)) for index in range(len(_COORDINATES)))
+    known = values.ratio_sign(pairs, _MANY_DIGITS, share=_SURE)
+    if known is not None:
+        return known
+    differences = []
+    for sides in (other, one):
+        left, right = (_parse(_spelled(side)) for side in (sides.left, sides.right))
+        if not isinstance(left, sympy.Expr) or not isinstance(right, sympy.Expr):
+            return 0
+        differences.append(_done(left - right))
+    ratio = _ratio(differences[1], differences[0])
+    return 0 if ratio is None else 1 if ratio > 0 else -1
 
 
 def _ratio(one: sympy.Expr, other: sympy.Expr) -> sympy.Expr | None:
     """The constant that one expression is of the other at every point; None if it is none, or nothing varies."""
-    one, other, ratios = _done(one), _done(other), []
+    ratios = []
     for point in _placements(one, other):
         left, right = _value(one, point), _value(other, point)
         if left is None or right is None:
@@ -320,7 +362,7 @@ def _ratio(one: sympy.Expr, other: sympy.Expr) -> sympy.Expr | None:
                 return None
             continue
         ratios.append(left / right)
-    if len(ratios) < MIN_POINTS or not ratios[0].is_real:
+    if len(ratios) < values.MIN_POINTS or not ratios[0].is_real:
         return None
     if any(abs(ratio - ratios[0]) > _SHARE * abs(ratios[0]) for ratio in ratios):
         return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import cmath
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ MAX_DIGITS = 300  # of an exact numerator or denominator: a float can hold no mo
 MAX_DEGREE = 100  # of a root
 MAX_POWER = 1000  # of what is not rational
 MAX_FACTORIAL = 170
+MIN_POINTS = 3  # at which two functions must both have a value to be called the same
 
 
 class Value(NamedTuple):
@@ -49,6 +50,47 @@ def is_different(one: Value, other: Value) -> bool:
     if one.exact is not None and other.exact is not None:
         return one.exact != other.exact
     return bool(abs(one.near - other.near) > 4 * (one.error + other.error))
+
+
+def difference(one: Value | None, other: Value | None, field: Field) -> Value | None:
+    """The first value less the second, None where one is not known."""
+    if one is None or other is None:
+        return None
+    calculator = Calculator(field)
+    return calculator.add(one, calculator.negative(other))
+
+
+def ratio_sign(pairs: Iterable[tuple[Value | None, Value | None]], field: Field, *, share: Any) -> int | None:
+    """How two functions are in proportion, from their values at several points: the sign of their ratio.
+
+    Args:
+      pairs: both values at each point, None where there is none.
+      share: the largest error, as a share of a value, with which products that are not different are the same.
+
+    Returns:
+      0 where they are surely in no proportion, 1 or -1 where they are at MIN_POINTS points or more; None where neither is
+      known, and of functions that do not vary.
+    """
+    calculator = Calculator(field)
+    known = [(one, other) for one, other in pairs if one is not None and other is not None]
+    first = next(((one, other) for one, other in known if not (_may_be_zero(one) or _may_be_zero(other))), None)
+    if first is None:
+        return None
+    agreed = 0
+    for one, other in known:
+        left, right = calculator.multiply(one, first[1]), calculator.multiply(other, first[0])
+        if is_different(left, right):
+            return 0
+        agreed += left.error + right.error <= share * max(abs(left.near), abs(right.near))
+    ratio = first[0].near / first[1].near
+    varies = any(is_different(one, first[0]) for one, _ in known)
+    if not varies or agreed < MIN_POINTS or agreed < len(known) or ratio.imag:
+        return None
+    return 1 if ratio.real > 0 else -1
+
+
+def _may_be_zero(one: Value) -> bool:
+    return one.exact == 0 or abs(one.near) <= 4 * one.error
 
 
 class Calculator:
@@ -144,6 +186,12 @@ class Calculator:
         step = max(at.error, abs(at.near) * self.field.epsilon)
         change = max(abs(function(at.near + step) - near), abs(function(at.near - step) - near))
         return self.inexact(near, 2 * change)
+
+    def unknown(self, phase: Fraction, at: Value) -> Value:
+        """The value of a function of which only the name is known, which has made the phase."""
+        shift = self.inexact(self.field.number(phase))
+        cosine = self.apply(self.field.functions["cos"], self.add(at, shift))
+        return self.add(self.rational(Fraction(2)), cosine)
 
     def arc(self, function: Callable[[Any], Any], at: Value) -> Value:
         """An inverse trigonometric function, where it is real."""
