@@ -222,8 +222,67 @@ def test_attention_row_by_row_draws_what_all_rows_at_once_do(layers):
     assert engine_of(tiny, prompt_tokens=256).attends_by_row  # "auto" on CPU
     assert not engine_of(tiny).attends_by_row  # for a single block
     by_row, at_once = (generate(tiny, attention=name, **long) for name in ("by_row", "at_once"))
-    for one, other in zip(by_row, at_once, strict=True):
-        np.testing.assert_array_equal(one, other)
+    np.testing.assert_array_equal(by_row.tokens, at_once.tokens)
+    np.testing.assert_allclose(by_row.log_prob, at_once.log_prob, atol=1e-5)
+
+
+def first_divergences(rollouts):
+    """(prompt, sample, position, both tokens) of each response that is not the same in both."""
+    for index, (one, other) in enumerate(zip(*(responses_of(rollout)[0] for rollout in rollouts), strict=True)):
+        length = min(len(one), len(other))
+        differ = np.flatnonzero(one[:length] != other[:length])
+        if differ.size:
+            place = differ[0]
+            yield rollouts[0].prompt[index], rollouts[0].sample[index], place, (one[place], other[place])
+
+
+def boundary_gap(noise, logits, tokens):
+    """How far one row of logits is from drawing the second token in place of the first, by two-level Gumbel-max in float64."""
+    log_probs = programs.log_softmax(logits)
+    groups = np.arange(logits.size) // drawing.GROUP
+    masses = np.array([np.log(np.exp(log_probs[groups == group]).sum()) for group in range(groups[-1] + 1)])
+    by_group, by_token = (
+        masses + noise[: masses.size],
+        log_probs + noise[masses.size :][np.arange(logits.size) % drawing.GROUP],
+    )
+    if groups[tokens[0]] != groups[tokens[1]]:
+        return by_group[groups[tokens[0]]] - by_group[groups[tokens[1]]]
+    return by_token[tokens[0]] - by_token[tokens[1]]
+
+
+def test_every_first_divergence_lies_within_rounding_of_a_boundary(monkeypatch):
+    """The same random bits on other slots and in another dtype, whose rounding is large enough to see draws differ."""
+    architecture = checkpoints.tiny_architecture(vocab_size=1001)
+    real_draw, seen = drawing.draw, []
+
+    def draw(row_keys, logits, controls, *, axis=None):
+        def record(words, rows):
+            seen[-1].update(
+                {tuple(word): row for word, row in zip(words.tolist(), np.asarray(rows, np.float64), strict=True)}
+            )
+
+        jax.debug.callback(record, jax.random.key_data(row_keys), logits)
+        return real_draw(row_keys, logits, controls, axis=axis)
+
+    monkeypatch.setattr(drawing, "draw", draw)
+    rollouts = []
+    for dtype, slots in (("float32", 16), ("bfloat16", 8)):
+        tiny = programs.tiny(architecture=architecture, model={"compute_dtype": dtype})
+        seen.append({})
+        rollouts.append(generate(tiny, samples=64, slots=slots, limit=16, sampling=sampler.Sampling()))
+        jax.effects_barrier()
+    found = list(first_divergences(rollouts))
+    assert len(found) >= 3
+    for prompt, sample, place, tokens in found:
+        key = keys.named_key(0, "test")
+        for number in (prompt, sample, place):
+            key = jax.random.fold_in(key, int(number))
+        one, other = (logits[tuple(jax.random.key_data(key).tolist())].astype(np.float64) for logits in seen)
+        error = np.abs(programs.log_softmax(one) - programs.log_softmax(other)).max()
+        noise = np.asarray(jax.random.gumbel(key, (-(-one.size // drawing.GROUP) + drawing.GROUP,)), np.float64)
+        assert 0 < error < 0.1
+        assert -1e-5 <= boundary_gap(noise, one, tokens) <= 2 * error + 1e-5
+        assert -1e-5 <= boundary_gap(noise, other, tokens[::-1]) <= 2 * error + 1e-5
 
 
 def test_another_key_gives_other_responses_and_the_same_key_the_same():
