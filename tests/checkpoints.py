@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import pytest
 import tokenizers
 import transformers
 from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -102,11 +103,15 @@ def tiny_checkpoint(
     return str(target)
 
 
+def _torch() -> Any:
+    return pytest.importorskip("torch", reason="torch is not installed, on which transformers computes")
+
+
 def transformers_checkpoint(
     directory: str | Path, family: str, *, seed: int = 0, max_shard_size: str = "5GB", **config: Any
 ) -> str:
     """Write a tiny random checkpoint with `transformers` itself (needs torch); `config` are its config keys."""
-    import torch
+    torch = _torch()
 
     settings = {
         "vocab_size": VOCABULARY,
@@ -135,7 +140,7 @@ def transformers_checkpoint(
 
 def transformers_logits(directory: str | Path, tokens: np.ndarray) -> np.ndarray:
     """Float32 logits [B,T,V] of `transformers` (needs torch) on unpadded rows."""
-    import torch
+    torch = _torch()
 
     loaded = transformers.AutoModelForCausalLM.from_pretrained(
         directory, dtype=torch.float32, attn_implementation="eager", local_files_only=True
@@ -149,7 +154,7 @@ def transformers_gguf_logits(file: str | Path, tokens: np.ndarray) -> np.ndarray
 
     from_pretrained(gguf_file=...) would need accelerate too; the functions it calls do not.
     """
-    import torch
+    torch = _torch()
     from transformers import modeling_gguf_pytorch_utils
 
     config = modeling_gguf_pytorch_utils.load_gguf_checkpoint(file)["config"]

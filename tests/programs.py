@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import re
 from typing import Any, NamedTuple
 
@@ -124,7 +125,10 @@ def tokens_of(trajectories: types.Trajectories, index: int) -> tuple[np.ndarray,
 
 
 def collectives(text: str) -> tuple[set[tuple[str, str]], set[tuple[str, str]]]:
-    """(kind, replica groups) of every collective of a compiled program: those under a while loop, and the others."""
+    """(kind, replica groups) of every collective of a compiled program: those under a while loop, and the others.
+
+    Groups are written as lists of devices, {{0,1},{2,3}}, also where the compiler names the mesh's axes.
+    """
     bodies: dict[str, list[str]] = {}
     name = ""
     for line in text.splitlines():
@@ -152,6 +156,20 @@ def collectives(text: str) -> tuple[set[tuple[str, str]], set[tuple[str, str]]]:
     kinds = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
     for caller, lines in bodies.items():
         for line in lines:
-            if match := re.search(rf" ({kinds})(?:-start)?\(.*replica_groups=(\S+?),? ", line):
-                (inside if caller in looped else outside).add((match[1], match[2]))
+            if match := re.search(rf" ({kinds})(?:-start)?\(.*replica_groups=(mesh\[.*?\] \{{.*?\}}|\S+?),? ", line):
+                (inside if caller in looped else outside).add((match[1], listed_groups(match[2])))
     return inside, outside
+
+
+def listed_groups(groups: str) -> str:
+    """mesh['data'=2,'fsdp'=2] {'fsdp'} as {{0,1},{2,3}}; anything else as it is."""
+    named = re.fullmatch(r"mesh\[(.*)\] \{(.*)\}", groups)
+    if named is None:
+        return groups
+    sizes = {axis: int(size) for axis, size in re.findall(r"'(\w+)'=(\d+)", named[1])}
+    crossed = re.findall(r"'(\w+)'", named[2])
+    order = [*(axis for axis in sizes if axis not in crossed), *crossed]
+    devices = np.arange(math.prod(sizes.values())).reshape(tuple(sizes.values()))
+    across = math.prod(sizes[axis] for axis in crossed)
+    lists = devices.transpose([list(sizes).index(axis) for axis in order]).reshape(-1, across)
+    return "{" + ",".join("{" + ",".join(map(str, group)) + "}" for group in lists) + "}"

@@ -90,7 +90,7 @@ def make(
         loop would copy each layer's weights before it uses them. "auto" is unrolled on CPU, where XLA makes those copies.
       attention: "at_once" reads a block of the cache for all rows, as far as the longest needs; "by_row" for each row by
         itself, as far as it needs. "auto" is by row on CPU, where a block has to be copied out of the cache first, unless
-        the cache is a single block. The two agree to rounding; in float32 on CPU, with several heads, bit for bit.
+        the cache is a single block. The two agree to rounding.
 
     Raises:
       ValueError: the slots do not divide over the process's devices, or leave one of them a single slot.
