@@ -158,7 +158,9 @@ def _serve(name: str, pipe: Any) -> None:
 def _accepted(name: str, cases: Sequence[tuple[str, str, str]]) -> list[bool | None]:
     """What a grader says of each case; None where it had to be killed."""
     context = multiprocessing.get_context("spawn")
-    process, results, pipe = None, [], None
+    process: Any = None
+    pipe: Any = None
+    results: list[bool | None] = []
     for case in cases:
         if process is None:
             pipe, theirs = context.Pipe()

@@ -19,7 +19,12 @@ from reval_jax import config as config_lib
 
 QUESTIONS = ("2+2=", "Q: What is 5 times 5?\nA:", "The capital of France is")
 SAMPLES, TOKENS = 16, 32
-CASES = (("float32", "compute"), ("float32", "int8"), ("bfloat16", "compute"), ("bfloat16", "int8"))
+CASES: tuple[tuple[str, sampler.CacheSetting], ...] = (
+    ("float32", "compute"),
+    ("float32", "int8"),
+    ("bfloat16", "compute"),
+    ("bfloat16", "int8"),
+)
 QUANTILES = (0.5, 0.9, 0.99, 1.0)
 
 
@@ -73,7 +78,7 @@ def measure(loaded: Any, dtype: str, cache: sampler.CacheSetting) -> dict[str, n
         samples_per_prompt=SAMPLES,
         sampling=sampler.Sampling(stop_ids=loaded.eos_token_ids),
     )
-    verdicts = types.Verdicts(np.zeros(num, np.float32), np.ones(num, np.int8))
+    verdicts = types.Verdicts(np.zeros(num, np.float32), np.ones(num, np.int8), ("",) * num)
     sampled = collect.trajectories(asked, rollout, verdicts, round=0, policy_version=0, config=config)
     packed = batch.pack(sampled, devices, config=config)
 

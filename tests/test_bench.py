@@ -11,7 +11,8 @@ import jax
 import numpy as np
 import pytest
 
-from reval_jax import bench, cli
+from benchmarks import log_probabilities
+from reval_jax import bench, cli, weights
 from reval_jax.bench import timing
 
 SMALL = bench.update.Shape(rows=2, tokens=64, prompt_tokens=8)
@@ -132,3 +133,13 @@ def test_responses_of_log_normal_lengths_have_a_quarter_of_the_limit_on_average(
     assert 1 <= lengths.min() < 20
     assert lengths.max() == 256
     assert lengths.mean() == pytest.approx(64, rel=0.1)
+
+
+@pytest.mark.slow
+def test_log_probabilities_of_sampler_and_learner_are_compared_token_by_token(tmp_path, monkeypatch):
+    monkeypatch.setattr(log_probabilities, "TOKENS", 4)
+    loaded = weights.load(checkpoints.tiny_checkpoint(tmp_path))
+    gaps = log_probabilities.measure(loaded, "float32", "compute")
+    assert len(gaps["response"]) <= len(gaps["token"])
+    assert gaps["token"].max() < 1e-4
+    assert log_probabilities.measure(loaded, "float32", "int8")["token"].max() > gaps["token"].max()
