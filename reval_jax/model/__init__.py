@@ -44,6 +44,7 @@ __all__ = [
     "logical_axes",
     "prefill",
     "unstacked",
+    "unstacked_order",
 ]
 
 
@@ -133,15 +134,34 @@ def hidden_states(
 
 
 def unstacked(architecture: Architecture, params: Params) -> Params:
-    """The parameters with a tuple of each layer's own in place of the stacked ones.
+    """The parameters with a tuple of each layer's own in place of the stacked ones, its weights' axes in `unstacked_order`.
 
-    `prefill` and `decode` then run layer after layer in one long program, instead of one layer's in a loop.
+    `prefill` and `decode` then run layer after layer in one long program, instead of one layer's in a loop, and multiply as
+    `arithmetic.project_few` does.
     """
-    layers = tuple(
-        jax.tree.map(lambda leaf, index=index: leaf[index], params["layers"])
-        for index in range(architecture.num_layers)
-    )
-    return params | {"layers": layers}
+
+    def of_layer(index: int) -> Params:
+        parts = {name: leaf[index] for name, leaf in params["layers"].items()}
+        return {name: jnp.transpose(part, unstacked_order(name, part.ndim)) for name, part in parts.items()}
+
+    return params | {"layers": tuple(of_layer(index) for index in range(architecture.num_layers))}
+
+
+def unstacked_order(name: str, rank: int) -> tuple[int, ...]:
+    """How the axes of one layer's array are ordered in `unstacked`: those that a product sums over are last."""
+    summed = modules.SUMMED_AXES.get(name, 0)
+    return (*range(summed, rank), *range(summed))
+
+
+def _layer(architecture: Architecture, params: Params, *, is_unstacked: bool) -> Callable[..., Any]:
+    """A layer of a sampler's parameters: (hidden, rope_tables, attend) to (hidden, key, value)."""
+    if not is_unstacked:
+        return modules.layer(architecture, params)
+    back = {}
+    for name, part in params.items():
+        order = unstacked_order(name, part.ndim)
+        back[name] = jnp.transpose(part, [order.index(axis) for axis in range(part.ndim)])
+    return functools.partial(modules.layer(architecture, back), project=arithmetic.project_few)
 
 
 def prefill(
@@ -158,12 +178,15 @@ def prefill(
     # Right padding needs no segment: a real token never sees the columns after its own.
     attend_rows = functools.partial(attention.xla.attend, segment_ids=jnp.ones_like(tokens))
 
+    is_unstacked = isinstance(params["layers"], tuple)
+
     def body(hidden: jax.Array, layer_params: Params) -> tuple[jax.Array, Cache]:
-        hidden, key, value = modules.layer(architecture, layer_params)(hidden, rope_tables, attend_rows)
+        layer = _layer(architecture, layer_params, is_unstacked=is_unstacked)
+        hidden, key, value = layer(hidden, rope_tables, attend_rows)
         return hidden, attention.cached.of_rows(key, value, cache_dtype)
 
     hidden = params["embedding"][tokens].astype(compute_dtype)
-    if not isinstance(params["layers"], tuple):
+    if not is_unstacked:
         return jax.lax.scan(body, hidden, params["layers"])[1]
     caches = []
     for layer_params in params["layers"]:
@@ -182,6 +205,7 @@ def decode(
     compute_dtype: Any,
     is_active: jax.Array | None = None,
     attend: attention.cached.Attend = attention.cached.attend,
+    rope_tables: tuple[jax.Array, jax.Array] | None = None,
 ) -> tuple[jax.Array, Any]:
     """Hidden state [B,D] after the final norm of one more token a row, and the cache with that token written.
 
@@ -191,10 +215,17 @@ def decode(
         attends to indices 0..positions[b]. Donate the cache (or carry it in a loop) to have it updated in place.
       is_active: bool[B]; the cache is read as far as these rows need, and what comes out for others is meaningless.
       attend: `attention.cached.attend`, `attend_by_row`, or one of them with a sharding of its own.
+      rope_tables: `rope.tables` of all S positions, made before a loop over tokens: in it, XLA would make them again for each
+        head of each layer that is not in a loop of its own.
     """
-    rope_tables = rope.tables(architecture, positions)
+    if rope_tables is None:
+        rope_tables = rope.tables(architecture, positions)
+    else:
+        rope_tables = rope_tables[0][positions], rope_tables[1][positions]
     lengths = positions + 1 if is_active is None else jnp.where(is_active, positions + 1, 0)
     hidden = params["embedding"][tokens].astype(compute_dtype)
+
+    is_unstacked = isinstance(params["layers"], tuple)
 
     def run_layer(
         hidden: jax.Array, layer_params: Params, cache: Cache, index: jax.Array | None
@@ -206,10 +237,11 @@ def decode(
             written = attention.cached.write(cache, key, value, positions, index)
             return attend(query, written, lengths, index)
 
-        hidden, _, _ = modules.layer(architecture, layer_params)(hidden, rope_tables, attend_token)
+        layer = _layer(architecture, layer_params, is_unstacked=is_unstacked)
+        hidden, _, _ = layer(hidden, rope_tables, attend_token)
         return hidden, written
 
-    if isinstance(params["layers"], tuple):
+    if is_unstacked:
         caches = []
         for layer_params, part in zip(params["layers"], cache, strict=True):
             hidden, part = run_layer(hidden, layer_params, part, None)

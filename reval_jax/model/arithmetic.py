@@ -129,6 +129,26 @@ def project(
     return ad_checkpoint.checkpoint_name(outputs, SAVED_PRODUCT)
 
 
+def project_few(
+    spec: str, compute_dtype: Any, inputs: jax.Array, weight: jax.Array, width: int, *, is_part: bool = False
+) -> jax.Array:
+    """`project` of few inputs with a weight that lies turned in memory, the axes it is summed over last; no gradient.
+
+    The weight is the left operand and is read in its order, and the inputs are what is copied: a CPU's product wants its right
+    operand in another order than memory's, whichever that is. The barriers keep XLA from turning the operands again.
+    """
+    if is_part or weight.shape[_letters(spec)[1].index("d")] < width:
+        raise ValueError(f"a part of a weight, {weight.shape} of width {width}, is for `project`")
+    left, right, result = _letters(spec)
+    summed = [axis for axis in right if axis in left]
+    rows = [axis for axis in left if axis not in summed]
+    few = jax.lax.optimization_barrier(jnp.transpose(inputs, [left.index(axis) for axis in summed + rows]))
+    made = [axis for axis in right if axis not in summed] + rows
+    outputs = product(f"{right},{''.join(summed + rows)}->{''.join(made)}", compute_dtype, weight, few)
+    outputs = jax.lax.optimization_barrier(outputs.astype(compute_dtype))
+    return jnp.transpose(outputs, [made.index(axis) for axis in result])
+
+
 def _letters(spec: str) -> tuple[str, str, str]:
     """The letters of the left operand, the right one and the result."""
     inputs, result = spec.split("->")

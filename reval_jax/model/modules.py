@@ -20,6 +20,9 @@ from reval_jax.model.architecture import Architecture
 
 Params = dict[str, Any]  # nested: {"embedding", "layers": {...}, "final_norm", "head" unless tied}
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+Project = Callable[..., jax.Array]  # `arithmetic.project`, or one with its arguments
+SUMMED_AXES = {"query": 1, "key": 1, "value": 1, "output": 2, "gate": 1, "up": 1, "down": 1}
+"""How many leading axes of a layer's weights a product sums over."""
 
 
 def _normal(rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> nnx.Param:
@@ -55,18 +58,24 @@ class Layer(nnx.Module):
         self.down = _normal(rngs, (depth, mlp, width), ("layers", "mlp", "width"))
 
     def __call__(
-        self, inputs: jax.Array, rope_tables: tuple[jax.Array, jax.Array], attend: Attend
+        self,
+        inputs: jax.Array,
+        rope_tables: tuple[jax.Array, jax.Array],
+        attend: Attend,
+        project: Project = arithmetic.project,
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """`inputs` [..., D] through attention and feed-forward, as [..., D], with these tokens' keys and values.
 
         Args:
           rope_tables: cosine and sine, f32[..., H/2]. attend: (query [..., N, H], key, value [..., K, H]) -> [..., N,
-          H].
+          H]. project: how inputs are multiplied by a weight.
         """
         architecture, dtype, axes = self.architecture, inputs.dtype, _axes(inputs)
-        project = functools.partial(arithmetic.project, width=architecture.width)
+        project = functools.partial(project, width=architecture.width)
         is_split = self.gate.shape[-1] < architecture.mlp_width
-        query, key, value = self._heads(arithmetic.rms_norm(inputs, self.attention_norm[...], architecture.norm_eps))
+        query, key, value = self._heads(
+            arithmetic.rms_norm(inputs, self.attention_norm[...], architecture.norm_eps), project
+        )
         query, key = rope.rotate(query, *rope_tables), rope.rotate(key, *rope_tables)
         attended = attend(query, *self._own_kv_heads(key, value))
         hidden = inputs + project(
@@ -85,16 +94,16 @@ class Layer(nnx.Module):
         of_all = self.architecture.num_heads if name == "query" else self.architecture.num_kv_heads
         return getattr(self, name).shape[-2] < of_all
 
-    def _heads(self, normed: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def _heads(self, normed: jax.Array, project: Project) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Query [..., N, H], key and value [..., K, H] before RoPE; of this device, where the heads are split."""
-        dtype, eps, width = normed.dtype, self.architecture.norm_eps, self.architecture.width
+        dtype, eps = normed.dtype, self.architecture.norm_eps
         spec = f"{_axes(normed)}d,dnh->{_axes(normed)}nh"
         shared = parallel.share(normed, parallel.TENSOR) if self._is_split("query") else normed
         heads = {}
         for name in ("query", "key", "value"):
             is_split = self._is_split(name)
             inputs, rank = shared if is_split else normed, normed.ndim + 1
-            head = arithmetic.project(spec, dtype, inputs, getattr(self, name)[...], width)
+            head = project(spec, dtype, inputs, getattr(self, name)[...])
             if self.architecture.qkv_bias:
                 head += arithmetic.trailing(getattr(self, f"{name}_bias")[...].astype(dtype), rank)
             if self.architecture.qk_norm and name != "value":

@@ -192,7 +192,12 @@ def _placement(engine: Engine, mesh: Mesh) -> Any:
     stacked = mesh_lib.shardings(mesh, axes, shapes, mesh_lib.SAMPLER_AXES)
     if not engine.is_unrolled:
         return stacked
-    layer = jax.tree.map(lambda place: NamedSharding(mesh, PartitionSpec(*place.spec[1:])), stacked["layers"])
+
+    def of_layer(name: str, spec: tuple[str | None, ...]) -> NamedSharding:
+        order = model.unstacked_order(name, len(spec))
+        return NamedSharding(mesh, PartitionSpec(*(spec[axis] for axis in order)))
+
+    layer = {name: of_layer(name, tuple(place.spec[1:])) for name, place in stacked["layers"].items()}
     vocabulary = stacked["embedding"].spec[0]
     head = NamedSharding(mesh, PartitionSpec(None, vocabulary))
     return stacked | {"layers": (layer,) * architecture.num_layers, "head": head}

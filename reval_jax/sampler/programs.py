@@ -211,6 +211,7 @@ def _window(
     """Up to `decode_window` tokens a slot; ends early when no slot is active."""
     architecture, width = engine.architecture, engine.decode_window
     head = model.head(architecture, params, compute_dtype=engine.compute_dtype)
+    rope_tables = model.rope.tables(architecture, jnp.arange(engine.cache_length, dtype=jnp.int32))
 
     def step(carried: tuple[jax.Array, State, Window]) -> tuple[jax.Array, State, Window]:
         column, state, made = carried
@@ -223,6 +224,7 @@ def _window(
             compute_dtype=engine.compute_dtype,
             is_active=state.is_active,
             attend=functools.partial(_attend, engine),
+            rope_tables=rope_tables,
         )
         drawn = _draw(engine, state, scores.head_product(hidden, head), controls)
         token = jnp.where(state.is_active, drawn.token, state.token)
