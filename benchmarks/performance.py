@@ -4,7 +4,7 @@
     python -m benchmarks.performance --peers       # and the other trainers, whose environments take several GB
     python -m benchmarks.performance --no-measure  # draw again from docs/performance_*.json
 
-Writes docs/performance_{scores,update,sampler,peers,peers_sampler}.json and docs/performance.svg.
+Writes docs/performance_{scores,update,sampler,peers,peers_sampler,peers_lognormal}.json and docs/performance.svg.
 """
 
 from __future__ import annotations
@@ -30,7 +30,12 @@ COMMANDS = {
     "update": ("reval_jax", "bench", "update", "--dtype", "float32", "bfloat16"),
     "sampler": ("reval_jax", "bench", "sampler", "--slots", "32", "64", "--kv_cache", "compute", "int8"),
     "peers": ("benchmarks.peers", "update"),
-    "peers_sampler": ("benchmarks.peers", "sampler", "--lengths", "fixed", "lognormal"),
+    "peers_sampler": ("benchmarks.peers", "sampler", "--lengths", "fixed"),
+    # A round of tunix takes ten minutes: it decodes every batch to its longest response.
+    "peers_lognormal": (
+        *("benchmarks.peers", "sampler", "--lengths", "lognormal", "--dtypes", "float32"),
+        *("--rounds", "1", "--warm_up", "1", "--trainers", "ours", "tunix"),
+    ),
 }
 
 
@@ -67,6 +72,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
         "sampler": draw_sampler,
         "peers": functools.partial(draw_peers, title="update beside other trainers"),
         "peers_sampler": functools.partial(draw_peers, title="sampling beside other libraries"),
+        "peers_lognormal": functools.partial(draw_peers, title="sampling at log-normal lengths"),
     }
     figure, axes = plt.subplots(1, len(found), figsize=(4.6 * len(found), 3.6), squeeze=False)
     for axis, (name, results) in zip(axes[0], found.items(), strict=True):
