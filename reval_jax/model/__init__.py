@@ -23,7 +23,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from reval_jax.model import arithmetic, attention, embedding, modules, rope
+from reval_jax.model import arithmetic, attention, embedding, modules, residuals, rope
 from reval_jax.model.architecture import Architecture, RopeScaling
 from reval_jax.model.attention.cached import Cache
 from reval_jax.model.modules import Params, abstract_params, init_params, logical_axes
@@ -129,7 +129,8 @@ def hidden_states(
         return layer(hidden, rope_tables, attend_rows)[0], None
 
     embedded = embedding.embed(architecture, params["embedding"], tokens, compute_dtype=compute_dtype)
-    hidden, _ = jax.lax.scan(_rematerialise(body, remat), embedded, params["layers"])
+    run_layer = residuals.kept_as_bits(_rematerialise(body, remat))
+    hidden, _ = jax.lax.scan(run_layer, embedded, params["layers"])
     return _final_norm(architecture, params, hidden)
 
 

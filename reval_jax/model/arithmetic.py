@@ -156,9 +156,26 @@ def _letters(spec: str) -> tuple[str, str, str]:
     return left, right, result
 
 
+@jax.custom_vjp
 def masked_softmax(scores: jax.Array, mask: jax.Array) -> jax.Array:
-    """Softmax over the last axis of f32 `scores` where `mask`, which has the same shape; never NaN."""
+    """Softmax over the last axis of f32 `scores` where `mask`, which has the same shape; never NaN.
+
+    Some entry of each row must be unmasked: the backward pass keeps the weights alone, and takes those that are 0 for masked.
+    """
     return jax.nn.softmax(jnp.where(mask, scores, MASKED_SCORE), axis=-1)
+
+
+def _masked_softmax_forward(scores: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+    weights = masked_softmax(scores, mask)
+    return weights, weights
+
+
+def _masked_softmax_backward(weights: jax.Array, cotangent: jax.Array) -> tuple[jax.Array, None]:
+    weighted = weights * cotangent
+    return weighted - weights * weighted.sum(axis=-1, keepdims=True), None
+
+
+masked_softmax.defvjp(_masked_softmax_forward, _masked_softmax_backward)
 
 
 def trailing(vector: jax.Array, rank: int) -> jax.Array:
@@ -169,8 +186,8 @@ def trailing(vector: jax.Array, rank: int) -> jax.Array:
 # What these two make on the way is made again in the backward pass: cheaper than to keep it.
 @functools.partial(jax.checkpoint, prevent_cse=False)
 def swiglu(gate: jax.Array, up: jax.Array) -> jax.Array:
-    """silu(gate) · up, in their dtype."""
-    return jax.nn.silu(gate) * up
+    """silu(gate) · up, computed in float32, in their dtype."""
+    return (jax.nn.silu(gate.astype(jnp.float32)) * up.astype(jnp.float32)).astype(gate.dtype)
 
 
 @functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=2)

@@ -1,0 +1,76 @@
+"""What a loop over layers keeps between its passes: no bit changes, nothing is kept twice or converted."""
+
+from __future__ import annotations
+
+import checkpoints
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from reval_jax import model
+from reval_jax.model import residuals
+
+LAYERS, TOKENS, WIDTH = 3, 7, 5
+
+
+def pulled_back(dtype, wrap):
+    """Value and gradients of a loop over layers, and the function that makes them."""
+    bias = jnp.linspace(-1, 1, TOKENS)
+
+    def loss(hidden, weights):
+        def layer(hidden, weight):
+            mixing = jnp.outer(bias, bias).astype(dtype)  # the same in every layer
+            mixed = jnp.tanh(mixing @ hidden) * hidden
+            return (mixed @ weight.astype(dtype)).astype(dtype), None
+
+        return jax.lax.scan(wrap(layer), hidden, weights)[0].astype(jnp.float32).sum()
+
+    rng = np.random.default_rng(0)
+    hidden = jnp.asarray(rng.normal(size=(TOKENS, WIDTH)), dtype)
+    weights = jnp.asarray(rng.normal(size=(LAYERS, WIDTH, WIDTH)), jnp.float32)
+    return jax.value_and_grad(loss, (0, 1)), (hidden, weights)
+
+
+def stacked(function, arguments):
+    """Shapes and dtypes of what the forward loop hands to the backward one, layer by layer."""
+    loops = [eqn for eqn in jax.make_jaxpr(function)(*arguments).jaxpr.eqns if eqn.primitive.name == "scan"]
+    forward, _ = loops
+    return sorted((leaf.aval.shape, leaf.aval.dtype.name) for leaf in forward.outvars[forward.params["num_carry"] :])
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_gradients_are_the_plain_ones_bit_for_bit(dtype):
+    found, expected = (
+        jax.jit(function)(*arguments)
+        for function, arguments in (pulled_back(dtype, wrap) for wrap in (residuals.kept_as_bits, lambda layer: layer))
+    )
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_what_is_stacked_is_what_was_as_integers_and_nothing_more():
+    found, plain = (stacked(*pulled_back(jnp.bfloat16, wrap)) for wrap in (residuals.kept_as_bits, lambda layer: layer))
+    assert found == [(shape, dtype.replace("bfloat16", "uint16")) for shape, dtype in plain]
+    shapes = [shape for shape, _ in found]
+    assert (LAYERS, TOKENS, WIDTH) in shapes
+    assert (LAYERS, TOKENS, TOKENS) not in shapes, "what is the same in every layer is kept once"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+def test_no_stack_is_converted_to_float32_on_cpu(remat):
+    architecture = checkpoints.tiny_architecture(num_layers=3)
+    params = checkpoints.tiny_params(architecture)
+    tokens = jnp.ones((2, 24), jnp.int32)
+
+    def loss(params):
+        hidden = model.hidden_states(
+            architecture, params, tokens, tokens, tokens, compute_dtype=jnp.bfloat16, remat=remat
+        )
+        return jnp.sum(jnp.square(hidden.astype(jnp.float32)))
+
+    text = jax.jit(jax.grad(loss)).lower(params).compile().as_text()
+    rows = f"[{architecture.num_layers},2,24,"
+    assert f"u16{rows}" in text
+    assert not [line for line in text.splitlines() if f"f32{rows}{architecture.width}]" in line]
+    assert not [line for line in text.splitlines() if f"f32{rows}{architecture.mlp_width}]" in line]
