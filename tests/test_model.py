@@ -372,7 +372,8 @@ def test_bfloat16_decoding_keeps_a_bfloat16_cache():
     tokens, lengths = jnp.asarray(random_tokens(2, 4)), jnp.array([4, 2])
     cache = filled_cache(architecture, params, tokens, cached.BLOCK, dtype=jnp.bfloat16, kept="bfloat16")
     hidden, cache = model.decode(architecture, params, cache, tokens[:, 0], lengths, compute_dtype=jnp.bfloat16)
-    assert hidden.dtype == cache.keys.dtype == cache.values.dtype == jnp.bfloat16
+    assert hidden.dtype == jnp.bfloat16
+    assert cache.keys.dtype == cache.values.dtype == jnp.uint16  # their bits
 
 
 def test_bfloat16_traces_under_strict_promotion_in_every_family():

@@ -23,7 +23,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from reval_jax.model import arithmetic, attention, embedding, modules, residuals, rope
+from reval_jax.model import arithmetic, attention, bits, embedding, modules, rope
 from reval_jax.model.architecture import Architecture, RopeScaling
 from reval_jax.model.attention.cached import Cache
 from reval_jax.model.modules import Params, abstract_params, init_params, logical_axes
@@ -119,18 +119,18 @@ def hidden_states(
         not values.
       attend: the attention over whole rows, by `attention.choose`.
     """
-    rope_tables = rope.tables(architecture, positions)
 
-    def attend_rows(query: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
-        return attend(query, keys, values, segment_ids)
+    def run_layer(fixed: Any, hidden: jax.Array, layer_params: Params) -> jax.Array:
+        def attend_rows(query: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
+            return attend(query, keys, values, segment_ids)
 
-    def body(hidden: jax.Array, layer_params: Params) -> tuple[jax.Array, None]:
-        layer = modules.layer(architecture, layer_params)
-        return layer(hidden, rope_tables, attend_rows)[0], None
+        rope_tables, segment_ids = fixed
+        return modules.layer(architecture, layer_params)(hidden, rope_tables, attend_rows)[0]
 
+    kept = bits.kept_as_bits(_rematerialise(run_layer, remat))
+    fixed = rope.tables(architecture, positions), segment_ids
     embedded = embedding.embed(architecture, params["embedding"], tokens, compute_dtype=compute_dtype)
-    run_layer = residuals.kept_as_bits(_rematerialise(body, remat))
-    hidden, _ = jax.lax.scan(run_layer, embedded, params["layers"])
+    hidden, _ = jax.lax.scan(lambda hidden, layer: (kept(fixed, hidden, layer), None), embedded, params["layers"])
     return _final_norm(architecture, params, hidden)
 
 
@@ -162,7 +162,7 @@ def _layer(architecture: Architecture, params: Params, *, is_unstacked: bool) ->
     for name, part in params.items():
         order = unstacked_order(name, part.ndim)
         back[name] = jnp.transpose(part, [order.index(axis) for axis in range(part.ndim)])
-    return functools.partial(modules.layer(architecture, back), project=arithmetic.project_few)
+    return functools.partial(modules.layer(architecture, back), is_few=True)
 
 
 def prefill(
@@ -186,7 +186,7 @@ def prefill(
         hidden, key, value = layer(hidden, rope_tables, attend_rows)
         return hidden, attention.cached.of_rows(key, value, cache_dtype)
 
-    hidden = params["embedding"][tokens].astype(compute_dtype)
+    hidden = bits.as_numbers(params["embedding"][tokens]).astype(compute_dtype)
     if not is_unstacked:
         return jax.lax.scan(body, hidden, params["layers"])[1]
     caches = []
@@ -211,7 +211,8 @@ def decode(
     """Hidden state [B,D] after the final norm of one more token a row, and the cache with that token written.
 
     Args:
-      params, cache: with stacked layers, a `Cache` with a leading axis of layers; or both layer by layer, a tuple of caches.
+      params, cache: with stacked layers, a `Cache` with a leading axis of layers; or both layer by layer, a tuple of caches. The
+        embedding may lie as bits, here and in `prefill`.
       tokens, positions: i32[B]. Row b's token is written at cache index positions[b], which must be below S, and
         attends to indices 0..positions[b]. Donate the cache (or carry it in a loop) to have it updated in place.
       is_active: bool[B]; the cache is read as far as these rows need, and what comes out for others is meaningless.
@@ -224,7 +225,7 @@ def decode(
     else:
         rope_tables = rope_tables[0][positions], rope_tables[1][positions]
     lengths = positions + 1 if is_active is None else jnp.where(is_active, positions + 1, 0)
-    hidden = params["embedding"][tokens].astype(compute_dtype)
+    hidden = bits.as_numbers(params["embedding"][tokens]).astype(compute_dtype)
 
     is_unstacked = isinstance(params["layers"], tuple)
 

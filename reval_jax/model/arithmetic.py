@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -135,18 +136,23 @@ def project_few(
     """`project` of few inputs with a weight that lies turned in memory, the axes it is summed over last; no gradient.
 
     The weight is the left operand and is read in its order, and the inputs are what is copied: a CPU's product wants its right
-    operand in another order than memory's, whichever that is. The barriers keep XLA from turning the operands again.
+    operand in another order than memory's, whichever that is. Inputs and result whose tokens come last are not turned at
+    all. The barriers keep XLA from turning the operands again.
     """
     if is_part or weight.shape[_letters(spec)[1].index("d")] < width:
         raise ValueError(f"a part of a weight, {weight.shape} of width {width}, is for `project`")
     left, right, result = _letters(spec)
     summed = [axis for axis in right if axis in left]
+    made = [axis for axis in right if axis not in summed]
     rows = [axis for axis in left if axis not in summed]
     few = jax.lax.optimization_barrier(jnp.transpose(inputs, [left.index(axis) for axis in summed + rows]))
-    made = [axis for axis in right if axis not in summed] + rows
-    outputs = product(f"{right},{''.join(summed + rows)}->{''.join(made)}", compute_dtype, weight, few)
+    turned = jnp.transpose(weight, [right.index(axis) for axis in made + summed])
+    # Of three axes: of two, XLA's CPU backend makes a float32 product of a bfloat16 one whose operand was turned.
+    halves = turned.reshape(2, -1, math.prod(few.shape[: len(summed)]))
+    outputs = product("xym,mr->xyr", compute_dtype, halves, few.reshape(halves.shape[-1], -1))
+    outputs = outputs.reshape(*turned.shape[: len(made)], *few.shape[len(summed) :])
     outputs = jax.lax.optimization_barrier(outputs.astype(compute_dtype))
-    return jnp.transpose(outputs, [made.index(axis) for axis in result])
+    return jnp.transpose(outputs, [(made + rows).index(axis) for axis in result])
 
 
 def _letters(spec: str) -> tuple[str, str, str]:

@@ -20,7 +20,7 @@ from reval_jax.model.architecture import Architecture
 
 Params = dict[str, Any]  # nested: {"embedding", "layers": {...}, "final_norm", "head" unless tied}
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
-Project = Callable[..., jax.Array]  # `arithmetic.project`, or one with its arguments
+Project = Callable[..., jax.Array]  # `arithmetic.project`, or `project_few`, of weights of this width
 SUMMED_AXES = {"query": 1, "key": 1, "value": 1, "output": 2, "gate": 1, "up": 1, "down": 1}
 """How many leading axes of a layer's weights a product sums over."""
 
@@ -62,16 +62,17 @@ class Layer(nnx.Module):
         inputs: jax.Array,
         rope_tables: tuple[jax.Array, jax.Array],
         attend: Attend,
-        project: Project = arithmetic.project,
+        *,
+        is_few: bool = False,
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """`inputs` [..., D] through attention and feed-forward, as [..., D], with these tokens' keys and values.
 
         Args:
           rope_tables: cosine and sine, f32[..., H/2]. attend: (query [..., N, H], key, value [..., K, H]) -> [..., N,
-          H]. project: how inputs are multiplied by a weight.
+          H]. is_few: few tokens and weights that lie turned, for `arithmetic.project_few`.
         """
         architecture, dtype, axes = self.architecture, inputs.dtype, _axes(inputs)
-        project = functools.partial(project, width=architecture.width)
+        project = functools.partial(arithmetic.project_few if is_few else arithmetic.project, width=architecture.width)
         is_split = self.gate.shape[-1] < architecture.mlp_width
         query, key, value = self._heads(
             arithmetic.rms_norm(inputs, self.attention_norm[...], architecture.norm_eps), project
@@ -84,9 +85,10 @@ class Layer(nnx.Module):
         normed = arithmetic.rms_norm(hidden, self.mlp_norm[...], architecture.norm_eps)
         if is_split:
             normed = parallel.share(normed, parallel.TENSOR)
-        gate = project(f"{axes}d,df->{axes}f", dtype, normed, self.gate[...])
-        up = project(f"{axes}d,df->{axes}f", dtype, normed, self.up[...])
-        down = project(f"{axes}f,fd->{axes}d", dtype, arithmetic.swiglu(gate, up), self.down[...], is_part=is_split)
+        inner = f"f{axes}" if is_few else f"{axes}f"
+        gate = project(f"{axes}d,df->{inner}", dtype, normed, self.gate[...])
+        up = project(f"{axes}d,df->{inner}", dtype, normed, self.up[...])
+        down = project(f"{inner},fd->{axes}d", dtype, arithmetic.swiglu(gate, up), self.down[...], is_part=is_split)
         return hidden + down, key, value
 
     def _is_split(self, name: str) -> bool:

@@ -208,9 +208,9 @@ def _copy(engine: Engine, params: Any) -> Any:
     cast = jax.tree.map(lambda leaf, dtype: leaf.astype(dtype), params, dtypes)
     if not engine.is_unrolled:
         return cast
-    # Where layers are unrolled to save copies, the head is kept as the product reads it, too.
-    head = {"head": model.head_weight(engine.architecture, cast)}
-    return model.unstacked(engine.architecture, cast) | head
+    # Where layers are unrolled to save copies, the head is kept as the product reads it, too, and the embedding as bits.
+    turned = {"head": model.head_weight(engine.architecture, cast), "embedding": model.bits.as_bits(cast["embedding"])}
+    return model.unstacked(engine.architecture, cast) | turned
 
 
 @functools.lru_cache(maxsize=8)

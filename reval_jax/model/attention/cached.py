@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from reval_jax.model import arithmetic
+from reval_jax.model import arithmetic, bits
 
 BLOCK = 128  # cache positions read at a time; a cache is a multiple of it long
 
@@ -16,9 +16,9 @@ BLOCK = 128  # cache positions read at a time; a cache is a multiple of it long
 class Cache(NamedTuple):
     """Keys (after RoPE) and values, of one layer or with a leading axis of layers.
 
-    Which positions are valid is known from the caller's cursors. int8 numbers are multiples of a float32 scale, one for each
-    token and head; other dtypes have none. Positions are the keys' last axis, and the values' last but one: both products
-    with the new token then run over memory in its order.
+    Which positions are valid is known from the caller's cursors. bfloat16 numbers lie as their bits, uint16. int8 numbers
+    are multiples of a float32 scale, one for each token and head; other dtypes have none. Positions are the keys' last axis, and
+    the values' last but one: both products with the new token then run over memory in its order.
     """
 
     keys: jax.Array  # [..., B, K, H, S]
@@ -32,10 +32,10 @@ Attend = Callable[[jax.Array, Cache, jax.Array, jax.Array | None], jax.Array]  #
 
 def empty(rows: int, length: int, kv_heads: int, head_size: int, dtype: str) -> Cache:
     """One layer's cache of zeros."""
-    heads = (rows, kv_heads)
+    heads, kept_in = (rows, kv_heads), jnp.uint16 if dtype == "bfloat16" else dtype
     scale = jnp.zeros((*heads, length), jnp.float32) if dtype == "int8" else None
     return Cache(
-        jnp.zeros((*heads, head_size, length), dtype), jnp.zeros((*heads, length, head_size), dtype), scale, scale
+        jnp.zeros((*heads, head_size, length), kept_in), jnp.zeros((*heads, length, head_size), kept_in), scale, scale
     )
 
 
@@ -57,7 +57,7 @@ def of_rows(keys: jax.Array, values: jax.Array, dtype: str) -> Cache:
 def _kept(heads: jax.Array, dtype: str) -> tuple[jax.Array, jax.Array | None]:
     """[..., H] in the cache's dtype; for int8 with the scale of each head, whose largest number is 127."""
     if dtype != "int8":
-        return heads.astype(dtype), None
+        return bits.as_bits(heads.astype(dtype)), None
     wide = heads.astype(jnp.float32)
     scale = jnp.maximum(jnp.abs(wide).max(axis=-1), jnp.finfo(jnp.float32).tiny) / 127
     return jnp.round(wide / scale[..., None]).astype(jnp.int8), scale
@@ -71,7 +71,7 @@ def write(
     Args:
       layer: i32[] index into the cache's leading axis of layers, if it has one.
     """
-    dtype = cache.keys.dtype.name
+    dtype = jax.eval_shape(bits.as_numbers, cache.keys).dtype.name
     (keys, key_scale), (values, value_scale) = _kept(keys, dtype), _kept(values, dtype)
     leading = () if layer is None else (layer,)
 
@@ -169,4 +169,4 @@ def _block(
     start[row_axis], sizes[row_axis] = rows
     start[row_axis + positions_axis], sizes[row_axis + positions_axis] = index * BLOCK, BLOCK
     found = jax.lax.dynamic_slice(part, start, sizes)
-    return found if layer is None else found[0]
+    return bits.as_numbers(found if layer is None else found[0])

@@ -9,22 +9,23 @@ import numpy as np
 import pytest
 
 from reval_jax import model
-from reval_jax.model import residuals
+from reval_jax.model import bits
 
 LAYERS, TOKENS, WIDTH = 3, 7, 5
 
 
 def pulled_back(dtype, wrap):
     """Value and gradients of a loop over layers, and the function that makes them."""
-    bias = jnp.linspace(-1, 1, TOKENS)
+
+    def layer(bias, hidden, weight):
+        mixing = jnp.outer(bias, bias).astype(dtype)  # the same in every layer
+        mixed = jnp.tanh(mixing @ hidden) * hidden
+        return (mixed @ weight.astype(dtype)).astype(dtype)
 
     def loss(hidden, weights):
-        def layer(hidden, weight):
-            mixing = jnp.outer(bias, bias).astype(dtype)  # the same in every layer
-            mixed = jnp.tanh(mixing @ hidden) * hidden
-            return (mixed @ weight.astype(dtype)).astype(dtype), None
-
-        return jax.lax.scan(wrap(layer), hidden, weights)[0].astype(jnp.float32).sum()
+        bias, kept = jnp.linspace(-1, 1, TOKENS), wrap(layer)
+        made, _ = jax.lax.scan(lambda hidden, weight: (kept(bias, hidden, weight), None), hidden, weights)
+        return made.astype(jnp.float32).sum()
 
     rng = np.random.default_rng(0)
     hidden = jnp.asarray(rng.normal(size=(TOKENS, WIDTH)), dtype)
@@ -43,13 +44,13 @@ def stacked(function, arguments):
 def test_gradients_are_the_plain_ones_bit_for_bit(dtype):
     found, expected = (
         jax.jit(function)(*arguments)
-        for function, arguments in (pulled_back(dtype, wrap) for wrap in (residuals.kept_as_bits, lambda layer: layer))
+        for function, arguments in (pulled_back(dtype, wrap) for wrap in (bits.kept_as_bits, lambda layer: layer))
     )
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
 def test_what_is_stacked_is_what_was_as_integers_and_nothing_more():
-    found, plain = (stacked(*pulled_back(jnp.bfloat16, wrap)) for wrap in (residuals.kept_as_bits, lambda layer: layer))
+    found, plain = (stacked(*pulled_back(jnp.bfloat16, wrap)) for wrap in (bits.kept_as_bits, lambda layer: layer))
     assert found == [(shape, dtype.replace("bfloat16", "uint16")) for shape, dtype in plain]
     shapes = [shape for shape, _ in found]
     assert (LAYERS, TOKENS, WIDTH) in shapes
