@@ -27,8 +27,11 @@ from matplotlib import pyplot as plt
 DOCS = Path(__file__).parents[1] / "docs"
 COMMANDS = {
     "scores": ("reval_jax", "bench", "scores"),
-    "update": ("reval_jax", "bench", "update", "--dtype", "float32", "bfloat16"),
-    "sampler": ("reval_jax", "bench", "sampler", "--slots", "32", "64", "--kv_cache", "compute", "int8"),
+    "update": ("reval_jax", "bench", "update", "--dtype", "bfloat16", "--remat", "none", "full"),
+    "sampler": (
+        *("reval_jax", "bench", "sampler", "--dtype", "bfloat16", "--slots", "32", "64"),
+        *("--kv_cache", "compute", "int8", "--repeats", "2"),
+    ),
     "peers": ("benchmarks.peers", "update"),
     "peers_sampler": ("benchmarks.peers", "sampler", "--lengths", "fixed"),
     # A round of tunix takes ten minutes: it decodes every batch to its longest response.

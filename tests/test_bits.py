@@ -1,4 +1,4 @@
-"""What a loop over layers keeps between its passes: no bit changes, nothing is kept twice or converted."""
+"""bfloat16 numbers at rest: no bit changes, nothing is kept twice, and XLA converts none of them on a CPU."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 
 from reval_jax import model
 from reval_jax.model import bits
+from reval_jax.model.attention import cached
 
 LAYERS, TOKENS, WIDTH = 3, 7, 5
 
@@ -75,3 +76,12 @@ def test_no_stack_is_converted_to_float32_on_cpu(remat):
     assert f"u16{rows}" in text
     assert not [line for line in text.splitlines() if f"f32{rows}{architecture.width}]" in line]
     assert not [line for line in text.splitlines() if f"f32{rows}{architecture.mlp_width}]" in line]
+
+
+def test_writing_to_a_bfloat16_cache_converts_none_of_it_on_cpu():
+    cache = jax.eval_shape(lambda: cached.empty(4, cached.BLOCK, 2, 16, "bfloat16"))
+    token, positions = jax.ShapeDtypeStruct((4, 2, 16), jnp.bfloat16), jax.ShapeDtypeStruct((4,), jnp.int32)
+    text = jax.jit(cached.write, donate_argnums=0).lower(cache, token, token, positions).compile().as_text()
+    assert f"u16[4,2,16,{cached.BLOCK}]" in text
+    assert f"f32[4,2,16,{cached.BLOCK}]" not in text
+    assert f"f32[4,2,{cached.BLOCK},16]" not in text

@@ -43,8 +43,8 @@ __all__ = [
     "init_params",
     "logical_axes",
     "prefill",
-    "unstacked",
-    "unstacked_order",
+    "turned_layer",
+    "turned_order",
 ]
 
 
@@ -134,22 +134,17 @@ def hidden_states(
     return _final_norm(architecture, params, hidden)
 
 
-def unstacked(architecture: Architecture, params: Params) -> Params:
-    """The parameters with a tuple of each layer's own in place of the stacked ones, its weights' axes in `unstacked_order`.
+def turned_layer(params: Params) -> Params:
+    """One layer's parameters with its weights' axes in `turned_order`.
 
-    `prefill` and `decode` then run layer after layer in one long program, instead of one layer's in a loop, and multiply as
-    `arithmetic.project_few` does.
+    With a tuple of them in place of stacked ones, `prefill` and `decode` run layer after layer in one long program, instead of
+    one layer's in a loop, and multiply as `arithmetic.project_few` does.
     """
-
-    def of_layer(index: int) -> Params:
-        parts = {name: leaf[index] for name, leaf in params["layers"].items()}
-        return {name: jnp.transpose(part, unstacked_order(name, part.ndim)) for name, part in parts.items()}
-
-    return params | {"layers": tuple(of_layer(index) for index in range(architecture.num_layers))}
+    return {name: jnp.transpose(part, turned_order(name, part.ndim)) for name, part in params.items()}
 
 
-def unstacked_order(name: str, rank: int) -> tuple[int, ...]:
-    """How the axes of one layer's array are ordered in `unstacked`: those that a product sums over are last."""
+def turned_order(name: str, rank: int) -> tuple[int, ...]:
+    """How the axes of one layer's array are ordered in `turned_layer`: those that a product sums over are last."""
     summed = modules.SUMMED_AXES.get(name, 0)
     return (*range(summed, rank), *range(summed))
 
@@ -160,7 +155,7 @@ def _layer(architecture: Architecture, params: Params, *, is_unstacked: bool) ->
         return modules.layer(architecture, params)
     back = {}
     for name, part in params.items():
-        order = unstacked_order(name, part.ndim)
+        order = turned_order(name, part.ndim)
         back[name] = jnp.transpose(part, [order.index(axis) for axis in range(part.ndim)])
     return functools.partial(modules.layer(architecture, back), is_few=True)
 
@@ -171,7 +166,7 @@ def prefill(
     """The cache of prompts; no logits, for `decode` makes those of the last token.
 
     Args:
-      params: with stacked layers, or `unstacked`; the cache is then one with a leading axis of layers, or a tuple.
+      params: with stacked layers, or a tuple of `turned_layer`s; the cache is then one with a leading axis of layers, or a tuple.
       tokens: i32[B,P], right-padded; what the cache holds of padding is meaningless.
     """
     columns = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :], tokens.shape)

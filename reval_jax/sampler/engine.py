@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from reval_jax import batch, model
@@ -147,11 +149,11 @@ def from_config(
 def hand_over(params: Any, mesh: Mesh, engine: Engine) -> Any:
     """The sampler's copy of the learner's parameters: `compute_dtype`, whole on each process but for the tensor axis.
 
-    One jitted cast whose outputs lie on the learner's devices in the learner's order; each process then rewraps the shards
-    it holds on its own mesh, without a copy.
+    A jitted cast whose outputs lie on the learner's devices in the learner's order; each process then rewraps the shards
+    it holds on its own mesh, without a copy. Unrolled layers are copied one by one, by one program.
     """
     local = engine.mesh
-    copies = _cast(engine, _across(mesh, engine))(params)
+    copies = _copied(engine, params, *_casts(engine, _across(mesh, engine)))
     order = {device: index for index, device in enumerate(local.devices.flat)}
 
     def rewrap(leaf: jax.Array) -> jax.Array:
@@ -163,13 +165,22 @@ def hand_over(params: Any, mesh: Mesh, engine: Engine) -> Any:
 
 
 def lower_hand_over(params: Any, mesh: Mesh, engine: Engine) -> jax.stages.Lowered:
-    """The program of `hand_over`, for parameters that are ShapeDtypeStructs: to compile without running."""
-    return _cast(engine, _across(mesh, engine)).lower(params)
+    """The program of `hand_over`, for parameters that are ShapeDtypeStructs: to compile without running.
+
+    For unrolled layers that of one layer, which needs as much beside its operands and results as any.
+    """
+    whole, layer = _casts(engine, _across(mesh, engine))
+    if layer is None:
+        return whole.lower(params)
+    return layer.lower(params["layers"], jax.ShapeDtypeStruct((), np.int32))
 
 
 def abstract_copy(engine: Engine) -> Any:
     """Shapes and placement of `hand_over`'s result."""
-    shapes = jax.eval_shape(functools.partial(_copy, engine), model.abstract_params(engine.architecture))
+    copied = functools.partial(
+        _copied, engine, whole=functools.partial(_copy, engine), layer=functools.partial(_copy_layer, engine)
+    )
+    shapes = jax.eval_shape(copied, model.abstract_params(engine.architecture))
     return placed(shapes, _placement(engine, engine.mesh))
 
 
@@ -194,7 +205,7 @@ def _placement(engine: Engine, mesh: Mesh) -> Any:
         return stacked
 
     def of_layer(name: str, spec: tuple[str | None, ...]) -> NamedSharding:
-        order = model.unstacked_order(name, len(spec))
+        order = model.turned_order(name, len(spec))
         return NamedSharding(mesh, PartitionSpec(*(spec[axis] for axis in order)))
 
     layer = {name: of_layer(name, tuple(place.spec[1:])) for name, place in stacked["layers"].items()}
@@ -203,17 +214,35 @@ def _placement(engine: Engine, mesh: Mesh) -> Any:
     return stacked | {"layers": (layer,) * architecture.num_layers, "head": head}
 
 
+def _copied(engine: Engine, params: Any, whole: Callable[..., Any], layer: Callable[..., Any] | None) -> Any:
+    """The copy, by `_copy` for everything but unrolled layers, and for those by `_copy_layer`."""
+    if layer is None or not engine.is_unrolled:
+        return whole(params)
+    layers = tuple(layer(params["layers"], np.int32(index)) for index in range(engine.architecture.num_layers))
+    return whole(params | {"layers": ()}) | {"layers": layers}
+
+
 def _copy(engine: Engine, params: Any) -> Any:
     dtypes = model.compute_dtypes(params, engine.compute_dtype)
     cast = jax.tree.map(lambda leaf, dtype: leaf.astype(dtype), params, dtypes)
     if not engine.is_unrolled:
         return cast
     # Where layers are unrolled to save copies, the head is kept as the product reads it, too, and the embedding as bits.
-    turned = {"head": model.head_weight(engine.architecture, cast), "embedding": model.bits.as_bits(cast["embedding"])}
-    return model.unstacked(engine.architecture, cast) | turned
+    head = model.head_weight(engine.architecture, cast)
+    return cast | {"head": head, "embedding": model.bits.as_bits(cast["embedding"])}
+
+
+def _copy_layer(engine: Engine, layers: Any, index: jax.Array) -> Any:
+    mine = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), layers)
+    dtypes = model.compute_dtypes(mine, engine.compute_dtype)
+    return model.turned_layer(jax.tree.map(lambda leaf, dtype: leaf.astype(dtype), mine, dtypes))
 
 
 @functools.lru_cache(maxsize=8)
-def _cast(engine: Engine, mesh: Mesh) -> Any:
-    """The jitted copy, compiled once for each engine and mesh."""
-    return jax.jit(functools.partial(_copy, engine), out_shardings=_placement(engine, mesh))
+def _casts(engine: Engine, mesh: Mesh) -> tuple[Any, Any]:
+    """`_copy` and, for unrolled layers, `_copy_layer`, jitted; compiled once for each engine and mesh."""
+    placement, copy = _placement(engine, mesh), functools.partial(_copy, engine)
+    if not engine.is_unrolled:
+        return jax.jit(copy, out_shardings=placement), None
+    of_layer = jax.jit(functools.partial(_copy_layer, engine), out_shardings=placement["layers"][0])
+    return jax.jit(copy, out_shardings=placement | {"layers": ()}), of_layer
