@@ -77,8 +77,12 @@ def draw(found: dict[str, Any], path: Path) -> None:
         "peers_sampler": functools.partial(draw_peers, title="sampling beside other libraries"),
         "peers_lognormal": functools.partial(draw_peers, title="sampling at log-normal lengths"),
     }
-    figure, axes = plt.subplots(1, len(found), figsize=(4.6 * len(found), 3.6), squeeze=False)
-    for axis, (name, results) in zip(axes[0], found.items(), strict=True):
+    columns = min(3, len(found))
+    rows = -(-len(found) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(4.6 * columns, 3.6 * rows), squeeze=False)
+    for axis in axes.flat[len(found) :]:
+        axis.set_axis_off()
+    for axis, (name, results) in zip(axes.flat, found.items(), strict=False):
         panels[name](axis, results)
         axis.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
@@ -97,7 +101,8 @@ def draw_scores(axis: Any, results: dict[str, Any]) -> None:
     axis.axvline(1.0, color="grey", linewidth=0.8)
     axis.set_xlabel("of full logits'")
     axis.set_title("score head, forward + backward", fontsize=9)
-    axis.legend(fontsize=7, frameon=False)
+    axis.margins(x=0.35)
+    axis.legend(fontsize=7, frameon=False, loc="upper right")
 
 
 def draw_update(axis: Any, results: dict[str, Any]) -> None:
@@ -109,6 +114,7 @@ def draw_update(axis: Any, results: dict[str, Any]) -> None:
         axis.bar(positions, [case["tokens_per_s"][kind] for case in cases], 0.25, label=kind.replace("_", ", "))
     axis.set_xticks(range(len(cases)), [f"{case['dtype']}\nremat {case['remat']}" for case in cases], fontsize=7)
     axis.set_ylabel("tokens/s")
+    axis.margins(y=0.35)
     axis.set_title("update, by lengths", fontsize=9)
     axis.legend(fontsize=7, frameon=False)
 
@@ -121,6 +127,7 @@ def draw_sampler(axis: Any, results: dict[str, Any]) -> None:
     labels = [f"{case['lengths'][:5]}\n{case['slots']}\n{case['kv_cache'][:4]}" for case in cases]
     axis.set_xticks(range(len(cases)), labels, fontsize=6)
     axis.set_ylabel("tokens/s")
+    axis.margins(y=0.25)
     axis.set_title("sampling, by lengths, slots and cache", fontsize=9)
     axis.legend(fontsize=7, frameon=False)
 
