@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from reval_jax import model
-from reval_jax.model import bits
+from reval_jax.model import arithmetic, bits
 from reval_jax.model.attention import cached
 
 LAYERS, TOKENS, WIDTH = 3, 7, 5
@@ -85,3 +85,11 @@ def test_writing_to_a_bfloat16_cache_converts_none_of_it_on_cpu():
     assert f"u16[4,2,16,{cached.BLOCK}]" in text
     assert f"f32[4,2,16,{cached.BLOCK}]" not in text
     assert f"f32[4,2,{cached.BLOCK},16]" not in text
+
+
+@pytest.mark.parametrize("num_made", [6, 7])
+def test_products_of_few_tokens_are_those_of_many(num_made):
+    rng = np.random.default_rng(0)
+    inputs, weight = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((3, 5), (5, num_made)))
+    few = arithmetic.project_few("bd,df->fb", jnp.float32, inputs, weight, 5)
+    np.testing.assert_allclose(few.T, arithmetic.project("bd,df->bf", jnp.float32, inputs, weight, 5), rtol=1e-5)

@@ -35,6 +35,7 @@ __all__ = [
     "RopeScaling",
     "abstract_params",
     "attention",
+    "bits",
     "compute_dtypes",
     "decode",
     "head",
@@ -121,10 +122,11 @@ def hidden_states(
     """
 
     def run_layer(fixed: Any, hidden: jax.Array, layer_params: Params) -> jax.Array:
+        rope_tables, segment_ids = fixed
+
         def attend_rows(query: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
             return attend(query, keys, values, segment_ids)
 
-        rope_tables, segment_ids = fixed
         return modules.layer(architecture, layer_params)(hidden, rope_tables, attend_rows)[0]
 
     kept = bits.kept_as_bits(_rematerialise(run_layer, remat))

@@ -148,8 +148,9 @@ def project_few(
     few = jax.lax.optimization_barrier(jnp.transpose(inputs, [left.index(axis) for axis in summed + rows]))
     turned = jnp.transpose(weight, [right.index(axis) for axis in made + summed])
     # Of three axes: of two, XLA's CPU backend makes a float32 product of a bfloat16 one whose operand was turned.
-    halves = turned.reshape(2, -1, math.prod(few.shape[: len(summed)]))
-    outputs = product("xym,mr->xyr", compute_dtype, halves, few.reshape(halves.shape[-1], -1))
+    num_summed = math.prod(few.shape[: len(summed)])
+    halves = turned.reshape(math.gcd(2, turned.size // num_summed), -1, num_summed)
+    outputs = product("xym,mr->xyr", compute_dtype, halves, few.reshape(num_summed, -1))
     outputs = outputs.reshape(*turned.shape[: len(made)], *few.shape[len(summed) :])
     outputs = jax.lax.optimization_barrier(outputs.astype(compute_dtype))
     return jnp.transpose(outputs, [(made + rows).index(axis) for axis in result])
