@@ -76,7 +76,7 @@ $(VENV)/.installed-test: $(VENV)/.installed-run
 demo bench bench-performance: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 demo: install-demo
-	$(BIN)/python -m reval_jax.demo --task $(TASK) $(DEMO_ARGS)
+	$(BIN)/python -m reval_jax.tools.demo --task $(TASK) $(DEMO_ARGS)
 
 test: install
 	$(PYTEST)

@@ -26,7 +26,7 @@ from typing import Any
 import math_verify
 
 from reval_jax import verifier
-from reval_jax.verifier import symbolic
+from reval_jax.equality import symbolic
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 LIMIT = 12.0  # seconds a case

@@ -24,7 +24,8 @@ import yaml
 
 from reval_jax import config as config_lib
 from reval_jax import console as console_lib
-from reval_jax import demo, metrics
+from reval_jax import metrics
+from reval_jax.tools import demo
 
 matplotlib.use("agg")
 from matplotlib import pyplot as plt

@@ -14,8 +14,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from reval_jax import batch, collect, demo, keys, mesh, policy, sampler, types, weights
+from reval_jax import batch, keys, mesh, policy, sampler, types, weights
 from reval_jax import config as config_lib
+from reval_jax import trajectories as trajectories_lib
+from reval_jax.tools import demo
 
 QUESTIONS = ("2+2=", "Q: What is 5 times 5?\nA:", "The capital of France is")
 SAMPLES, TOKENS = 16, 32
@@ -79,7 +81,7 @@ def measure(loaded: Any, dtype: str, cache: sampler.CacheSetting) -> dict[str, n
         sampling=sampler.Sampling(stop_ids=loaded.eos_token_ids),
     )
     verdicts = types.Verdicts(np.zeros(num, np.float32), np.ones(num, np.int8), ("",) * num)
-    sampled = collect.trajectories(asked, rollout, verdicts, round=0, policy_version=0, config=config)
+    sampled = trajectories_lib.trajectories(asked, rollout, verdicts, round=0, policy_version=0, config=config)
     packed = batch.pack(sampled, devices, config=config)
 
     @jax.jit

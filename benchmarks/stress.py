@@ -27,11 +27,11 @@ from pathlib import Path
 from typing import Any
 
 from reval_jax import config, procedural, types, verifier
-from reval_jax.verifier import confinement, pool, worker
+from reval_jax.sandbox import confinement, pool, worker
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data" / "benchmarks"
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT / "tests" / "support"))
 
 import hostile  # noqa: E402
 

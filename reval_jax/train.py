@@ -13,24 +13,24 @@ import jax
 import numpy as np
 
 from reval_jax import (
-    assemble,
     batch,
     checkpoint,
     evaluate,
-    experience,
     keys,
     mesh,
     metrics,
     reference,
     replay,
     sampler,
+    setup,
     types,
     update,
     verifier,
 )
 from reval_jax import config as config_lib
 from reval_jax import console as console_lib
-from reval_jax.assemble import Parts, Run
+from reval_jax import rollout as rollout_lib
+from reval_jax.setup import Parts, Run
 
 
 class Outcome(NamedTuple):
@@ -51,8 +51,8 @@ def train(config: config_lib.Config, run_dir: Path, *, console: console_lib.Cons
       FloatingPointError: `update.max_skipped` updates in a row were not finite; the last checkpoint stands.
       verifier.UnreliableError: grading failed for more than `verifier.max_failed_share` of a round; the last checkpoint stands.
     """
-    parts, run = assemble.prepare(config, run_dir, console=console)
-    preemption = experience.Preemption()
+    parts, run = setup.prepare(config, run_dir, console=console)
+    preemption = rollout_lib.Preemption()
     try:
         with preemption:
             if run.progress.round == 0:
@@ -63,13 +63,13 @@ def train(config: config_lib.Config, run_dir: Path, *, console: console_lib.Cons
                 except sampler.Interrupted:
                     # The round begins again from here; its finished responses wait in the journal.
                     if run.progress.round > (parts.store.latest() or 0):
-                        parts.store.save(run.progress.round, assemble.everything(run), config)
+                        parts.store.save(run.progress.round, setup.everything(run), config)
                     break
                 preemption.agree()
                 is_last = is_done(config, run.progress) or preemption.is_agreed
                 if is_last or run.progress.round % config.checkpoint.every == 0:
                     with parts.clock.phase("save"):
-                        parts.store.save(run.progress.round, assemble.everything(run), config)
+                        parts.store.save(run.progress.round, setup.everything(run), config)
             parts.store.wait()
     except ValueError as error:
         # Whatever the user could have got wrong was refused above: this is ours, and its traceback is wanted.
@@ -81,7 +81,7 @@ def train(config: config_lib.Config, run_dir: Path, *, console: console_lib.Cons
     return Outcome(run_dir, run.progress.round, is_preempted, metrics.read(parts.run.metrics))
 
 
-def play_round(parts: Parts, run: Run, preemption: experience.Preemption) -> Run:
+def play_round(parts: Parts, run: Run, preemption: rollout_lib.Preemption) -> Run:
     """One iteration of Algorithm 1, its rollouts and its metrics line on disk.
 
     Raises:
@@ -91,7 +91,7 @@ def play_round(parts: Parts, run: Run, preemption: experience.Preemption) -> Run
 
     # Line 3: sample trajectories from pi_theta for a batch of questions, and grade them.
     sampling_params = hand_over(parts, run.state, "generate")
-    sampled = experience.sample_round(parts, sampling_params, run, preemption)
+    sampled = rollout_lib.sample_round(parts, sampling_params, run, preemption)
     del sampling_params  # the learner's memory is worth more than a second copy of the policy
     check_verdicts(parts, sampled, round)
 
@@ -116,7 +116,7 @@ def play_round(parts: Parts, run: Run, preemption: experience.Preemption) -> Run
     )
     line = {
         "training/round": round + 1,
-        **experience.describe(config, sampled),
+        **rollout_lib.describe(config, sampled),
         **learned,
         **describe_replay(buffer, round),
     }
@@ -131,7 +131,7 @@ def play_round(parts: Parts, run: Run, preemption: experience.Preemption) -> Run
     return run._replace(progress=dataclasses.replace(progress, metrics_bytes=parts.writer.num_bytes))
 
 
-def check_verdicts(parts: Parts, sampled: experience.Sampled, round: int) -> None:
+def check_verdicts(parts: Parts, sampled: rollout_lib.Sampled, round: int) -> None:
     """Refuses a round whose grading failed too often; its rollouts are written, since somebody has to look at them.
 
     Raises:
@@ -321,7 +321,7 @@ def write_line(parts: Parts, line: dict[str, Any]) -> None:
     parts.writer.write({**line, **seconds})
 
 
-def write_rollouts(parts: Parts, sampled: experience.Sampled, round: int) -> None:
+def write_rollouts(parts: Parts, sampled: rollout_lib.Sampled, round: int) -> None:
     """The round's prompts, responses and verdicts, one JSON line each; also of those that were not kept."""
     asked, fresh = sampled.asked, sampled.every
     starts = np.cumsum(fresh.length) - fresh.length + fresh.prompt_length

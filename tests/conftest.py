@@ -33,7 +33,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     """The real SmolLM2-135M-Instruct: the .gguf file REVAL_SMOLLM2 names, else the demo's copy, fetched if need be."""
-    from reval_jax import console, demo
+    from reval_jax import console
+    from reval_jax.tools import demo
 
     if named := os.environ.get("REVAL_SMOLLM2"):
         return Path(named)

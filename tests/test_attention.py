@@ -6,12 +6,12 @@ import functools
 import re
 import types
 
-import checkpoints
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import SingleDeviceSharding
+from support import hf_checkpoints
 
 from reval_jax import model
 from reval_jax.model import attention
@@ -200,7 +200,7 @@ def test_the_implementation_follows_the_platform_of_the_mesh(setting, platform, 
         setting,
         mesh_of(platform),
         compute_dtype=jnp.dtype(dtype),
-        architecture=checkpoints.tiny_architecture(head_size=size),
+        architecture=hf_checkpoints.tiny_architecture(head_size=size),
     )
     assert found is getattr(attention, chosen).attend
 
@@ -216,7 +216,7 @@ def test_the_implementation_follows_the_platform_of_the_mesh(setting, platform, 
     ],
 )
 def test_what_the_mesh_cannot_run_is_refused(setting, platform, dtype, message):
-    architecture = checkpoints.tiny_architecture()
+    architecture = hf_checkpoints.tiny_architecture()
     with pytest.raises(ValueError, match=message):
         attention.choose(setting, mesh_of(platform), compute_dtype=jnp.dtype(dtype), architecture=architecture)
 
@@ -241,7 +241,7 @@ def model_gradient(architecture, attend, remat, shape, dtype=jnp.bfloat16):
 @pytest.mark.parametrize(("remat", "runs"), [("none", 1), ("dots", 1), ("attention", 1), ("full", 2)])
 def test_the_backward_pass_runs_the_splash_kernel_again_only_when_nothing_is_kept(v5e, remat, runs):
     # The layers are one loop forward and one backward: a kernel stands in the text once for each that runs it.
-    architecture = checkpoints.tiny_architecture(head_size=64)
+    architecture = hf_checkpoints.tiny_architecture(head_size=64)
     on_chip = SingleDeviceSharding(v5e[0])
     params = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=on_chip), model.abstract_params(architecture)
@@ -265,7 +265,7 @@ def pretended_cudnn(monkeypatch):
 @pytest.mark.usefixtures("pretended_cudnn")
 @pytest.mark.parametrize(("remat", "runs"), [("none", 1), ("dots", 1), ("attention", 1), ("full", 2)])
 def test_lowered_for_a_gpu_the_backward_pass_runs_cudnn_again_only_when_nothing_is_kept(remat, runs):
-    architecture = checkpoints.tiny_architecture(head_size=64)
+    architecture = hf_checkpoints.tiny_architecture(head_size=64)
     gradient = model_gradient(architecture, attention.cudnn.attend, remat, (2, 16))
     lowered = gradient.trace(model.abstract_params(architecture)).lower(lowering_platforms=("cuda",)).as_text()
     assert lowered.count("@__cudnn$fmhaScaleBiasSoftmax(") == runs

@@ -7,12 +7,11 @@ import re
 import shutil
 from pathlib import Path
 
-import checkpoints
 import numpy as np
 import pytest
-import runs
 import safetensors.numpy
 import yaml
+from support import hf_checkpoints, tiny_runs
 
 from reval_jax import cli, run_directory
 
@@ -20,7 +19,7 @@ from reval_jax import cli, run_directory
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory):
     directory = tmp_path_factory.mktemp("pristine")
-    runs.write_files(directory)
+    tiny_runs.write_files(directory)
     return directory
 
 
@@ -46,7 +45,7 @@ def edit_config(files, section, **fields):
 
 def refused(files, capsys, *options, run_dir=None, config=None):
     """The message of a refused `reval train`, after checking how it was refused."""
-    before = runs.tree_hash(files.parent)
+    before = tiny_runs.tree_hash(files.parent)
     arguments = ["--config", str(config or files / "config.yaml"), "--run-dir", str(run_dir or files.parent / "run")]
     code = cli.main(["train", *arguments, *options])
     said = capsys.readouterr()
@@ -55,20 +54,20 @@ def refused(files, capsys, *options, run_dir=None, config=None):
     assert said.err.count("reval: ") == 1
     assert said.err.startswith("reval: ")
     assert "Traceback" not in said.err
-    assert runs.tree_hash(files.parent) == before, "a refused command wrote something"
+    assert tiny_runs.tree_hash(files.parent) == before, "a refused command wrote something"
     return said.err
 
 
 def refused_flag(files, capsys, *options):
     """The message of flags that were refused as such, which the flag library frames."""
-    before = runs.tree_hash(files.parent)
+    before = tiny_runs.tree_hash(files.parent)
     code = cli.main(["train", "--config", str(files / "config.yaml"), "--run-dir", str(files.parent / "run"), *options])
     said = capsys.readouterr()
     assert code == 2, said
     assert said.out == ""
     assert said.err.count("For full helptext") == 1
     assert "Traceback" not in said.err
-    assert runs.tree_hash(files.parent) == before
+    assert tiny_runs.tree_hash(files.parent) == before
     return " ".join(re.sub("[│─╭╮╰╯]", " ", said.err).split())
 
 
@@ -256,7 +255,7 @@ def test_a_directory_with_the_users_own_config_is_not_written_over(files, capsys
 def claimed(files):
     """A run directory that belongs to the settings in config.yaml."""
     run_dir = files.parent / "run"
-    config = runs.with_overrides(files / "config.yaml", {})
+    config = tiny_runs.with_overrides(files / "config.yaml", {})
     run_directory.claim(run_dir, config, data_fingerprint="0123456789abcdef", round=0)
     (run_dir / "metrics.jsonl").write_text("{}\n")
     return run_dir
@@ -283,7 +282,7 @@ def test_going_on_with_another_data_set_behind_the_same_name_is_refused(files, c
 
 def test_a_model_whose_vocabulary_is_smaller_than_its_tokenizers_is_refused(files, capsys):
     shutil.rmtree(files / "model")
-    checkpoints.tiny_checkpoint(files / "model", vocab_size=checkpoints.VOCABULARY - 8)
+    hf_checkpoints.tiny_checkpoint(files / "model", vocab_size=hf_checkpoints.VOCABULARY - 8)
     assert "Use the tokenizer that belongs to these weights" in refused(files, capsys)
 
 
@@ -323,10 +322,10 @@ def test_a_run_without_that_checkpoint_is_refused(files, claimed, capsys, comman
         "export": ["--output", str(files / "out")],
         "eval": [],
     }[command]
-    before = runs.tree_hash(files.parent)
+    before = tiny_runs.tree_hash(files.parent)
     assert cli.main([command, "--run-dir", str(claimed), *extra]) == 2
     assert "has no checkpoints" in capsys.readouterr().err
-    assert runs.tree_hash(files.parent) == before
+    assert tiny_runs.tree_hash(files.parent) == before
 
 
 @pytest.mark.parametrize(

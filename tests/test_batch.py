@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import jax
 import numpy as np
-import programs
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import tiny_programs
 
 from reval_jax import batch
 
@@ -21,8 +21,8 @@ def flat(field):
 @pytest.mark.parametrize("place", [batch.first_fit, batch.one_a_row])
 @pytest.mark.parametrize("micro_batch_tokens", [16, 32, 64, 4096])
 def test_every_trajectory_is_in_the_batch_exactly_once(micro_batch_tokens, place):
-    tiny = programs.tiny(update={"micro_batch_tokens": micro_batch_tokens, "batch_size": 8})
-    trajectories = programs.random_trajectories(7)
+    tiny = tiny_programs.tiny(update={"micro_batch_tokens": micro_batch_tokens, "batch_size": 8})
+    trajectories = tiny_programs.random_trajectories(7)
     where = batch.arrange(trajectories, tiny.mesh, config=tiny.config, place=place)
     packed = batch.pack(trajectories, tiny.mesh, config=tiny.config, arrangement=where)
     fields = batch.Batch(*(flat(field) if np.ndim(field) else field for field in packed))
@@ -30,7 +30,7 @@ def test_every_trajectory_is_in_the_batch_exactly_once(micro_batch_tokens, place
     for index, (row, slot, start, first) in enumerate(
         zip(where.row, where.slot, where.start, where.first, strict=True)
     ):
-        tokens, prompt, response = programs.tokens_of(trajectories, index)
+        tokens, prompt, response = tiny_programs.tokens_of(trajectories, index)
         columns, responses = slice(start, start + prompt + response), slice(first, first + response)
         np.testing.assert_array_equal(fields.tokens[row, columns], tokens)
         np.testing.assert_array_equal(fields.positions[row, columns], np.arange(prompt + response))
@@ -72,11 +72,11 @@ def test_log_normal_lengths_fill_nine_tenths_of_the_rows():
 
 
 def test_shapes_depend_on_the_settings_and_the_longest_row_only():
-    tiny = programs.tiny(update={"micro_batch_tokens": 32, "batch_size": 8})
+    tiny = tiny_programs.tiny(update={"micro_batch_tokens": 32, "batch_size": 8})
     shapes = {
         tuple(
             field.shape
-            for field in batch.pack(programs.random_trajectories(num, max_prompt=5), tiny.mesh, config=tiny.config)
+            for field in batch.pack(tiny_programs.random_trajectories(num, max_prompt=5), tiny.mesh, config=tiny.config)
         )
         for num in (1, 3, 8)
     }
@@ -84,8 +84,8 @@ def test_shapes_depend_on_the_settings_and_the_longest_row_only():
 
 
 def test_the_abstract_batch_is_the_packed_ones_shape_and_placement():
-    tiny = programs.tiny(data=2, fsdp=4, update={"micro_batch_tokens": 32, "batch_size": 16})
-    trajectories = programs.random_trajectories(16)
+    tiny = tiny_programs.tiny(data=2, fsdp=4, update={"micro_batch_tokens": 32, "batch_size": 16})
+    trajectories = tiny_programs.random_trajectories(16)
     packed = batch.pack(trajectories, tiny.mesh, config=tiny.config)
     shape = batch.arrange(trajectories, tiny.mesh, config=tiny.config).shape
     for found, expected in zip(packed, batch.abstract(shape, tiny.mesh), strict=True):
@@ -93,8 +93,8 @@ def test_the_abstract_batch_is_the_packed_ones_shape_and_placement():
 
 
 def test_unused_micro_batches_are_not_run():
-    tiny = programs.tiny(update={"micro_batch_tokens": 32, "batch_size": 8})
-    trajectories = programs.random_trajectories(5, max_prompt=5)
+    tiny = tiny_programs.tiny(update={"micro_batch_tokens": 32, "batch_size": 8})
+    trajectories = tiny_programs.random_trajectories(5, max_prompt=5)
     where = batch.arrange(trajectories, tiny.mesh, config=tiny.config, place=batch.one_a_row)
     packed = batch.pack(trajectories, tiny.mesh, config=tiny.config, arrangement=where)
     assert packed.tokens.shape[0] == 4
@@ -110,13 +110,13 @@ def test_row_lengths_waste_less_than_a_quarter_and_are_few():
 
 
 def test_rows_divide_over_the_devices_that_hold_them():
-    tiny = programs.tiny(data=2, fsdp=4, update={"micro_batch_tokens": 1, "batch_size": 16})
-    packed = batch.pack(programs.random_trajectories(16), tiny.mesh, config=tiny.config)
+    tiny = tiny_programs.tiny(data=2, fsdp=4, update={"micro_batch_tokens": 1, "batch_size": 16})
+    packed = batch.pack(tiny_programs.random_trajectories(16), tiny.mesh, config=tiny.config)
     assert packed.tokens.shape[:2] == (2, 8)
     assert {shard.data.shape[1] for shard in packed.tokens.addressable_shards} == {1}
     assert jax.tree.leaves(packed)[0].sharding.spec == batch.specs().tokens
 
 
 def test_a_grpo_step_is_one_mini_batch():
-    config = programs.settings(update={"objective": "grpo", "batch_size": 8, "updates_per_round": 4})
+    config = tiny_programs.settings(update={"objective": "grpo", "batch_size": 8, "updates_per_round": 4})
     assert batch.step_size(config) == 2

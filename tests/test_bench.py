@@ -6,14 +6,15 @@ import json
 import subprocess
 import sys
 
-import checkpoints
 import jax
 import numpy as np
 import pytest
+from support import hf_checkpoints
 
 from benchmarks import log_probabilities
-from reval_jax import bench, cli, weights
-from reval_jax.bench import timing
+from reval_jax import cli, weights
+from reval_jax.tools import bench
+from reval_jax.tools.bench import timing
 
 SMALL = bench.update.Shape(rows=2, tokens=64, prompt_tokens=8)
 
@@ -56,7 +57,7 @@ def test_log_normal_lengths_have_the_mean_they_say_and_stay_in_bounds():
 def test_an_update_benchmark_says_what_it_measured():
     with jax.numpy_dtype_promotion("standard"):
         found = bench.update.run(
-            checkpoints.tiny_architecture(),
+            hf_checkpoints.tiny_architecture(),
             SMALL,
             dtypes=("float32",),
             remats=("full",),
@@ -105,7 +106,7 @@ def test_wrong_arguments_are_one_line_and_exit_2(arguments, says):
 def test_a_sampler_benchmark_says_what_it_measured(lengths):
     shape = bench.sampler.Shape(prompts=2, samples=4, prompt_tokens=8, response_tokens=8)
     found = bench.sampler.run(
-        checkpoints.tiny_architecture(),
+        hf_checkpoints.tiny_architecture(),
         shape,
         dtypes=("float32",),
         slots=(16,),
@@ -138,7 +139,7 @@ def test_responses_of_log_normal_lengths_have_a_quarter_of_the_limit_on_average(
 @pytest.mark.slow
 def test_log_probabilities_of_sampler_and_learner_are_compared_token_by_token(tmp_path, monkeypatch):
     monkeypatch.setattr(log_probabilities, "TOKENS", 4)
-    loaded = weights.load(checkpoints.tiny_checkpoint(tmp_path))
+    loaded = weights.load(hf_checkpoints.tiny_checkpoint(tmp_path))
     gaps = log_probabilities.measure(loaded, "float32", "compute")
     assert len(gaps["response"]) <= len(gaps["token"])
     assert gaps["token"].max() < 1e-4

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import checkpoints
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support import hf_checkpoints
 
 from reval_jax import model
 from reval_jax.model import arithmetic, bits
@@ -61,8 +61,8 @@ def test_what_is_stacked_is_what_was_as_integers_and_nothing_more():
 @pytest.mark.slow
 @pytest.mark.parametrize("remat", ["none", "dots", "full"])
 def test_no_stack_is_converted_to_float32_on_cpu(remat):
-    architecture = checkpoints.tiny_architecture(num_layers=3)
-    params = checkpoints.tiny_params(architecture)
+    architecture = hf_checkpoints.tiny_architecture(num_layers=3)
+    params = hf_checkpoints.tiny_params(architecture)
     tokens = jnp.ones((2, 24), jnp.int32)
 
     def loss(params):

@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-import runs
+from support import tiny_runs
 
 import reval_jax
 from reval_jax import cli, config, weights
@@ -28,14 +28,14 @@ FIELDS = [
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    return runs.write_files(tmp_path_factory.mktemp("files")).parent
+    return tiny_runs.write_files(tmp_path_factory.mktemp("files")).parent
 
 
 @pytest.fixture(scope="module")
 def run_dir(files, tmp_path_factory):
     """A finished run of two rounds."""
     path = tmp_path_factory.mktemp("runs") / "run"
-    runs.play(files / "config.yaml", path, run__rounds=2, checkpoint__every=1)
+    tiny_runs.play(files / "config.yaml", path, run__rounds=2, checkpoint__every=1)
     return path
 
 
@@ -237,7 +237,7 @@ def test_eval_measures_what_the_run_measured(run_dir, capsys, tmp_path):
     found = json.loads((tmp_path / "e.json").read_text())
     assert text.startswith("held_out: avg@4 = ")
     assert found["settings"]["eval"]["samples_per_prompt"] == 4
-    in_run = runs.metrics_lines(run_dir)[-1]
+    in_run = tiny_runs.metrics_lines(run_dir)[-1]
     (result,) = found["results"]
     measured = {name: value for name, value in in_run.items() if name.startswith("val-core/")}
     assert measured
@@ -248,7 +248,7 @@ def test_eval_measures_what_the_run_measured(run_dir, capsys, tmp_path):
 def test_export_writes_the_checkpoints_weights(run_dir, capsys, tmp_path):
     said(capsys, "export", "--run-dir", run_dir, "--output", tmp_path / "out")
     loaded = weights.load(str(tmp_path / "out"))
-    saved = {name: value for name, value in runs.saved_arrays(run_dir).items() if name.startswith("['params']")}
+    saved = {name: value for name, value in tiny_runs.saved_arrays(run_dir).items() if name.startswith("['params']")}
     found = {
         f"['params']{jax.tree_util.keystr(path)}": leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(loaded.params)
@@ -256,15 +256,15 @@ def test_export_writes_the_checkpoints_weights(run_dir, capsys, tmp_path):
     assert found.keys() == saved.keys()
     for name, value in saved.items():
         np.testing.assert_array_equal(found[name], value)
-    before = runs.tree_hash(tmp_path)
+    before = tiny_runs.tree_hash(tmp_path)
     assert cli.main(["export", "--run-dir", str(run_dir), "--output", str(tmp_path / "out")]) == 2
-    assert runs.tree_hash(tmp_path) == before
+    assert tiny_runs.tree_hash(tmp_path) == before
 
 
 def test_reading_a_run_writes_nothing_into_it(run_dir, capsys):
-    before = runs.tree_hash(run_dir)
+    before = tiny_runs.tree_hash(run_dir)
     said(capsys, "sample", "--run-dir", run_dir, "--prompt", "1+1=")
-    assert runs.tree_hash(run_dir) == before
+    assert tiny_runs.tree_hash(run_dir) == before
 
 
 def test_the_report_is_one_file_without_outside_references(run_dir, capsys, tmp_path):

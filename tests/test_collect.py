@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from hypothesis import strategies
 
-from reval_jax import collect, config, types
+from reval_jax import config, types
+from reval_jax import trajectories as trajectories_lib
 
 PROMPTS, SAMPLES = 5, 3
 
@@ -39,7 +40,7 @@ def make(seed=0):
 
 def finished(seed=0, **settings):
     prompts, rollout, verdicts, _ = make(seed)
-    return collect.trajectories(
+    return trajectories_lib.trajectories(
         prompts, rollout, verdicts, round=4, policy_version=9, config=config.Config(update=config.Update(**settings))
     )
 
@@ -78,7 +79,7 @@ rewards = strategies.lists(strategies.tuples(strategies.integers(0, 3), strategi
 def shaped(pairs, **settings):
     group = np.array([group for group, _ in pairs], np.int32)
     raw = np.array([right for _, right in pairs], np.float32)
-    return collect.shape_reward(raw, group, config.Update(**settings))
+    return trajectories_lib.shape_reward(raw, group, config.Update(**settings))
 
 
 @hypothesis.settings(deadline=None, max_examples=25)
@@ -122,31 +123,33 @@ def test_the_raw_reward_is_kept_beside_the_shaped_one():
 @pytest.mark.parametrize("count", [1, 5])
 def test_the_shares_of_all_processes_join_to_the_prompts(count):
     prompts, *_ = make()
-    shares = [collect.share_of(prompts, index, count) for index in range(count)]
+    shares = [trajectories_lib.share_of(prompts, index, count) for index in range(count)]
     assert [text for share in shares for text in share.texts] == list(prompts.texts)
     assert np.concatenate([share.cursor for share in shares]).tolist() == prompts.cursor.tolist()
     assert len({len(share.texts) for share in shares}) == 1
 
 
 def test_prompts_that_do_not_divide_over_processes_are_refused():
-    collect.check_divides(4, 2)
+    trajectories_lib.check_divides(4, 2)
     with pytest.raises(
         ValueError, match=r"rollout\.prompts_per_round=5 does not divide over 2 processes.*multiple of 2"
     ):
-        collect.check_divides(5, 2)
+        trajectories_lib.check_divides(5, 2)
 
 
 def test_gathering_in_one_process_changes_nothing_and_several_join_in_process_order(monkeypatch):
     first, second = finished(0), finished(1)
-    for found, expected in zip(collect.gather(first), first, strict=True):
+    for found, expected in zip(trajectories_lib.gather(first), first, strict=True):
         np.testing.assert_array_equal(found, expected)
         assert found.dtype == expected.dtype
-    own = collect.mesh_lib.gather_bytes
+    own = trajectories_lib.mesh_lib.gather_bytes
     other: list[bytes] = []
-    monkeypatch.setattr(collect.mesh_lib, "gather_bytes", lambda payload: other.append(payload) or own(payload))
-    collect.gather(second)
-    monkeypatch.setattr(collect.mesh_lib, "gather_bytes", lambda payload: [payload, other[0]])
-    joined = collect.gather(first)
+    monkeypatch.setattr(
+        trajectories_lib.mesh_lib, "gather_bytes", lambda payload: other.append(payload) or own(payload)
+    )
+    trajectories_lib.gather(second)
+    monkeypatch.setattr(trajectories_lib.mesh_lib, "gather_bytes", lambda payload: [payload, other[0]])
+    joined = trajectories_lib.gather(first)
     for name in types.Trajectories._fields:
         np.testing.assert_array_equal(
             getattr(joined, name), np.concatenate([getattr(first, name), getattr(second, name)])

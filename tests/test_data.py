@@ -14,13 +14,13 @@ import types
 from pathlib import Path
 from typing import Any, get_args
 
-import checkpoints
 import numpy as np
 import pyarrow
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
+from support import hf_checkpoints
 
 from reval_jax import cli, config, data, keys, prompts
 from reval_jax.cli import arguments
@@ -418,7 +418,7 @@ def test_a_published_file_that_cannot_be_fetched_is_one_clear_message(
 def test_a_prepared_directory_is_a_data_set_that_one_integer_resumes(tmp_path: Path) -> None:
     rows = [{"question": f"{i}+{i}=", "answer": str(2 * i)} for i in range(10)]
     prepare(write(tmp_path / "rows.jsonl", rows), tmp_path / "Sums-10")
-    tokenizer = checkpoints.tiny_tokenizer()
+    tokenizer = hf_checkpoints.tiny_tokenizer()
     by_kind = [
         prompts.load(config.Task(dataset=str(tmp_path / name), template="raw"), tokenizer)
         for name in ("Sums-10", "rows.jsonl")
@@ -474,7 +474,7 @@ def test_a_directory_whose_rows_were_changed_is_refused_by_inspection_too(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prepare(write(tmp_path / "a.jsonl", questions(3)), tmp_path / "set")
-    manifest = tmp_path / "set" / prompts.rows.MANIFEST
+    manifest = tmp_path / "set" / data.rows.MANIFEST
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"fingerprint": "0" * 16}))
     assert cli.main(["data", "inspect", str(tmp_path / "set")]) == 2
     said = capsys.readouterr().err
@@ -520,7 +520,7 @@ def test_the_quarantine_is_a_share_of_all_rows(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("bad", "total"), [(1, 2), (1, 3000), (999, 1000), (9999, 10_000), (123_456, 123_457)])
 def test_the_share_that_a_refusal_offers_is_one_that_is_accepted(bad: int, total: int) -> None:
-    problems = [prompts.rows.Problem("f:1", "bad")] * bad
+    problems = [data.rows.Problem("f:1", "bad")] * bad
     found = [prompts.Row("f:2", "q", "a")] * (total - bad)
     check = data.preparation._refuse_bad_rows
     with pytest.raises(data.BadRows) as refused:
@@ -533,7 +533,7 @@ def test_the_share_that_a_refusal_offers_is_one_that_is_accepted(bad: int, total
 
 
 def test_a_models_special_tokens_and_its_count_of_tokens_are_held_against_questions(tmp_path: Path) -> None:
-    tokenizer = checkpoints.tiny_tokenizer()
+    tokenizer = hf_checkpoints.tiny_tokenizer()
     path = write(
         tmp_path / "rows.jsonl",
         [*questions(1), {"question": "a<|pad|>b", "answer": "1"}, {"question": "7" * 60, "answer": "1"}],

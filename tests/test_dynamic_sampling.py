@@ -8,10 +8,10 @@ import itertools
 import hypothesis
 import numpy as np
 import pytest
-import runs
 from hypothesis import strategies
+from support import tiny_runs
 
-from reval_jax import collect, config, types, verifier
+from reval_jax import config, trajectories, types, verifier
 
 
 def with_rewards(rewards, samples):
@@ -32,24 +32,26 @@ def with_rewards(rewards, samples):
 )
 def test_groups_whose_rewards_differ_come_first_and_others_fill_what_is_missing(groups, data):
     made = with_rewards(list(itertools.chain.from_iterable(groups)), 3)
-    assert collect.is_mixed(made).reshape(-1, 3).tolist() == [[0 < sum(group) < 3] * 3 for group in groups]
+    assert trajectories.is_mixed(made).reshape(-1, 3).tolist() == [[0 < sum(group) < 3] * 3 for group in groups]
     asked = data.draw(strategies.integers(1, len(groups)))
     mixed = [index for index, group in enumerate(groups) if 0 < sum(group) < 3]
     others = [index for index in range(len(groups)) if index not in mixed]
     kept = sorted((mixed + others)[:asked])
-    assert collect.choose_groups(made, asked).tolist() == [3 * index + sample for index in kept for sample in range(3)]
+    assert trajectories.choose_groups(made, asked).tolist() == [
+        3 * index + sample for index in kept for sample in range(3)
+    ]
 
 
 def test_the_penalty_climbs_over_the_buffer_to_one_at_the_limit():
     settings = config.Rollout(max_response_tokens=100, overlong="penalty", overlong_buffer=20)
-    found = collect.overlong_penalty(np.array([1, 79, 80, 81, 90, 100]), settings)
+    found = trajectories.overlong_penalty(np.array([1, 79, 80, 81, 90, 100]), settings)
     np.testing.assert_allclose(found, [0, 0, 0, 0.05, 0.5, 1], rtol=1e-6)
-    assert not collect.overlong_penalty(np.array([1, 100]), config.Rollout(max_response_tokens=100)).any()
+    assert not trajectories.overlong_penalty(np.array([1, 100]), config.Rollout(max_response_tokens=100)).any()
 
 
 def test_the_penalty_is_taken_off_before_groups_are_compared():
     settings = config.Update(reward="group_normalized")
-    shaped = collect.shape_reward(
+    shaped = trajectories.shape_reward(
         np.array([1, 1], np.float32), np.array([0, 0]), settings, penalty=np.array([0, 0.5], np.float32)
     )
     np.testing.assert_allclose(shaped, [0.25, -0.25])
@@ -68,41 +70,41 @@ def chance(monkeypatch):
 
 @pytest.mark.slow
 def test_a_round_samples_waves_until_enough_prompts_have_both_and_resumes_alike(tmp_path, chance):
-    file = runs.write_files(tmp_path)
+    file = tiny_runs.write_files(tmp_path)
     settings = {"rollout__filter_groups": True, "rollout__max_waves": 8, "eval__every": 0, "checkpoint__every": 1}
-    whole = runs.play(file, tmp_path / "whole", **settings, run__rounds=3)
+    whole = tiny_runs.play(file, tmp_path / "whole", **settings, run__rounds=3)
     size = 8  # a round's prompts x samples
     for line in whole.lines:
         assert line["training/sampled"] == line["filter_groups/waves"] * size
         assert line["filter_groups/filled"] == 0 or line["filter_groups/waves"] == 8
     assert max(line["filter_groups/waves"] for line in whole.lines) > 1
     # Every response is written down, whether it was trained on or not.
-    written = [len(rows.splitlines()) for rows in runs.rollouts(tmp_path / "whole").values()]
+    written = [len(rows.splitlines()) for rows in tiny_runs.rollouts(tmp_path / "whole").values()]
     assert written == [line["training/sampled"] for line in whole.lines]
-    runs.play(file, tmp_path / "parts", **settings, run__rounds=1)
-    runs.play(file, tmp_path / "parts", **settings, run__rounds=3)
-    runs.assert_same_run(tmp_path / "parts", tmp_path / "whole")
+    tiny_runs.play(file, tmp_path / "parts", **settings, run__rounds=1)
+    tiny_runs.play(file, tmp_path / "parts", **settings, run__rounds=3)
+    tiny_runs.assert_same_run(tmp_path / "parts", tmp_path / "whole")
 
 
 @pytest.mark.slow
 def test_a_round_that_is_stopped_in_its_second_wave_keeps_the_first_and_ends_alike(tmp_path, chance):
-    file = runs.write_files(tmp_path)
+    file = tiny_runs.write_files(tmp_path)
     settings = {"rollout__filter_groups": True, "rollout__max_waves": 8, "eval__every": 0, "run__rounds": 1}
-    runs.play(file, tmp_path / "whole", **settings)
-    with runs.stopped_when(lambda count, first: first > 0):  # the second wave
-        assert runs.play(file, tmp_path / "parts", **settings).is_preempted
-    with runs.given_back() as given:
-        assert not runs.play(file, tmp_path / "parts", **settings).is_preempted
+    tiny_runs.play(file, tmp_path / "whole", **settings)
+    with tiny_runs.stopped_when(lambda count, first: first > 0):  # the second wave
+        assert tiny_runs.play(file, tmp_path / "parts", **settings).is_preempted
+    with tiny_runs.given_back() as given:
+        assert not tiny_runs.play(file, tmp_path / "parts", **settings).is_preempted
     assert given[0] == 8
     assert 0 < given[1] <= 8
-    runs.assert_same_run(tmp_path / "parts", tmp_path / "whole")
+    tiny_runs.assert_same_run(tmp_path / "parts", tmp_path / "whole")
 
 
 @pytest.mark.slow
 def test_a_masked_response_is_sampled_and_counted_and_not_learned_from(tmp_path, chance):
-    file = runs.write_files(tmp_path)
-    kept = runs.play(file, tmp_path / "keep", run__rounds=1, eval__every=0).lines[0]
-    masked = runs.play(file, tmp_path / "mask", run__rounds=1, eval__every=0, rollout__overlong="mask").lines[0]
+    file = tiny_runs.write_files(tmp_path)
+    kept = tiny_runs.play(file, tmp_path / "keep", run__rounds=1, eval__every=0).lines[0]
+    masked = tiny_runs.play(file, tmp_path / "mask", run__rounds=1, eval__every=0, rollout__overlong="mask").lines[0]
     assert masked["critic/score/mean"] == kept["critic/score/mean"]
     assert masked["overlong/masked"] == kept["response_length/clip_ratio"] > 0
     assert masked["training/update_tokens"] < kept["training/update_tokens"]

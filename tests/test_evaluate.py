@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import runs
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import tiny_runs
 
 from reval_jax import cli, config, data, evaluate, types, weights
 from reval_jax.evaluate import estimators, intervals, record
@@ -269,14 +269,14 @@ def test_outcomes_of_other_numbers_are_not_paired():
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    return runs.write_files(tmp_path_factory.mktemp("files"))
+    return tiny_runs.write_files(tmp_path_factory.mktemp("files"))
 
 
 @pytest.fixture(scope="module")
 def run_dir(files):
     """Two rounds, each saved; evaluated at 0 and at 2."""
     path = files.parent / "run"
-    runs.play(files, path, run__rounds=2, checkpoint__every=1)
+    tiny_runs.play(files, path, run__rounds=2, checkpoint__every=1)
     return path
 
 
@@ -373,7 +373,7 @@ def test_rounds_are_compared_on_the_same_problems_and_round_0_is_the_untrained_m
 
 def test_what_the_run_wrote_at_its_rounds_is_what_eval_finds(compared, run_dir):
     """The base model's line is round 0's."""
-    lines = {line["training/round"]: line for line in runs.metrics_lines(run_dir)}
+    lines = {line["training/round"]: line for line in tiny_runs.metrics_lines(run_dir)}
     for policy, result in zip(compared["policies"], compared["results"], strict=True):
         written = {name: value for name, value in lines[policy["round"]].items() if name.startswith("val-core/")}
         assert bool(written) == (policy["round"] in (0, 2))
@@ -390,7 +390,7 @@ def test_a_record_is_repeated_by_its_command(compared, tmp_path):
 
 def test_runs_are_compared_and_the_model_they_began_with_comes_once(run_dir, files, tmp_path, capsys):
     other = files.parent / "other"
-    runs.play(files, other, run__rounds=1, run__seed=5, eval__every=0)
+    tiny_runs.play(files, other, run__rounds=1, run__seed=5, eval__every=0)
     found = evaluated(tmp_path / "e.json", "--run-dir", run_dir, other, "--round", 0, 1)
     assert [(each["run_dir"], each["round"]) for each in found["policies"]] == [
         (str(run_dir), 0),
@@ -511,13 +511,13 @@ def test_a_fingerprint_tells_names_shapes_types_and_bits_apart():
 def test_a_fingerprint_is_the_same_however_the_devices_share_the_parameters(files):
     import jax
 
-    from reval_jax import assemble, mesh
+    from reval_jax import mesh, setup
 
     settings = config.load(files)
     prints = set()
     for axes in (config.Mesh(data=8, fsdp=1), config.Mesh(fsdp=8), config.Mesh(fsdp=4, tensor=2)):
         loaded = weights.load(settings.model.path)
-        placed = assemble.place_params(loaded.params, loaded.architecture, mesh.make(axes))
+        placed = setup.place_params(loaded.params, loaded.architecture, mesh.make(axes))
         assert len(jax.tree.leaves(placed)[0].sharding.device_set) == 8
         prints.add(record.fingerprint(placed))
     assert len(prints) == 1
@@ -537,7 +537,7 @@ def test_a_benchmarks_name_fits_into_a_metrics_name(dataset, name):
 def test_the_report_draws_intervals(tmp_path):
     """A filled band for each benchmark's avg@k, and none where the ends are missing, as in older runs."""
     pytest.importorskip("matplotlib")
-    from reval_jax import report
+    from reval_jax.tools import report
 
     lines = [{"training/round": i, "val-core/a/acc/mean@4": 0.5, "val-core/a/acc/mean@2": 0.1} for i in range(3)]
     assert report._held_out(lines, "mean") == ("val-core/a/acc/mean@4",)

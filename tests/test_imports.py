@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import graphlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,28 +14,33 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "reval_jax"
 
-ROWS = (
-    ("types", "config", "keys", "xla_guard", "parallel", "procedural"),
-    ("objective", "scores", "verifier", "replay", "mesh", "metrics", "prompts", "console", "run_directory", "journal"),
-    ("model", "batch", "collect", "data"),
-    ("policy", "weights", "sampler", "checkpoint"),
-    ("update", "reference"),
-    ("evaluate", "bench", "plan", "report", "doctor"),
-    ("assemble",),
-    ("experience",),
-    ("train",),
-    ("cli",),
-    ("demo", "__main__"),
-)
-ROW = {name: row for row, names in enumerate(ROWS) for name in names}
-ROW["__init__"] = 1  # importing anything of the package runs it: only row 0 may stand in it
+DESIGN = ROOT / "docs" / "design.md"
+
+
+def read_rows(text: str) -> dict[str, int]:
+    """Module to row, from the table of docs/design.md; a folder stands for its files that have no row of their own."""
+    found = re.findall(r"^\| (\d+) \| `([\w.]+)` \|", text, flags=re.MULTILINE)
+    names = [name for _, name in found]
+    assert len(set(names)) == len(names), "a module is listed twice"
+    return {name: int(row) for row, name in found}
+
+
+ROW = read_rows(DESIGN.read_text(encoding="utf-8"))
 
 JAX_ONLY = {"objective", "scores", "parallel"}  # importable by other trainers: nothing of ours, of others only jax
 
 
-def module_of(path: Path) -> str:
-    """The module a file belongs to: `model` for model.py as for every file of model/."""
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+def dotted(path: Path) -> str:
+    """The name of a file inside the package: `model.rope`; `model` for model/__init__.py, "" for the package's own."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def module_of(name: str) -> str | None:
+    """The row of the table that a file belongs to: the longest listed name that begins its own."""
+    parts = name.split(".")
+    prefixes = (".".join(parts[:end]) for end in range(len(parts), 0, -1))
+    return next((prefix for prefix in prefixes if prefix in ROW), None)
 
 
 def sources() -> list[Path]:
@@ -54,10 +61,22 @@ def imported(path: Path) -> set[str]:
     return names
 
 
-def imported_modules(path: Path) -> set[str]:
-    """Modules of the package that a file imports, its own left out."""
-    ours = {name.split(".")[1] for name in imported(path) if name.startswith("reval_jax.")}
-    return {name for name in ours if not name.startswith("__")} - {module_of(path)}
+def imported_files(path: Path, files: set[str]) -> set[str]:
+    """Files of the package, as `dotted` names them, that a file imports; a name that a file defines is that file."""
+    found = set()
+    for name in imported(path):
+        parts = name.split(".")
+        if parts[0] == "reval_jax":
+            found.add(
+                next(".".join(parts[1:end]) for end in range(len(parts), 0, -1) if ".".join(parts[1:end]) in files)
+            )
+    return found
+
+
+def imported_modules(path: Path, files: set[str]) -> set[str]:
+    """Rows of the table that a file imports from, its own left out; the package's own file counts as none."""
+    found = {module_of(name) or name for name in imported_files(path, files) if name}
+    return found - {module_of(dotted(path))}
 
 
 def imported_libraries(path: Path) -> set[str]:
@@ -65,32 +84,58 @@ def imported_libraries(path: Path) -> set[str]:
     return {name.split(".")[0] for name in imported(path)} - {"reval_jax", "__future__"} - sys.stdlib_module_names
 
 
-@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(PACKAGE)))
+FILES = {dotted(path) for path in sources()}
+each_file = pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(PACKAGE)))
+
+
+@each_file
 def test_a_module_imports_only_from_rows_above_its_own(path):
-    module = module_of(path)
-    assert module in ROW, f"{module} is in no row of ROWS: put it into DESIGN.md's table and here"
-    unknown = imported_modules(path) - ROW.keys()
-    assert not unknown, f"{module} imports {sorted(unknown)}, which are in no row"
-    wrong = {name for name in imported_modules(path) if ROW[name] >= ROW[module]}
-    assert not wrong, f"{module} (row {ROW[module]}) imports {sorted(wrong)}, which are not above it"
+    name = dotted(path)
+    if name in ("", "tools"):
+        assert imported_files(path, FILES) <= {"xla_guard"}, "importing anything runs this file: it imports nothing"
+        return
+    module = module_of(name)
+    assert module, f"{name} is in no row of the table in docs/design.md"
+    wrong = {other for other in imported_modules(path, FILES) if ROW.get(other, len(ROW)) >= ROW[module]}
+    assert not wrong, f"{module} (row {ROW[module]}) imports {sorted(wrong)}, which are not in a row above it"
 
 
-@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_every_row_of_the_table_is_a_module():
+    assert set(ROW) <= FILES
+
+
+def test_no_file_imports_itself_through_others():
+    """Files, not folders: a folder's __init__ and the files that it exports are told apart."""
+    graph = {dotted(path): imported_files(path, FILES) for path in sources()}
+    try:
+        list(graphlib.TopologicalSorter(graph).static_order())
+    except graphlib.CycleError as error:
+        pytest.fail(f"an import cycle: {' -> '.join(error.args[1])}")
+
+
+@each_file
 def test_a_library_is_imported_only_where_it_belongs(path):
-    module, libraries = module_of(path), imported_libraries(path)
+    module, libraries = module_of(dotted(path)), imported_libraries(path)
     assert "torch" not in libraries
     assert "tensorflow" not in libraries
     if module != "model":
         assert "flax" not in libraries, "model is the only flax import"
     if module in JAX_ONLY:
         assert libraries <= {"jax"}
-        assert not imported_modules(path)
-    if module == "verifier":
+        assert not imported_modules(path, FILES)
+    if module in ("verifier", "equality", "sandbox", "procedural"):
         assert "jax" not in libraries
 
 
-def test_rows_name_no_module_twice():
-    assert len(ROW) == sum(map(len, ROWS)) + 1
+@each_file
+def test_an_init_file_holds_a_docstring_and_exports(path):
+    if path.name != "__init__.py":
+        return
+    for node in ast.parse(path.read_text(encoding="utf-8")).body[1:]:
+        is_export = isinstance(node, ast.Import | ast.ImportFrom) or (
+            isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") in ("__all__", "__version__")
+        )
+        assert is_export or path.parent == PACKAGE, f"line {node.lineno} belongs into a file of its own"
 
 
 def test_the_import_reader_sees_every_form(tmp_path, monkeypatch):
@@ -103,8 +148,20 @@ def test_the_import_reader_sees_every_form(tmp_path, monkeypatch):
         "from . import cache\nfrom .. import keys\nfrom ..replay import add\n"
         "def f():\n    from reval_jax.train import run\n    import flax.nnx\n"
     )
-    assert imported_modules(path) == {"types", "config", "mesh", "keys", "replay", "train"}
+    files = {"", "types", "config", "mesh", "model", "model.cache", "model.layers", "keys", "replay", "train"}
+    assert imported_files(path, files) == {"types", "config", "mesh", "model.cache", "keys", "replay", "train"}
+    assert imported_modules(path, files) == {"types", "config", "mesh", "keys", "replay", "train"}
     assert imported_libraries(path) == {"jax", "flax"}
+
+
+def test_a_cycle_between_an_init_and_its_file_is_seen(tmp_path, monkeypatch):
+    monkeypatch.setitem(globals(), "PACKAGE", tmp_path)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "__init__.py").write_text("from reval_jax.a.b import f\n")
+    (tmp_path / "a" / "b.py").write_text("from reval_jax import a\n")
+    graph = {dotted(path): imported_files(path, {"", "a", "a.b"}) for path in sources()}
+    with pytest.raises(graphlib.CycleError):
+        list(graphlib.TopologicalSorter(graph).static_order())
 
 
 def loaded_by(statement: str) -> set[str]:

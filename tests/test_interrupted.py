@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import runs
 import yaml
+from support import tiny_runs
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 @pytest.mark.slow
 def test_a_run_that_is_stopped_twice_is_ended_evaluated_and_drawn(tmp_path):
     pytest.importorskip("matplotlib")
-    file = runs.write_files(tmp_path)
+    file = tiny_runs.write_files(tmp_path)
     settings = yaml.safe_load(file.read_text()) | {"run": {"rounds": 40}}
     file.write_text(yaml.safe_dump(settings))
     options = {"--config": file, "--runs": tmp_path / "runs", "--docs": tmp_path / "docs", "--delay": 0}

@@ -10,8 +10,8 @@ from pathlib import Path
 import hypothesis
 import numpy as np
 import pytest
-import runs
 from hypothesis import strategies
+from support import tiny_runs
 
 from reval_jax import metrics, types
 
@@ -134,8 +134,8 @@ def test_a_phase_that_raises_is_counted(monkeypatch):
 
 
 def test_a_runs_lines_have_the_names_dashboards_know(tmp_path):
-    file = runs.write_files(tmp_path)
-    lines = runs.play(file, tmp_path / "run", run__rounds=3).lines
+    file = tiny_runs.write_files(tmp_path)
+    lines = tiny_runs.play(file, tmp_path / "run", run__rounds=3).lines
     baseline, *rounds = lines
     assert [line["training/round"] for line in lines] == [0, 1, 2, 3]
     held_out = {name for name in baseline if not name.startswith(("timing_s/", "training/"))}

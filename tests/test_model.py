@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import functools
 
-import checkpoints
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support import hf_checkpoints
 
 from reval_jax import model, weights
 from reval_jax.model.attention import cached
@@ -35,13 +35,13 @@ def logits_of(architecture, params, tokens, positions=None, segment_ids=None, *,
 
 
 def random_tokens(rows, length, seed=0):
-    return np.random.default_rng(seed).integers(0, checkpoints.VOCABULARY, (rows, length)).astype(np.int32)
+    return np.random.default_rng(seed).integers(0, hf_checkpoints.VOCABULARY, (rows, length)).astype(np.int32)
 
 
 @functools.lru_cache
 def tiny(family="llama", **overrides):
-    architecture = checkpoints.tiny_architecture(family, **overrides)
-    return architecture, checkpoints.tiny_params(architecture)
+    architecture = hf_checkpoints.tiny_architecture(family, **overrides)
+    return architecture, hf_checkpoints.tiny_params(architecture)
 
 
 # --- the oracle: transformers ----------------------------------------------------------------------------------------
@@ -87,9 +87,9 @@ CASES = {
 )
 def test_logits_equal_transformers(case, tmp_path):
     family, config = CASES[case]
-    directory = checkpoints.transformers_checkpoint(tmp_path / "checkpoint", family, **config)
+    directory = hf_checkpoints.transformers_checkpoint(tmp_path / "checkpoint", family, **config)
     tokens = random_tokens(2, 100)
-    expected = checkpoints.transformers_logits(directory, tokens)
+    expected = hf_checkpoints.transformers_logits(directory, tokens)
     loaded = weights.load(directory)
     found = logits_of(loaded.architecture, loaded.params, tokens)
     assert np.abs(expected).max() > 0.5  # the comparison below is not of zeros
@@ -117,7 +117,7 @@ def test_rope_frequencies_of_a_real_size_equal_transformers(kind):
     from reval_jax.weights import rope
 
     theta, scaling = rope.from_config({"rope_scaling": settings, "rope_theta": 5e5}, 131072, "config.json")
-    architecture = checkpoints.tiny_architecture(head_size=128, rope_theta=theta, rope_scaling=scaling)
+    architecture = hf_checkpoints.tiny_architecture(head_size=128, rope_theta=theta, rope_scaling=scaling)
     np.testing.assert_allclose(model.rope.inverse_frequencies(architecture), expected.numpy(), rtol=5e-7, atol=0)
     assert scaling.attention_factor == pytest.approx(attention_factor, rel=1e-12)
 
@@ -397,12 +397,12 @@ def test_bfloat16_traces_under_strict_promotion_in_every_family():
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("tied_head", [True, False])
 def test_logical_axes_match_the_tree_ranks_and_sizes(family, tied_head):
-    architecture = checkpoints.tiny_architecture(family, tied_head=tied_head)
+    architecture = hf_checkpoints.tiny_architecture(family, tied_head=tied_head)
     params, axes = model.abstract_params(architecture), model.logical_axes(architecture)
     is_axes = lambda node: isinstance(node, tuple)  # noqa: E731
     assert jax.tree.structure(params) == jax.tree.structure(axes, is_leaf=is_axes)
     sizes = {
-        "layers": 2, "vocab": checkpoints.VOCABULARY, "width": 32, "heads": 4, "kv_heads": 2, "head_size": 8, "mlp": 48,
+        "layers": 2, "vocab": hf_checkpoints.VOCABULARY, "width": 32, "heads": 4, "kv_heads": 2, "head_size": 8, "mlp": 48,
     }  # fmt: skip
     for leaf, names in zip(jax.tree.leaves(params), jax.tree.leaves(axes, is_leaf=is_axes), strict=True):
         assert len(names) == len(leaf.shape)
@@ -410,7 +410,7 @@ def test_logical_axes_match_the_tree_ranks_and_sizes(family, tied_head):
 
 
 def test_init_params_is_plain_float32_random_by_key_and_matches_the_abstract_tree():
-    architecture = checkpoints.tiny_architecture("qwen2", tied_head=False)
+    architecture = hf_checkpoints.tiny_architecture("qwen2", tied_head=False)
     params = model.init_params(architecture, jax.random.key(1))
     abstract = model.abstract_params(architecture)
     assert jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), params) == abstract
@@ -429,4 +429,4 @@ def test_init_params_is_plain_float32_random_by_key_and_matches_the_abstract_tre
 )
 def test_impossible_architectures_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
-        checkpoints.tiny_architecture(**change)
+        hf_checkpoints.tiny_architecture(**change)

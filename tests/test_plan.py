@@ -7,16 +7,17 @@ import json
 import math
 from pathlib import Path
 
-import checkpoints
 import jax
 import jax.numpy as jnp
-import programs as tiny_programs
 import pytest
+from support import hf_checkpoints
+from support import tiny_programs as tiny_programs
 
-from reval_jax import batch, cli, model, plan, update, weights
+from reval_jax import batch, cli, model, update, weights
 from reval_jax import config as config_lib
 from reval_jax import mesh as mesh_lib
-from reval_jax.plan import advice, estimate, memory, programs, search, topology
+from reval_jax.tools import plan
+from reval_jax.tools.plan import advice, compilation, estimate, memory, search, topology
 
 GIB = 2**30
 needs_libtpu = pytest.mark.skipif(
@@ -24,13 +25,13 @@ needs_libtpu = pytest.mark.skipif(
 )
 
 
-def fake_pod(capacity: int = 10 * GIB) -> programs.Pod:
+def fake_pod(capacity: int = 10 * GIB) -> compilation.Pod:
     """A slice whose 8 chips, 8 a host, are the fake CPU devices: everything but a TPU's compiler works on it."""
-    return programs.Pod(topology.named("v5e-8"), jax.devices(), jax.devices(), capacity)
+    return compilation.Pod(topology.named("v5e-8"), jax.devices(), jax.devices(), capacity)
 
 
-def needs(needed: int) -> programs.Measured:
-    return programs.Measured(0, 0, 0, needed, code=0, seconds=0.0, collectives={})
+def needs(needed: int) -> compilation.Measured:
+    return compilation.Measured(0, 0, 0, needed, code=0, seconds=0.0, collectives={})
 
 
 # --- names -----------------------------------------------------------------------------------------------------------
@@ -103,16 +104,16 @@ def test_a_published_shape_needs_no_network(monkeypatch, tmp_path):
 
 
 def test_what_is_on_this_machine_comes_before_the_published_shapes(monkeypatch, tmp_path):
-    architecture = checkpoints.tiny_architecture()
-    directory = Path(checkpoints.tiny_checkpoint(tmp_path / "tiny", architecture.family))
+    architecture = hf_checkpoints.tiny_architecture()
+    directory = Path(hf_checkpoints.tiny_checkpoint(tmp_path / "tiny", architecture.family))
     assert weights.find_architecture(str(directory)) == (architecture, str(directory))
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_, **__: str(directory / "config.json"))
     assert weights.find_architecture("Qwen/Qwen2.5-Math-7B")[0] == architecture
 
 
 def test_of_another_hub_id_only_the_configuration_is_fetched(monkeypatch, tmp_path):
-    architecture = checkpoints.tiny_architecture()
-    directory = Path(checkpoints.tiny_checkpoint(tmp_path / "tiny", architecture.family))
+    architecture = hf_checkpoints.tiny_architecture()
+    directory = Path(hf_checkpoints.tiny_checkpoint(tmp_path / "tiny", architecture.family))
     asked = []
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_, **__: None)
     monkeypatch.setattr(
@@ -127,7 +128,7 @@ def test_of_another_hub_id_only_the_configuration_is_fetched(monkeypatch, tmp_pa
 
 def test_bytes_from_shapes_equal_sums_by_hand():
     """A llama of 2 layers, width 16, 4 query and 2 key/value heads of 8, feed-forward 24, 320 tokens, on fsdp 4 x tensor 2."""
-    architecture = checkpoints.tiny_architecture(
+    architecture = hf_checkpoints.tiny_architecture(
         width=16, num_heads=4, num_kv_heads=2, head_size=8, mlp_width=24, tied_head=False
     )
     config = tiny_programs.settings(mesh={"fsdp": 4, "tensor": 2}, model={"compute_dtype": "bfloat16", "remat": "full"})
@@ -156,7 +157,7 @@ def test_a_phase_is_what_its_program_holds_and_what_lies_beside_it():
     kinds = dict.fromkeys(memory.KINDS, 0) | {"params": 10, "optimizer": 20, "reference": 5, "batch": 1}
     score = memory.measured(
         memory.Phase("score", kinds, is_measured=False),
-        {"score": programs.Measured(6, 2, 1, 100, code=7, seconds=0.0, collectives={})},
+        {"score": compilation.Measured(6, 2, 1, 100, code=7, seconds=0.0, collectives={})},
     )
     assert score.kinds["temporaries"] == 6 + 2 - 1 + 100 - 5 - 1
     assert score.total == 10 + 20 + (6 + 2 - 1 + 100) + 7
@@ -167,7 +168,7 @@ def test_a_phase_is_what_its_program_holds_and_what_lies_beside_it():
 def test_a_program_the_compiler_refused_does_not_fit_whatever_its_size():
     kinds = dict.fromkeys(memory.KINDS, 0)
     refused = memory.measured(
-        memory.Phase("update", kinds, is_measured=False), {"update": programs.TooLarge(0, "out of memory", 0.0)}
+        memory.Phase("update", kinds, is_measured=False), {"update": compilation.TooLarge(0, "out of memory", 0.0)}
     )
     assert refused.refusal == "out of memory"
     assert not refused.fits(2**60)
@@ -180,17 +181,17 @@ def test_a_refusal_for_want_of_memory_is_a_result_and_any_other_an_error():
 
         return build
 
-    found = programs.measure(
+    found = compilation.measure(
         fail("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 18.25G of 15.75G hbm.")
     )
-    assert isinstance(found, programs.TooLarge)
+    assert isinstance(found, compilation.TooLarge)
     assert found.needed == int(18.25 * GIB)
     with pytest.raises(jax.errors.JaxRuntimeError):
-        programs.measure(fail("INTERNAL: Mosaic failed to compile"))
+        compilation.measure(fail("INTERNAL: Mosaic failed to compile"))
 
 
 def test_grpo_keeps_no_reference_and_the_config_decides_where_reval_does():
-    pod, architecture = fake_pod(), checkpoints.tiny_architecture()
+    pod, architecture = fake_pod(), hf_checkpoints.tiny_architecture()
     grpo = tiny_programs.settings(update={"objective": "grpo", "updates_per_round": 1})
     assert memory.phases(grpo) == ["update", "hand_over", "generate"]
     for place, expected in [("host", {"score"}), ("device", {"score", "update", "hand_over", "generate"})]:
@@ -206,7 +207,7 @@ def test_collectives_are_counted_by_kind_and_once_each():
         "  %d = bf16[8]{0} all-gather-done(%s)\n"
         "  %r = f32[] all-reduce(%z), to_apply=%add\n"
     )
-    assert programs.count_collectives(text) == {"all-gather": 2, "all-reduce": 1}
+    assert compilation.count_collectives(text) == {"all-gather": 2, "all-reduce": 1}
 
 
 def test_flops_are_six_a_weight_and_token_and_twelve_a_pair_of_tokens_over_two():
@@ -225,7 +226,9 @@ def test_flops_are_six_a_weight_and_token_and_twelve_a_pair_of_tokens_over_two()
 
 # --- the search ------------------------------------------------------------------------------------------------------
 
-BIG = checkpoints.tiny_architecture(width=512, num_heads=8, num_kv_heads=8, head_size=64, mlp_width=2048, num_layers=4)
+BIG = hf_checkpoints.tiny_architecture(
+    width=512, num_heads=8, num_kv_heads=8, head_size=64, mlp_width=2048, num_layers=4
+)
 
 
 def search_settings(**sections):
@@ -308,7 +311,7 @@ def test_what_shapes_alone_rule_out_is_not_asked():
 
 def test_sizes_of_tensor_divide_the_chips_and_the_heads():
     pod = fake_pod()
-    nine = checkpoints.tiny_architecture(num_heads=9, num_kv_heads=3)
+    nine = hf_checkpoints.tiny_architecture(num_heads=9, num_kv_heads=3)
     assert search.tensors(nine, pod, search_settings()) == [1]
     assert search.tensors(BIG, pod, search_settings(mesh={"tensor": 2})) == [2, 1, 4, 8]
 
@@ -359,7 +362,7 @@ def test_a_state_that_is_too_large_asks_for_a_larger_slice():
 
 @pytest.fixture
 def config_file(tmp_path):
-    directory = Path(checkpoints.tiny_checkpoint(tmp_path / "tiny", "llama"))
+    directory = Path(hf_checkpoints.tiny_checkpoint(tmp_path / "tiny", "llama"))
     tree = config_lib.to_tree(tiny_programs.settings(model={"path": str(directory)}))
     path = tmp_path / "config.yaml"
     path.write_text(json.dumps(tree))  # JSON is YAML
@@ -370,8 +373,8 @@ def config_file(tmp_path):
 def no_tpu(monkeypatch):
     """The command with fake chips and a compiler that finds 3 GiB in every program."""
     monkeypatch.setattr(topology, "require_compiler", lambda: None)
-    monkeypatch.setattr(programs, "open_pod", lambda slice_: fake_pod()._replace(topology=slice_))
-    monkeypatch.setattr(programs, "compiler", lambda *_: lambda program, config: needs(3 * GIB))
+    monkeypatch.setattr(compilation, "open_pod", lambda slice_: fake_pod()._replace(topology=slice_))
+    monkeypatch.setattr(compilation, "compiler", lambda *_: lambda program, config: needs(3 * GIB))
 
 
 def test_json_holds_the_contract(config_file, no_tpu, capsys, tmp_path):
@@ -396,7 +399,7 @@ def test_json_holds_the_contract(config_file, no_tpu, capsys, tmp_path):
 
 def test_a_plan_that_does_not_fit_says_which_phase_and_what_to_change(config_file, no_tpu, capsys, monkeypatch):
     monkeypatch.setattr(
-        programs,
+        compilation,
         "compiler",
         lambda *_: (
             lambda program, config: needs((30 if program == "update" and config.model.remat != "full" else 3) * GIB)
@@ -440,10 +443,10 @@ def test_without_a_compiler_the_command_says_how_to_get_it(config_file, capsys, 
 
 @pytest.fixture(scope="module")
 def v5e_4():
-    return programs.open_pod(topology.named("v5e-4"))
+    return compilation.open_pod(topology.named("v5e-4"))
 
 
-SMALL = checkpoints.tiny_architecture(
+SMALL = hf_checkpoints.tiny_architecture(
     width=256, num_heads=4, num_kv_heads=2, head_size=128, mlp_width=512, vocab_size=1024, tied_head=False
 )
 
@@ -471,7 +474,7 @@ def test_a_tpu_mesh_gets_its_own_attention(v5e_4):
     mesh = mesh_lib.make(config.mesh, v5e_4.devices)
     optimizer = update.make_optimizer(config.optimizer)
     state = update.abstract(update.abstract_params(SMALL, mesh), optimizer, mesh)
-    rows = batch.abstract(programs.largest_shape(2, config), mesh)
+    rows = batch.abstract(compilation.largest_shape(2, config), mesh)
     with jax.numpy_dtype_promotion("standard"):  # as a user's process runs: optax's adamw promotes an integer
         lowered = update.make_step(SMALL, optimizer, mesh, config=config).lower(state, rows)
     assert "splash" in lowered.as_text(debug_info=True)
@@ -483,7 +486,7 @@ def test_a_tpu_mesh_gets_its_own_attention(v5e_4):
 def test_a_small_run_fits_four_chips_and_its_bytes_are_those_by_hand(v5e_4):
     config = real_settings(mesh={"fsdp": 2, "tensor": 2})
     with jax.numpy_dtype_promotion("standard"):
-        found = plan.examine(SMALL, "small", v5e_4, config, programs.compiler(SMALL, v5e_4, lambda _: None))
+        found = plan.examine(SMALL, "small", v5e_4, config, compilation.compiler(SMALL, v5e_4, lambda _: None))
     assert found.fits
     assert found.advice == ""
     matrices = 2 * 1024 * 256 + 2 * (2 * 256 * 512 + 2 * 256 * 256 + 3 * 256 * 512)
@@ -494,7 +497,7 @@ def test_a_small_run_fits_four_chips_and_its_bytes_are_those_by_hand(v5e_4):
         assert phase.kinds["temporaries"] > 0
         assert phase.kinds["programs"] > 0
     compiled = found.update
-    assert isinstance(compiled, programs.Measured)
+    assert isinstance(compiled, compilation.Measured)
     kinds = {phase.name: phase.kinds for phase in found.phases}["update"]
     arguments = kinds["params"] + kinds["optimizer"] + kinds["batch"]
     # Arrays with few rows are padded to the chip's tiles; the new state is written over the old one.
@@ -520,7 +523,7 @@ def test_a_model_that_is_too_large_is_ruled_out_without_compiling(v5e_4):
 @needs_libtpu
 def test_a_program_too_large_for_the_chip_is_a_result(v5e_4):
     array = jax.ShapeDtypeStruct((2**36,), jnp.int8, sharding=jax.sharding.SingleDeviceSharding(v5e_4.devices[0]))
-    found = programs.measure(jax.jit(lambda array: array + jnp.int8(1)).lower(array).compile)
-    assert isinstance(found, programs.TooLarge)
+    found = compilation.measure(jax.jit(lambda array: array + jnp.int8(1)).lower(array).compile)
+    assert isinstance(found, compilation.TooLarge)
     assert found.needed > 2**36
     assert "available HBM" in found.reason

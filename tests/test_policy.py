@@ -5,8 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
-import programs
 import pytest
+from support import tiny_programs
 
 from reval_jax import batch, policy
 
@@ -27,16 +27,16 @@ def scored(tiny, trajectories, *, temperature=1.0, place=batch.first_fit, **over
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 def test_scores_equal_a_loop_over_unpadded_sequences(family, temperature):
-    tiny = programs.tiny(family=family)
-    trajectories = programs.random_trajectories(8)
+    tiny = tiny_programs.tiny(family=family)
+    trajectories = tiny_programs.random_trajectories(8)
     assert len(set(trajectories.prompt_length)) > 2, "an off-by-one in V(s1) shows only with unequal prompt lengths"
     scores, _, where = scored(tiny, trajectories, temperature=temperature)
     assert len(set(where.row)) < 8, "no row holds two trajectories, so packing is not tested"
     for index, (row, slot, first) in enumerate(zip(where.row, where.slot, where.first, strict=True)):
-        tokens, prompt, response = programs.tokens_of(trajectories, index)
-        logits = programs.full_logits(tiny.architecture, tiny.params, tokens) / temperature
+        tokens, prompt, response = tiny_programs.tokens_of(trajectories, index)
+        logits = tiny_programs.full_logits(tiny.architecture, tiny.params, tokens) / temperature
         predicting = logits[prompt - 1 : prompt + response - 1]
-        log_prob = programs.log_softmax(predicting)[np.arange(response), tokens[prompt:]]
+        log_prob = tiny_programs.log_softmax(predicting)[np.arange(response), tokens[prompt:]]
         soft_value = np.log(np.exp(logits[prompt - 1]).sum())
         np.testing.assert_allclose(scores.log_prob[row, first : first + response], log_prob, atol=2e-5)
         np.testing.assert_allclose(scores.trajectory_log_prob[row, slot], log_prob.sum(), atol=5e-5)
@@ -46,8 +46,8 @@ def test_scores_equal_a_loop_over_unpadded_sequences(family, temperature):
 
 
 def test_packed_scores_equal_those_of_one_trajectory_a_row():
-    tiny = programs.tiny()
-    trajectories = programs.random_trajectories(8, seed=5)
+    tiny = tiny_programs.tiny()
+    trajectories = tiny_programs.random_trajectories(8, seed=5)
     results = []
     for place in (batch.first_fit, batch.one_a_row):
         scores, _, where = scored(tiny, trajectories, place=place)
@@ -56,8 +56,8 @@ def test_packed_scores_equal_those_of_one_trajectory_a_row():
 
 
 def test_what_lies_in_the_padding_changes_nothing():
-    tiny = programs.tiny()
-    trajectories = programs.random_trajectories(8)
+    tiny = tiny_programs.tiny()
+    trajectories = tiny_programs.random_trajectories(8)
     clean, rows, _ = scored(tiny, trajectories)
     noise = jnp.where(rows.segment_ids == 0, 17, rows.tokens)
     assert np.any(noise != rows.tokens)
@@ -67,8 +67,8 @@ def test_what_lies_in_the_padding_changes_nothing():
 
 
 def test_a_trajectory_does_not_see_its_neighbours_in_the_row():
-    tiny = programs.tiny()
-    trajectories = programs.random_trajectories(8)
+    tiny = tiny_programs.tiny()
+    trajectories = tiny_programs.random_trajectories(8)
     clean, rows, where = scored(tiny, trajectories)
     index = int(np.flatnonzero(np.bincount(where.row)[where.row] > 1)[0])
     row, slot = where.row[index], where.slot[index]
@@ -80,8 +80,8 @@ def test_a_trajectory_does_not_see_its_neighbours_in_the_row():
 
 
 def test_an_empty_row_scores_zero_and_has_no_gradient():
-    tiny = programs.tiny()
-    _, rows, _ = scored(tiny, programs.random_trajectories(8))
+    tiny = tiny_programs.tiny()
+    _, rows, _ = scored(tiny, tiny_programs.random_trajectories(8))
     rows = rows._replace(
         slot=jnp.full_like(rows.slot, rows.first.shape[1]),
         target_index=jnp.ones_like(rows.target_index),

@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 
 from reval_jax import config, procedural, prompts, verifier
-from reval_jax.procedural import checkers, drawing, gym, naming, tasks
-from reval_jax.verifier import frames
+from reval_jax.procedural import drawing, gym, naming, tasks
+from reval_jax.sandbox import frames
+from reval_jax.verifier import checkers
 
 ROOT = Path(__file__).resolve().parent.parent
 EVERY_LEVEL = [(task, level) for task, levels in tasks.LEVELS.items() for level in range(1, len(levels) + 1)]
@@ -110,7 +111,7 @@ def test_every_gold_is_what_an_oracle_reads_off_the_question(task, level):
 @pytest.mark.parametrize("level", [1, 2])
 def test_every_countdown_question_can_be_answered(level):
     for question, answer in rows("countdown", level, size=15, seed=1):
-        name, payload = procedural.checked(answer)
+        name, payload = checkers.checked(answer)
         target, *numbers = map(int, payload.split(","))
         asked_target, asked_numbers = re.fullmatch(
             r"Write an expression that equals (\d+)\. Use each of the numbers ([\d, ]+) exactly once.*", question
@@ -118,8 +119,8 @@ def test_every_countdown_question_can_be_answered(level):
         assert (target, numbers) == (int(asked_target), [int(number) for number in asked_numbers.split(",")])
         solution = countdown_solution(target, numbers)
         assert solution is not None
-        assert procedural.check(name, payload, solution)
-        assert not procedural.check(name, payload, f"{solution}+1")
+        assert checkers.check(name, payload, solution)
+        assert not checkers.check(name, payload, f"{solution}+1")
 
 
 @pytest.mark.parametrize(("task", "level"), EVERY_LEVEL)
@@ -217,7 +218,7 @@ def plain_golds(task: str) -> list[str]:
 
 @pytest.mark.parametrize("task", ["arithmetic", "modular_arithmetic", "base_conversion"])
 def test_the_verifier_accepts_every_plain_gold_and_refuses_its_neighbour(task):
-    golds = [gold for gold in plain_golds(task) if procedural.checked(gold) is None]
+    golds = [gold for gold in plain_golds(task) if checkers.checked(gold) is None]
     assert golds
     for gold in golds:
         for answer_format, wrapped in (("boxed", "so \\boxed{%d}"), ("first_number", " %d.\nNext")):
@@ -227,13 +228,13 @@ def test_the_verifier_accepts_every_plain_gold_and_refuses_its_neighbour(task):
 
 @pytest.mark.parametrize("task", ["base_conversion", "sorting"])
 def test_a_checker_accepts_its_own_gold_and_refuses_a_changed_one(task):
-    checked = [pair for gold in plain_golds(task) if (pair := procedural.checked(gold))]
+    checked = [pair for gold in plain_golds(task) if (pair := checkers.checked(gold))]
     assert checked
     for name, payload in checked:
         gold = payload.split(",", 1)[1] if task == "base_conversion" else payload
-        assert procedural.check(name, payload, gold)
-        assert not procedural.check(name, payload, gold + "1")
-        assert not procedural.check(name, payload, gold[:-1] + ("1" if gold[-1] == "0" else "0"))
+        assert checkers.check(name, payload, gold)
+        assert not checkers.check(name, payload, gold + "1")
+        assert not checkers.check(name, payload, gold[:-1] + ("1" if gold[-1] == "0" else "0"))
 
 
 @pytest.mark.parametrize(
@@ -268,15 +269,15 @@ def test_a_checker_accepts_its_own_gold_and_refuses_a_changed_one(task):
     ],
 )
 def test_countdown_by_hand(answer, is_right):
-    assert procedural.check("countdown", "22,3,5,7", answer) is is_right
+    assert checkers.check("countdown", "22,3,5,7", answer) is is_right
 
 
 def test_countdown_passes_through_exact_fractions():
-    assert procedural.check("countdown", "24,1,3,4,6", "6/(1-3/4)")
-    assert procedural.check("countdown", "24,1,3,4,6", r"\dfrac{6}{1-\frac{3}{4}}")
-    assert procedural.check("countdown", "24,3,3,8,8", "8 ÷ (3 − 8 ÷ 3)")
-    assert not procedural.check("countdown", "24,1,3,4,6", "6/(1-4/4)")
-    assert not procedural.check("countdown", "1,2,2", "1/(2-2)")
+    assert checkers.check("countdown", "24,1,3,4,6", "6/(1-3/4)")
+    assert checkers.check("countdown", "24,1,3,4,6", r"\dfrac{6}{1-\frac{3}{4}}")
+    assert checkers.check("countdown", "24,3,3,8,8", "8 ÷ (3 − 8 ÷ 3)")
+    assert not checkers.check("countdown", "24,1,3,4,6", "6/(1-4/4)")
+    assert not checkers.check("countdown", "1,2,2", "1/(2-2)")
 
 
 def test_countdown_agrees_with_pythons_parser_on_random_expressions():
@@ -292,7 +293,7 @@ def test_countdown_agrees_with_pythons_parser_on_random_expressions():
             value = Fraction(1, 7)  # no target is that
         target = int(value) if choose.random() < 0.7 else choose.randint(-2, 12)
         expected = value == target
-        assert procedural.check("countdown", f"{target},{','.join(map(str, numbers))}", text) is expected, text
+        assert checkers.check("countdown", f"{target},{','.join(map(str, numbers))}", text) is expected, text
         seen[expected] += 1
     assert min(seen.values()) > 100
 
@@ -322,11 +323,11 @@ HOSTILE = [
 ]
 
 
-@pytest.mark.parametrize("name", procedural.CHECKERS)
+@pytest.mark.parametrize("name", checkers.CHECKERS)
 def test_a_hostile_answer_is_wrong_and_never_an_error(name):
     payload = {"countdown": "22,3,5,7", "sorting": "1,2,3", "base_conversion": "2,10110"}[name]
     for answer in HOSTILE:
-        assert procedural.check(name, payload, answer) is False, answer[:40]
+        assert checkers.check(name, payload, answer) is False, answer[:40]
 
 
 def test_a_random_answer_is_no_error():
@@ -357,28 +358,28 @@ def test_a_random_answer_is_no_error():
     for _ in range(3000):
         answer = "".join(choose.choices(pieces, k=choose.randint(0, 60)))
         for name, payload in (("countdown", "22,3,5,7"), ("sorting", "3,5,7"), ("base_conversion", "16,3a")):
-            assert procedural.check(name, payload, answer) in (True, False)
+            assert checkers.check(name, payload, answer) in (True, False)
 
 
 def test_the_deepest_expression_that_is_read_is_read_and_one_deeper_is_not():
     deep = checkers.MAX_DEPTH
-    assert procedural.check("countdown", "22,3,5,7", "(" * deep + "3*5+7" + ")" * deep)
-    assert not procedural.check("countdown", "22,3,5,7", "(" * (deep + 1) + "3*5+7" + ")" * (deep + 1))
+    assert checkers.check("countdown", "22,3,5,7", "(" * deep + "3*5+7" + ")" * deep)
+    assert not checkers.check("countdown", "22,3,5,7", "(" * (deep + 1) + "3*5+7" + ")" * (deep + 1))
 
 
 @pytest.mark.parametrize(
     "answer", ["1, 2, 30", "1,2,30", "[1, 2, 30]", "1 2 30", "(1; 2; 30).", r"$1,\ 2,\ 30$", r"\{1,2,30\}"]
 )
 def test_sorting_reads_lists(answer):
-    assert procedural.check("sorting", "1,2,30", answer)
-    assert not procedural.check("sorting", "1,30,2", answer)
+    assert checkers.check("sorting", "1,2,30", answer)
+    assert not checkers.check("sorting", "1,30,2", answer)
 
 
 @pytest.mark.parametrize(
     "answer", ["", "1,2", "1,2,30,30", "2,1,30", "1,2,3,0", "1.0,2,30", "1,,2,30", "one, 2, 30", "1 < 2 < 30"]
 )
 def test_sorting_refuses_what_is_not_the_list(answer):
-    assert not procedural.check("sorting", "1,2,30", answer)
+    assert not checkers.check("sorting", "1,2,30", answer)
 
 
 @pytest.mark.parametrize(
@@ -403,19 +404,19 @@ def test_sorting_refuses_what_is_not_the_list(answer):
     ],
 )
 def test_base_conversion_by_hand(payload, answer, is_right):
-    assert procedural.check("base_conversion", payload, answer) is is_right
+    assert checkers.check("base_conversion", payload, answer) is is_right
 
 
 def test_a_gold_answer_names_its_checker():
-    assert procedural.checked("@countdown:22,3,5,7") == ("countdown", "22,3,5,7")
-    assert procedural.checked('@reasoning_gym:{"a": ":"}') == ("reasoning_gym", '{"a": ":"}')
+    assert checkers.checked("@countdown:22,3,5,7") == ("countdown", "22,3,5,7")
+    assert checkers.checked('@reasoning_gym:{"a": ":"}') == ("reasoning_gym", '{"a": ":"}')
     for plain in ("22", "@", "@other:1", "countdown:22,3", "@countdown", "x @countdown:1"):
-        assert procedural.checked(plain) is None
+        assert checkers.checked(plain) is None
 
 
 def test_the_librarys_scorers_are_refused_in_this_process():
     with pytest.raises(ValueError, match="sandbox"):
-        procedural.check("reasoning_gym", "{}", "1")
+        checkers.check("reasoning_gym", "{}", "1")
 
 
 @pytest.mark.parametrize(
@@ -495,7 +496,7 @@ def test_a_task_whose_answer_is_no_number_is_refused_where_a_number_is_graded(ta
 def test_a_task_whose_answer_is_a_number_goes_with_either_answer_format():
     for task, levels in (("arithmetic", 6), ("modular_arithmetic", 4), ("base_conversion", 1)):
         for level in range(1, levels + 1):
-            assert procedural.needs_whole_answer(answer for _, answer in rows(task, level, size=20)) is None
+            assert checkers.needs_whole_answer(answer for _, answer in rows(task, level, size=20)) is None
 
 
 def test_the_rows_of_a_data_set_are_what_prompts_are_made_of():
@@ -535,7 +536,7 @@ def library():
 def test_the_library_scores_the_answer_to_the_question_that_was_asked(library):
     for dataset in ("chain_sum", "number_sorting", "countdown", "word_ladder"):
         for question, answer in procedural.rows(f"procedural:reasoning_gym,dataset={dataset},size=4,seed=2"):
-            name, payload = procedural.checked(answer)
+            name, payload = checkers.checked(answer)
             recipe = json.loads(payload)
             made = library.create_dataset(dataset, seed=recipe["seed"], size=recipe["size"])
             item = made[recipe["index"]]
@@ -581,7 +582,7 @@ def test_what_the_library_can_not_make_is_refused(library, settings, message):
 
 def test_an_item_that_another_version_makes_differently_is_not_scored(library):
     _, answer = procedural.rows("procedural:reasoning_gym,dataset=chain_sum,size=1")[0]
-    payload = json.loads(procedural.checked(answer)[1]) | {"digest": "0" * 16}
+    payload = json.loads(checkers.checked(answer)[1]) | {"digest": "0" * 16}
     with pytest.raises(ValueError, match="another question"):
         procedural.reasoning_gym_score(json.dumps(payload), "1")
 
@@ -589,7 +590,7 @@ def test_an_item_that_another_version_makes_differently_is_not_scored(library):
 def gold_of(dataset: str) -> tuple[str, str]:
     """A gold answer, as the grader takes it, and the library's own answer to its question."""
     ((_, answer),) = procedural.rows(f"procedural:reasoning_gym,dataset={dataset},size=1")
-    recipe = json.loads(procedural.checked(answer)[1])
+    recipe = json.loads(checkers.checked(answer)[1])
     made = gym._make(json.dumps({key: value for key, value in recipe.items() if key not in ("index", "digest")}))
     item = made[recipe["index"]]
     return answer, item["metadata"]["expression"] if dataset == "countdown" else item["answer"]

@@ -10,13 +10,12 @@ import sys
 
 import jax
 import numpy as np
-import programs
 import pytest
-import runs
+from support import tiny_programs, tiny_runs
 
 from reval_jax import batch, update
 
-SCRIPT = runs.TESTS.parent / "launch" / "local_processes.sh"
+SCRIPT = tiny_runs.TESTS.parent / "launch" / "local_processes.sh"
 
 
 def launch(directory, file, run_dir, *options):
@@ -24,7 +23,11 @@ def launch(directory, file, run_dir, *options):
     reval = directory / "reval"
     reval.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m reval_jax "$@"\n')
     reval.chmod(0o755)
-    environment = os.environ | {"REVAL": str(reval), "JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": str(runs.TESTS.parent)}
+    environment = os.environ | {
+        "REVAL": str(reval),
+        "JAX_NUM_CPU_DEVICES": "1",
+        "PYTHONPATH": os.pathsep.join((str(tiny_runs.TESTS.parent), str(tiny_runs.TESTS))),
+    }
     return subprocess.run(
         ["bash", str(SCRIPT), "2", str(file), "--run-dir", str(run_dir), *options],
         env=environment,
@@ -56,7 +59,7 @@ def loss_and_gradients(tmp_path, *, processes, devices, tensor):
     file = tmp_path / f"{processes}_{tensor}.npz"
     started = [
         subprocess.Popen(
-            [sys.executable, str(runs.TESTS / "sharded_loss.py"), str(file), str(tensor)],
+            [sys.executable, str(tiny_runs.SUPPORT / "sharded_loss.py"), str(file), str(tensor)],
             env=os.environ | joined | {"JAX_NUM_CPU_DEVICES": str(devices)},
             stderr=subprocess.PIPE,
             text=True,
@@ -72,8 +75,8 @@ def loss_and_gradients(tmp_path, *, processes, devices, tensor):
 @pytest.mark.slow
 @pytest.mark.parametrize("tensor", [1, 2, 4])
 def test_two_processes_of_four_devices_equal_one_device(tmp_path, tensor):
-    single = programs.tiny()
-    rows = batch.pack(programs.random_trajectories(8), single.mesh, config=single.config)
+    single = tiny_programs.tiny()
+    rows = batch.pack(tiny_programs.random_trajectories(8), single.mesh, config=single.config)
     loss = update.make_loss(single.config.update)
     value, gradients, _ = jax.jit(
         lambda params: update.loss_and_gradients(
@@ -93,16 +96,16 @@ def test_two_processes_of_four_devices_equal_one_device(tmp_path, tensor):
 
 @pytest.mark.slow
 def test_two_processes_sample_and_learn_as_one_does_and_go_on(tmp_path):
-    file = runs.write_files(tmp_path)
+    file = tiny_runs.write_files(tmp_path)
     first = launch(tmp_path, file, tmp_path / "two", "--run.rounds", "2")
     assert first.returncode == 0, first.stderr
     second = launch(tmp_path, file, tmp_path / "two", "--run.rounds", "4")
     assert second.returncode == 0, second.stderr
-    code, said = runs.finish(runs.start(file, tmp_path / "one", devices=2))
+    code, said = tiny_runs.finish(tiny_runs.start(file, tmp_path / "one", devices=2))
     assert code == 0, said
 
     assert responses(tmp_path / "two") == responses(tmp_path / "one")
-    together, single = runs.metrics_lines(tmp_path / "two"), runs.metrics_lines(tmp_path / "one")
+    together, single = tiny_runs.metrics_lines(tmp_path / "two"), tiny_runs.metrics_lines(tmp_path / "one")
     assert len(together) == len(single) == 5  # the baseline and four rounds
     for one, other in zip(together, single, strict=True):
         assert one == pytest.approx(other, rel=1e-3, abs=1e-4)
@@ -111,10 +114,10 @@ def test_two_processes_sample_and_learn_as_one_does_and_go_on(tmp_path):
 def play_in_two(file, run_dir, *options, ends=("never", "never")):
     """Trains in two processes, each with its own end; returns their exit codes and what they printed."""
     started = [
-        runs.start(file, run_dir, *options, end=end, joined=joined)
+        tiny_runs.start(file, run_dir, *options, end=end, joined=joined)
         for end, joined in zip(ends, addresses(2), strict=True)
     ]
-    codes, said = zip(*(runs.finish(process) for process in started), strict=True)
+    codes, said = zip(*(tiny_runs.finish(process) for process in started), strict=True)
     return list(codes), "".join(said)
 
 
@@ -126,7 +129,7 @@ FEW_SLOTS = ("--rollout.decode_slots", "2", "--run.rounds", "3")
 def straight(tmp_path_factory):
     """The config file and a run of two processes that none has stopped."""
     directory = tmp_path_factory.mktemp("straight")
-    file = runs.write_files(directory)
+    file = tiny_runs.write_files(directory)
     codes, said = play_in_two(file, directory / "run", *FEW_SLOTS)
     assert codes == [0, 0], said
     return file, directory / "run"
@@ -139,13 +142,13 @@ def test_one_process_asked_to_stop_stops_both_and_they_go_on_as_if_never_stopped
     codes, said = play_in_two(file, tmp_path / "run", *FEW_SLOTS, ends=ends)
     assert codes == [75, 75], said
     assert said.count("preempted; the same command goes on: 1 rounds") == 2
-    assert runs.saved_rounds(tmp_path / "run") == [1]
-    kept = [runs.journals(tmp_path / "run", f"process_{index}_of_2") for index in range(2)]
+    assert tiny_runs.saved_rounds(tmp_path / "run") == [1]
+    kept = [tiny_runs.journals(tmp_path / "run", f"process_{index}_of_2") for index in range(2)]
     for end, files in zip(ends, kept, strict=True):
-        finished = runs.journalled(files)
+        finished = tiny_runs.journalled(files)
         # The other learns of it where they meet, after its own share is sampled.
         assert len(finished) == 4 if end == "never" else 0 < len(finished) < 4
 
     codes, said = play_in_two(file, tmp_path / "run", *FEW_SLOTS)
     assert codes == [0, 0], said
-    runs.assert_same_run(tmp_path / "run", never_stopped)
+    tiny_runs.assert_same_run(tmp_path / "run", never_stopped)

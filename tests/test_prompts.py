@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reval_jax import config, prompts
+from reval_jax.data import rows
 
 UNHURRIED = settings(deadline=None, derandomize=True, database=None)  # the machine may be busy
 
@@ -375,7 +376,7 @@ def test_messages_about_a_benchmark_name_the_settings_of_benchmarks(
     for name in ("absent.jsonl", "folder", "empty.jsonl", "bad.jsonl", "forged.jsonl", "long.jsonl"):
         asked = task(str(tmp_path / name), max_prompt_tokens=9)
         for named, said, other in (
-            (prompts.rows.BENCHMARK, "eval.benchmarks=", "task.dataset"),
+            (rows.BENCHMARK, "eval.benchmarks=", "task.dataset"),
             (None, "task.dataset=", "eval."),
         ):
             with pytest.raises(ValueError, match=said + re.escape(asked.dataset)) as refused:
@@ -385,7 +386,7 @@ def test_messages_about_a_benchmark_name_the_settings_of_benchmarks(
 
 
 def test_only_a_directory_of_one_split_names_it(tmp_path: Path) -> None:
-    info = tmp_path / prompts.rows.INFO
+    info = tmp_path / rows.INFO
     for content, expected in (
         ('{"splits": [{"name": "test"}]}', "test"),
         ('{"splits": [{"name": "test"}, {"name": "train"}]}', ""),

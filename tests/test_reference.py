@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import jax
 import numpy as np
-import programs
+from support import tiny_programs
 
 from reval_jax import objective, reference, replay, types
 
 
 def scored(tiny, num=8):
     """A buffer of unscored trajectories, the tiny policy as reference, and the jitted scorer."""
-    trajectories = programs.random_trajectories(num)._replace(
+    trajectories = tiny_programs.random_trajectories(num)._replace(
         reference_log_prob=np.zeros(num, np.float32),
         reference_value=np.zeros(num, np.float32),
         reference_version=np.full(num, types.NOT_SCORED, np.int32),
@@ -22,19 +22,19 @@ def scored(tiny, num=8):
 
 
 def test_scores_equal_a_loop_over_unpadded_sequences():
-    tiny = programs.tiny(update={"micro_batch_tokens": 48})
+    tiny = tiny_programs.tiny(update={"micro_batch_tokens": 48})
     buffer, frozen, score = scored(tiny)
     buffer = reference.score_stale(score, frozen, buffer, np.arange(8), tiny.mesh, config=tiny.config)
     for row in range(8):
-        tokens, prompt, response = programs.tokens_of(buffer.trajectories, row)
-        logits = programs.full_logits(tiny.architecture, tiny.params, tokens)[prompt - 1 : prompt + response - 1]
-        log_prob = programs.log_softmax(logits)[np.arange(response), tokens[prompt:]].sum()
+        tokens, prompt, response = tiny_programs.tokens_of(buffer.trajectories, row)
+        logits = tiny_programs.full_logits(tiny.architecture, tiny.params, tokens)[prompt - 1 : prompt + response - 1]
+        log_prob = tiny_programs.log_softmax(logits)[np.arange(response), tokens[prompt:]].sum()
         np.testing.assert_allclose(buffer.trajectories.reference_log_prob[row], log_prob, atol=1e-4)
         np.testing.assert_allclose(buffer.trajectories.reference_value[row], np.log(np.exp(logits[0]).sum()), atol=1e-4)
 
 
 def test_only_rows_that_are_not_scored_by_this_version_are_scored():
-    tiny = programs.tiny()
+    tiny = tiny_programs.tiny()
     buffer, frozen, score = scored(tiny)
     seen = []
 
@@ -49,7 +49,7 @@ def test_only_rows_that_are_not_scored_by_this_version_are_scored():
 
 
 def test_a_reset_makes_every_row_stale_and_no_batch_mixes_versions():
-    tiny = programs.tiny()
+    tiny = tiny_programs.tiny()
     buffer, frozen, score = scored(tiny)
     everything = np.arange(8)
     buffer = reference.score_stale(score, frozen, buffer, everything, tiny.mesh, config=tiny.config)
@@ -64,7 +64,7 @@ def test_a_reset_makes_every_row_stale_and_no_batch_mixes_versions():
 
 
 def test_the_reference_survives_the_donation_of_the_parameters_it_was_made_from():
-    tiny = programs.tiny()
+    tiny = tiny_programs.tiny()
     frozen = reference.init(tiny.params, config=tiny.config)
     jax.jit(lambda params: jax.tree.map(lambda leaf: leaf * 0, params), donate_argnums=0)(tiny.params)
     assert all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(frozen.params))
@@ -72,11 +72,11 @@ def test_the_reference_survives_the_donation_of_the_parameters_it_was_made_from(
 
 def test_in_bfloat16_the_reference_scores_what_the_policy_it_was_made_from_does():
     """The learner uses its norms' scales in float32, so a copy that rounded them would be another model."""
-    tiny = programs.tiny(model={"compute_dtype": "bfloat16"})
+    tiny = tiny_programs.tiny(model={"compute_dtype": "bfloat16"})
     frozen = reference.init(tiny.params, config=tiny.config)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(frozen.params)} == {"bfloat16", "float32"}
     score = reference.make_score(tiny.architecture, tiny.mesh, config=tiny.config)
-    trajectories = programs.random_trajectories(8)
+    trajectories = tiny_programs.random_trajectories(8)
     copied, own = (
         reference.score_trajectories(score, params, trajectories, tiny.mesh, config=tiny.config)
         for params in (reference.place(frozen.params, "device"), tiny.params)
@@ -86,10 +86,10 @@ def test_in_bfloat16_the_reference_scores_what_the_policy_it_was_made_from_does(
 
 
 def test_the_residual_is_bitwise_zero_when_both_sides_run_the_same_program():
-    tiny = programs.tiny()
+    tiny = tiny_programs.tiny()
     frozen = reference.init(tiny.params, config=tiny.config)
     score = reference.make_score(tiny.architecture, tiny.mesh, config=tiny.config)
-    trajectories = programs.random_trajectories(8)
+    trajectories = tiny_programs.random_trajectories(8)
     (reference_log_prob, reference_value), (log_prob, value) = (
         reference.score_trajectories(score, params, trajectories, tiny.mesh, config=tiny.config)
         for params in (reference.place(frozen.params, "device"), tiny.params)

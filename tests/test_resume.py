@@ -13,10 +13,10 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-import runs
 from orbax.checkpoint._src.serialization import serialization
+from support import tiny_runs
 
-from reval_jax import assemble, console, experience, metrics, reference, train, weights
+from reval_jax import console, metrics, reference, rollout, setup, train, weights
 
 LIVES = {
     # Each word ends one process; the same command then starts the next, and the last goes on to the end.
@@ -29,14 +29,14 @@ FEW_SLOTS = ("--rollout.decode_slots", "2", "--rollout.decode_window", "3")
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):
-    return runs.write_files(tmp_path_factory.mktemp("files"))
+    return tiny_runs.write_files(tmp_path_factory.mktemp("files"))
 
 
 @pytest.fixture(scope="module")
 def straight(file, tmp_path_factory):
     """The run that is never stopped, on eight devices, with every round saved."""
     run_dir = tmp_path_factory.mktemp("straight") / "run"
-    runs.play(file, run_dir, checkpoint__every=1)
+    tiny_runs.play(file, run_dir, checkpoint__every=1)
     return run_dir
 
 
@@ -44,7 +44,7 @@ def straight(file, tmp_path_factory):
 def straight_of_few_slots(file, tmp_path_factory):
     """The same with two slots, so that a round's responses finish one after the other."""
     run_dir = tmp_path_factory.mktemp("straight_of_few_slots") / "run"
-    code, said = runs.finish(runs.start(file, run_dir, *FEW_SLOTS))
+    code, said = tiny_runs.finish(tiny_runs.start(file, run_dir, *FEW_SLOTS))
     assert code == 0, said
     return run_dir
 
@@ -59,19 +59,19 @@ def copy(straight, tmp_path):
 def straight_process(file, tmp_path_factory):
     """The same in a process of its own, on one device."""
     run_dir = tmp_path_factory.mktemp("straight_process") / "run"
-    code, said = runs.finish(runs.start(file, run_dir))
+    code, said = tiny_runs.finish(tiny_runs.start(file, run_dir))
     assert code == 0, said
     return run_dir
 
 
 def test_a_run_killed_between_two_updates_ends_as_one_never_killed(file, straight, tmp_path):
     run_dir = tmp_path / "run"
-    code, said = runs.finish(runs.start(file, run_dir, end="KILL:update:3", devices=8))
+    code, said = tiny_runs.finish(tiny_runs.start(file, run_dir, end="KILL:update:3", devices=8))
     assert code == -9, said
     # Whether the save of round 2 was committed by then is a race, and either way is right.
-    assert set(runs.rollouts(run_dir)) == {"round_000001.jsonl", "round_000002.jsonl"}
-    runs.play(file, run_dir)
-    runs.assert_same_run(run_dir, straight)
+    assert set(tiny_runs.rollouts(run_dir)) == {"round_000001.jsonl", "round_000002.jsonl"}
+    tiny_runs.play(file, run_dir)
+    tiny_runs.assert_same_run(run_dir, straight)
 
 
 @pytest.mark.slow
@@ -81,21 +81,21 @@ def test_a_run_killed_in_every_phase_ends_as_one_never_killed(file, straight_pro
     def live_and_die(name: str, ends: tuple[str, ...]) -> Path:
         run_dir = tmp_path / name
         for end in ends:
-            code, said = runs.finish(runs.start(file, run_dir, end=end))
+            code, said = tiny_runs.finish(tiny_runs.start(file, run_dir, end=end))
             assert code == (75 if end.startswith("TERM") else -9), f"{end}: {said}"
             if code == 75:
                 # The signal came as the round was about to be sampled, so it was not.
                 assert "preempted; the same command goes on: 2 rounds" in said
-                assert runs.saved_rounds(run_dir) == [2]
-                assert "round_000003.jsonl" not in runs.rollouts(run_dir)
-        code, said = runs.finish(runs.start(file, run_dir))
+                assert tiny_runs.saved_rounds(run_dir) == [2]
+                assert "round_000003.jsonl" not in tiny_runs.rollouts(run_dir)
+        code, said = tiny_runs.finish(tiny_runs.start(file, run_dir))
         assert code == 0, said
         return run_dir
 
     with futures.ThreadPoolExecutor(len(LIVES)) as pool:
         for life in [pool.submit(live_and_die, name, ends) for name, ends in LIVES.items()]:
             run_dir = life.result()
-            runs.assert_same_run(run_dir, straight_process)
+            tiny_runs.assert_same_run(run_dir, straight_process)
             assert not list((run_dir / "checkpoints").glob("*tmp*")), "a killed save is left on disk"
 
 
@@ -106,44 +106,44 @@ def test_a_round_cut_while_sampling_goes_on_from_its_journal_and_samples_nothing
 ):
     """A round that has no checkpoint before it is saved on SIGTERM; SIGKILL comes after one that has."""
     run_dir = tmp_path / "run"
-    code, said = runs.finish(runs.start(file, run_dir, *FEW_SLOTS, end=f"{name}:journal:{round}"))
+    code, said = tiny_runs.finish(tiny_runs.start(file, run_dir, *FEW_SLOTS, end=f"{name}:journal:{round}"))
     left_at = time.time()
     assert code == (75 if name == "TERM" else -9), said
-    assert runs.saved_rounds(run_dir) == [round - 1]
-    first = runs.journals(run_dir)
+    assert tiny_runs.saved_rounds(run_dir) == [round - 1]
+    first = tiny_runs.journals(run_dir)
     before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in first}
-    assert 0 < len(runs.journalled(first)) < 8
+    assert 0 < len(tiny_runs.journalled(first)) < 8
     # The signal was sent as soon as the last file was written. A platform kills what has not left after a while.
     assert left_at - max(path.stat().st_mtime for path in first) < 15
 
-    code, said = runs.finish(runs.start(file, run_dir, *FEW_SLOTS, end=f"TERM:sampled:{round}"))
+    code, said = tiny_runs.finish(tiny_runs.start(file, run_dir, *FEW_SLOTS, end=f"TERM:sampled:{round}"))
     assert code == 75, said
-    after = runs.journals(run_dir)
+    after = tiny_runs.journals(run_dir)
     assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in after if path in before} == before
-    assert sorted(runs.journalled(after)) == [(prompt, sample) for prompt in range(4) for sample in range(2)]
+    assert sorted(tiny_runs.journalled(after)) == [(prompt, sample) for prompt in range(4) for sample in range(2)]
 
-    code, said = runs.finish(runs.start(file, run_dir, *FEW_SLOTS))
+    code, said = tiny_runs.finish(tiny_runs.start(file, run_dir, *FEW_SLOTS))
     assert code == 0, said
-    runs.assert_same_run(run_dir, straight_of_few_slots)
+    tiny_runs.assert_same_run(run_dir, straight_of_few_slots)
 
 
 @pytest.mark.slow
 def test_a_journal_file_that_was_torn_is_sampled_again_and_the_run_is_the_same(file, straight_of_few_slots, tmp_path):
     run_dir = tmp_path / "run"
-    code, said = runs.finish(runs.start(file, run_dir, *FEW_SLOTS, end="TERM:sampled:2"))
+    code, said = tiny_runs.finish(tiny_runs.start(file, run_dir, *FEW_SLOTS, end="TERM:sampled:2"))
     assert code == 75, said
-    whole = runs.journals(run_dir)
+    whole = tiny_runs.journals(run_dir)
     assert len(whole) >= 4
-    torn, lost = whole[1], runs.journalled(whole[1:2])
+    torn, lost = whole[1], tiny_runs.journalled(whole[1:2])
     torn.write_bytes(torn.read_bytes()[: torn.stat().st_size // 2])
 
-    code, said = runs.finish(runs.start(file, run_dir, *FEW_SLOTS, end="TERM:sampled:2"))
+    code, said = tiny_runs.finish(tiny_runs.start(file, run_dir, *FEW_SLOTS, end="TERM:sampled:2"))
     assert code == 75, said
-    assert sorted(runs.journalled(runs.journals(run_dir)[len(whole) :])) == sorted(lost)
+    assert sorted(tiny_runs.journalled(tiny_runs.journals(run_dir)[len(whole) :])) == sorted(lost)
 
-    code, said = runs.finish(runs.start(file, run_dir, *FEW_SLOTS))
+    code, said = tiny_runs.finish(tiny_runs.start(file, run_dir, *FEW_SLOTS))
     assert code == 0, said
-    runs.assert_same_run(run_dir, straight_of_few_slots)
+    tiny_runs.assert_same_run(run_dir, straight_of_few_slots)
 
 
 @pytest.mark.slow
@@ -151,27 +151,27 @@ def test_sampling_stops_between_two_windows_and_what_was_finished_is_given_back_
     # 24 responses to 16 slots, so that some have not begun when the first are finished.
     settings = {"rollout__samples_per_prompt": 6, "update__batch_size": 24, "replay__capacity": 40, "run__rounds": 2}
     settings |= {"eval__every": 0, "update__reference_reset_every": 0}
-    runs.play(file, tmp_path / "straight", **settings)
+    tiny_runs.play(file, tmp_path / "straight", **settings)
     made: list[int] = []
 
     def is_in_the_second_round(count, first):
         made.append(count)
         return sum(made) == 24 + count
 
-    with runs.stopped_when(is_in_the_second_round):
-        outcome = runs.play(file, tmp_path / "run", **settings)
+    with tiny_runs.stopped_when(is_in_the_second_round):
+        outcome = tiny_runs.play(file, tmp_path / "run", **settings)
     assert (outcome.rounds, outcome.is_preempted) == (1, True)
     assert 24 < sum(made) < 48
-    with runs.given_back() as given:
-        outcome = runs.play(file, tmp_path / "run", **settings)
+    with tiny_runs.given_back() as given:
+        outcome = tiny_runs.play(file, tmp_path / "run", **settings)
     assert (outcome.rounds, outcome.is_preempted) == (2, False)
     assert given == [sum(made) - 24]
-    runs.assert_same_run(tmp_path / "run", tmp_path / "straight")
+    tiny_runs.assert_same_run(tmp_path / "run", tmp_path / "straight")
 
 
 def test_the_journal_of_another_round_policy_or_config_is_deleted_and_never_used(file, straight, tmp_path):
     run_dir = tmp_path / "run"
-    runs.play(file, run_dir, run__rounds=2, checkpoint__every=1)
+    tiny_runs.play(file, run_dir, run__rounds=2, checkpoint__every=1)
     (mine,) = (run_dir / "journal" / "process_0_of_1").iterdir()
     config_hash, version = re.fullmatch(r"(\w{16})_round_000001_policy_(\d+)", mine.name).groups()
     third, fourth = (f"{config_hash}_round_{round:06d}_policy_{round * int(version)}" for round in (2, 3))
@@ -181,17 +181,17 @@ def test_the_journal_of_another_round_policy_or_config_is_deleted_and_never_used
         third.replace(config_hash, config_hash[::-1]),
     ):
         shutil.copytree(mine, mine.with_name(name))
-    runs.play(file, run_dir, checkpoint__every=1)
+    tiny_runs.play(file, run_dir, checkpoint__every=1)
     # What is left is called as this test takes a round's journal to be called.
     assert [path.name for path in mine.parent.iterdir()] == [fourth]
-    runs.assert_same_run(run_dir, straight)
+    tiny_runs.assert_same_run(run_dir, straight)
 
 
 def test_a_journal_is_used_where_it_belongs(file, straight, tmp_path):
     """The last test could not see a journal that is never used: one with another text of the same name changes the run."""
     run_dir = tmp_path / "run"
-    runs.play(file, run_dir, run__rounds=1, eval__every=0)
-    (kept,) = runs.journals(run_dir)
+    tiny_runs.play(file, run_dir, run__rounds=1, eval__every=0)
+    (kept,) = tiny_runs.journals(run_dir)
     with np.load(kept) as stored:
         arrays = dict(stored)
     shutil.rmtree(run_dir / "checkpoints")
@@ -199,26 +199,26 @@ def test_a_journal_is_used_where_it_belongs(file, straight, tmp_path):
     (run_dir / "metrics.jsonl").unlink()
     arrays["tokens"][0] = 99 if arrays["tokens"][0] != 99 else 98
     np.savez(kept, **arrays)
-    runs.play(file, run_dir, run__rounds=1, eval__every=0)
-    found, expected = (runs.rollouts(path)["round_000001.jsonl"].splitlines() for path in (run_dir, straight))
+    tiny_runs.play(file, run_dir, run__rounds=1, eval__every=0)
+    found, expected = (tiny_runs.rollouts(path)["round_000001.jsonl"].splitlines() for path in (run_dir, straight))
     assert [one == other for one, other in zip(found, expected, strict=True)] == [False, *[True] * 7]
 
 
 @pytest.mark.slow
 def test_a_run_resumed_on_eight_devices_instead_of_one_agrees_to_rounding(file, straight_process, tmp_path):
     run_dir = tmp_path / "run"
-    code, said = runs.finish(runs.start(file, run_dir, end="KILL:saved:2"))
+    code, said = tiny_runs.finish(tiny_runs.start(file, run_dir, end="KILL:saved:2"))
     assert code == -9, said
-    assert runs.saved_rounds(run_dir) == [2]
-    runs.play(file, run_dir)
-    for name, text in runs.rollouts(straight_process).items():
-        for line, other in zip(text.splitlines(), runs.rollouts(run_dir)[name].splitlines(), strict=True):
+    assert tiny_runs.saved_rounds(run_dir) == [2]
+    tiny_runs.play(file, run_dir)
+    for name, text in tiny_runs.rollouts(straight_process).items():
+        for line, other in zip(text.splitlines(), tiny_runs.rollouts(run_dir)[name].splitlines(), strict=True):
             row, moved = json.loads(line), json.loads(other)
             assert moved.pop("log_prob") == pytest.approx(row.pop("log_prob"), abs=1e-3)
             assert moved == row
-    found, expected = runs.saved_arrays(run_dir), runs.saved_arrays(straight_process)
+    found, expected = tiny_runs.saved_arrays(run_dir), tiny_runs.saved_arrays(straight_process)
     assert found.keys() == expected.keys()
-    start = weights.load(runs.with_overrides(file, {}).model.path).params
+    start = weights.load(tiny_runs.with_overrides(file, {}).model.path).params
     start = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(start)}
     for name, value in expected.items():
         if not np.issubdtype(value.dtype, np.floating):
@@ -233,39 +233,39 @@ def test_a_run_resumed_on_eight_devices_instead_of_one_agrees_to_rounding(file, 
 @pytest.mark.slow
 def test_the_compilation_cache_changes_nothing(file, straight_process, tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", "false")
-    code, said = runs.finish(runs.start(file, tmp_path / "run"))
+    code, said = tiny_runs.finish(tiny_runs.start(file, tmp_path / "run"))
     assert code == 0, said
-    runs.assert_same_run(tmp_path / "run", straight_process)
+    tiny_runs.assert_same_run(tmp_path / "run", straight_process)
 
 
 @pytest.mark.slow
 def test_the_same_seed_and_config_give_the_same_run(file, straight, tmp_path):
-    runs.play(file, tmp_path / "again", checkpoint__every=1)
-    runs.assert_same_run(tmp_path / "again", straight)
+    tiny_runs.play(file, tmp_path / "again", checkpoint__every=1)
+    tiny_runs.assert_same_run(tmp_path / "again", straight)
 
 
 @pytest.mark.slow
 def test_another_seed_gives_another_run(file, straight, tmp_path):
-    runs.play(file, tmp_path / "other", run__seed=1)
-    assert runs.rollouts(tmp_path / "other") != runs.rollouts(straight)
-    found, expected = (runs.saved_arrays(path) for path in (tmp_path / "other", straight))
+    tiny_runs.play(file, tmp_path / "other", run__seed=1)
+    assert tiny_runs.rollouts(tmp_path / "other") != tiny_runs.rollouts(straight)
+    found, expected = (tiny_runs.saved_arrays(path) for path in (tmp_path / "other", straight))
     assert all(np.any(found[name] != value) for name, value in expected.items() if name.startswith("['params']"))
 
 
 def test_a_finished_run_started_again_does_nothing(file, straight):
-    before = runs.tree_hash(straight)
-    outcome = runs.play(file, straight, checkpoint__every=1)
+    before = tiny_runs.tree_hash(straight)
+    outcome = tiny_runs.play(file, straight, checkpoint__every=1)
     assert (outcome.rounds, outcome.is_preempted) == (4, False)
-    assert runs.tree_hash(straight) == before
+    assert tiny_runs.tree_hash(straight) == before
 
 
 @pytest.mark.slow
 def test_more_rounds_go_on_are_recorded_and_end_as_if_asked_for_at_once(file, straight, tmp_path):
     run_dir = tmp_path / "run"
-    runs.play(file, run_dir, run__rounds=3)
-    assert runs.saved_rounds(run_dir) == [2, 3]
-    runs.play(file, run_dir)
-    runs.assert_same_run(run_dir, straight)
+    tiny_runs.play(file, run_dir, run__rounds=3)
+    assert tiny_runs.saved_rounds(run_dir) == [2, 3]
+    tiny_runs.play(file, run_dir)
+    tiny_runs.assert_same_run(run_dir, straight)
     changes = [json.loads(line) for line in (run_dir / "config_changes.jsonl").read_text().splitlines()]
     assert changes == [{"round": 3, "changes": ["run.rounds: 3 -> 4"]}]
 
@@ -281,10 +281,12 @@ def test_a_background_save_holds_the_round_it_was_begun_in(file, straight, tmp_p
 
     with monkeypatch.context() as patch:
         patch.setattr(serialization, "async_serialize_from_host", write_late)
-        runs.play(file, tmp_path / "run", run__rounds=6, checkpoint__every=4)
+        tiny_runs.play(file, tmp_path / "run", run__rounds=6, checkpoint__every=4)
     assert late, "Orbax no longer writes by this function: delay the one it uses now"
-    assert runs.saved_rounds(straight)[-1] == 4
-    assert runs.different_arrays(runs.saved_arrays(tmp_path / "run", 4), runs.saved_arrays(straight)) == []
+    assert tiny_runs.saved_rounds(straight)[-1] == 4
+    assert (
+        tiny_runs.different_arrays(tiny_runs.saved_arrays(tmp_path / "run", 4), tiny_runs.saved_arrays(straight)) == []
+    )
 
 
 @pytest.mark.slow
@@ -299,15 +301,15 @@ def test_no_batch_mixes_reference_versions_across_a_reset(file, tmp_path, monkey
 
     # What score_stale packs is stale by definition, so only the learner's packing is watched.
     monkeypatch.setattr(train, "batch", type("batch", (), {"pack": staticmethod(noted_pack)}))
-    runs.play(file, tmp_path / "run", update__reference_reset_every=2, run__rounds=3, checkpoint__every=1)
-    runs.play(file, tmp_path / "run", update__reference_reset_every=2, run__rounds=5, checkpoint__every=1)
+    tiny_runs.play(file, tmp_path / "run", update__reference_reset_every=2, run__rounds=3, checkpoint__every=1)
+    tiny_runs.play(file, tmp_path / "run", update__reference_reset_every=2, run__rounds=5, checkpoint__every=1)
     assert versions == [[0]] * 4 + [[1]] * 4 + [[2]] * 2
 
 
 def test_stored_scores_are_what_the_reference_of_their_version_says(file, copy):
     """Rows scored since the reset agree with the checkpoint's reference parameters, and rows from before it do not."""
-    config = runs.with_overrides(file, {})
-    parts, run = assemble.prepare(config, copy, console=console.Console(is_quiet=True))
+    config = tiny_runs.with_overrides(file, {})
+    parts, run = setup.prepare(config, copy, console=console.Console(is_quiet=True))
     parts.store.close()
     assert run.reference.version == 1
     rows = run.buffer.trajectories
@@ -327,10 +329,10 @@ def test_stored_scores_are_what_the_reference_of_their_version_says(file, copy):
 @pytest.mark.slow
 def test_a_reset_makes_the_policy_the_reference_and_can_forget_the_optimizer(file, tmp_path):
     settings = {"update__reference_reset_every": 2, "run__rounds": 2, "checkpoint__every": 1}
-    runs.play(file, tmp_path / "kept", **settings)
-    runs.play(file, tmp_path / "forgotten", **settings, update__reset_optimizer=True)
+    tiny_runs.play(file, tmp_path / "kept", **settings)
+    tiny_runs.play(file, tmp_path / "forgotten", **settings, update__reset_optimizer=True)
     before, kept, forgotten = (
-        runs.saved_arrays(tmp_path / name, round) for name, round in (("kept", 1), ("kept", 2), ("forgotten", 2))
+        tiny_runs.saved_arrays(tmp_path / name, round) for name, round in (("kept", 1), ("kept", 2), ("forgotten", 2))
     )
     names = [name.removeprefix("['params']") for name in kept if name.startswith("['params']")]
     assert any(np.any(before[f"['params']{name}"] != before[f"['reference']{name}"]) for name in names)
@@ -345,19 +347,19 @@ def test_a_reset_makes_the_policy_the_reference_and_can_forget_the_optimizer(fil
 def test_lost_metrics_lines_are_refused_not_invented(file, copy):
     record = copy / "metrics.jsonl"
     record.write_text(record.read_text()[:-1])
-    before = runs.tree_hash(copy)
+    before = tiny_runs.tree_hash(copy)
     with pytest.raises(ValueError, match="lines are lost"):
-        runs.play(file, copy)
-    assert runs.tree_hash(copy) == before
+        tiny_runs.play(file, copy)
+    assert tiny_runs.tree_hash(copy) == before
 
 
 @pytest.mark.slow
 def test_a_stop_score_ends_the_run_and_rounds_are_counted_across_a_resume(file, tmp_path):
     """Every response scores at least 0, so a stop score of 0 ends after `stop_rounds`."""
     settings = {"run__stop_score": 0.0, "run__stop_rounds": 3}
-    assert runs.play(file, tmp_path / "run", **settings, run__rounds=2).rounds == 2
-    assert runs.play(file, tmp_path / "run", **settings).rounds == 3
-    assert runs.play(file, tmp_path / "run", **settings).rounds == 3
+    assert tiny_runs.play(file, tmp_path / "run", **settings, run__rounds=2).rounds == 2
+    assert tiny_runs.play(file, tmp_path / "run", **settings).rounds == 3
+    assert tiny_runs.play(file, tmp_path / "run", **settings).rounds == 3
 
 
 @pytest.mark.slow
@@ -369,22 +371,22 @@ def test_grpo_which_has_no_reference_resumes_as_if_never_stopped(file, tmp_path)
         "rollout__prompts_per_round": 8,
         "update__batch_size": 16,
     }
-    runs.play(file, tmp_path / "straight", **settings, run__rounds=2)
-    runs.play(file, tmp_path / "parts", **settings, run__rounds=1)
-    runs.play(file, tmp_path / "parts", **settings, run__rounds=2)
-    runs.assert_same_run(tmp_path / "parts", tmp_path / "straight")
-    assert not any(name.startswith("['reference']") for name in runs.saved_arrays(tmp_path / "parts"))
+    tiny_runs.play(file, tmp_path / "straight", **settings, run__rounds=2)
+    tiny_runs.play(file, tmp_path / "parts", **settings, run__rounds=1)
+    tiny_runs.play(file, tmp_path / "parts", **settings, run__rounds=2)
+    tiny_runs.assert_same_run(tmp_path / "parts", tmp_path / "straight")
+    assert not any(name.startswith("['reference']") for name in tiny_runs.saved_arrays(tmp_path / "parts"))
 
 
 @pytest.mark.slow
 def test_updates_that_are_not_finite_stop_the_run_and_the_last_checkpoint_stands(file, copy):
-    before, lines = runs.saved_arrays(copy), metrics.read(copy / "metrics.jsonl")
-    parts, run = assemble.prepare(runs.with_overrides(file, {}), copy, console=console.Console(is_quiet=True))
-    parts = parts._replace(config=runs.with_overrides(file, {"update.max_skipped": 3}))
+    before, lines = tiny_runs.saved_arrays(copy), metrics.read(copy / "metrics.jsonl")
+    parts, run = setup.prepare(tiny_runs.with_overrides(file, {}), copy, console=console.Console(is_quiet=True))
+    parts = parts._replace(config=tiny_runs.with_overrides(file, {"update.max_skipped": 3}))
     broken = jax.tree.map(lambda leaf: leaf * np.float32("nan"), run.reference.params)
     run = run._replace(reference=run.reference._replace(params=broken, version=run.reference.version + 1))
     with jax.numpy_dtype_promotion("standard"), pytest.raises(FloatingPointError, match=r"update\.max_skipped=3"):
-        train.play_round(parts, train.play_round(parts, run, experience.Preemption()), experience.Preemption())
+        train.play_round(parts, train.play_round(parts, run, rollout.Preemption()), rollout.Preemption())
     parts.store.close()
-    assert runs.different_arrays(runs.saved_arrays(copy), before) == []
+    assert tiny_runs.different_arrays(tiny_runs.saved_arrays(copy), before) == []
     assert metrics.read(copy / "metrics.jsonl")[: len(lines)] == lines

@@ -7,8 +7,8 @@ import json
 
 import jax
 import pytest
-import runs
 import yaml
+from support import tiny_runs
 
 from reval_jax import config, run_directory
 
@@ -27,10 +27,10 @@ def test_a_new_directory_needs_nothing_and_inspecting_makes_nothing(tmp_path):
 
 def test_a_claimed_directory_is_taken_up_again_by_the_same_settings(tmp_path):
     claim(tmp_path / "run")
-    before = runs.tree_hash(tmp_path)
+    before = tiny_runs.tree_hash(tmp_path)
     assert run_directory.inspect(tmp_path / "run", SETTINGS) == []
     claim(tmp_path / "run")
-    assert runs.tree_hash(tmp_path) == before
+    assert tiny_runs.tree_hash(tmp_path) == before
 
 
 def test_what_a_run_was_made_with_is_recorded(tmp_path):
@@ -53,19 +53,19 @@ def test_a_change_that_keeps_results_is_allowed_and_recorded(tmp_path):
 
 def test_a_change_that_alters_results_is_refused_and_named(tmp_path):
     claim(tmp_path / "run")
-    before = runs.tree_hash(tmp_path)
+    before = tiny_runs.tree_hash(tmp_path)
     other = dataclasses.replace(SETTINGS, run=config.Run(seed=5), update=config.Update(beta=0.02))
     with pytest.raises(ValueError, match=r"update\.beta: 0\.002 -> 0\.02; run\.seed: 0 -> 5"):
         run_directory.inspect(tmp_path / "run", other)
-    assert runs.tree_hash(tmp_path) == before
+    assert tiny_runs.tree_hash(tmp_path) == before
 
 
 def test_another_data_set_is_refused(tmp_path):
     claim(tmp_path / "run", fingerprint="old")
-    before = runs.tree_hash(tmp_path)
+    before = tiny_runs.tree_hash(tmp_path)
     with pytest.raises(ValueError, match=r"fingerprint new, but the run .* began with old"):
         claim(tmp_path / "run", fingerprint="new")
-    assert runs.tree_hash(tmp_path) == before
+    assert tiny_runs.tree_hash(tmp_path) == before
 
 
 def test_a_claim_that_was_killed_can_be_made_again(tmp_path):

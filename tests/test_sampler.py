@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 
-import checkpoints
 import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
-import programs
 import pytest
 import scipy.stats
 from hypothesis import strategies
 from jax.sharding import PartitionSpec
+from support import hf_checkpoints, tiny_programs
 
 from reval_jax import config as config_lib
 from reval_jax import keys, mesh, model, sampler, weights
-from reval_jax.plan import programs as plan_programs
-from reval_jax.plan import topology
-from reval_jax.sampler import drawing, scheduling
-from reval_jax.sampler import programs as sampler_programs
+from reval_jax.sampler import sampling_op, scheduler
+from reval_jax.sampler import steps as sampler_programs
+from reval_jax.tools.plan import compilation as plan_programs
+from reval_jax.tools.plan import topology
 
-PROMPTS = programs.prompts((5, 6, 7), (8, 9, 10, 11, 12, 13, 14), (15, 16), (17, 18, 19, 20, 21))
-LONG_PROMPTS = programs.prompts(*(tuple(range(5, 5 + size)) for size in (3, 125, 140, 250)))  # over several blocks
+PROMPTS = tiny_programs.prompts((5, 6, 7), (8, 9, 10, 11, 12, 13, 14), (15, 16), (17, 18, 19, 20, 21))
+LONG_PROMPTS = tiny_programs.prompts(*(tuple(range(5, 5 + size)) for size in (3, 125, 140, 250)))  # over several blocks
 STOPS = tuple(range(0, 320, 40))  # some of the vocabulary, so that responses end at many lengths
 
 
@@ -83,18 +82,20 @@ def responses_of(rollout):
 
 @pytest.mark.parametrize("family", ["llama", *(pytest.param(f, marks=pytest.mark.slow) for f in ("qwen2", "qwen3"))])
 def test_recorded_log_probabilities_are_the_full_forwards(family):
-    tiny = programs.tiny(family=family)
+    tiny = tiny_programs.tiny(family=family)
     temperature = 0.8
     rollout = generate(tiny, sampling=sampler.Sampling(temperature, stop_ids=(2,)))
     for index, (tokens, log_prob) in enumerate(zip(*responses_of(rollout), strict=True)):
         prompt = PROMPTS.tokens[rollout.prompt[index]]
-        logits = programs.full_logits(tiny.architecture, tiny.params, np.concatenate([prompt, tokens])) / temperature
-        expected = programs.log_softmax(logits[len(prompt) - 1 : -1])[np.arange(len(tokens)), tokens]
+        logits = (
+            tiny_programs.full_logits(tiny.architecture, tiny.params, np.concatenate([prompt, tokens])) / temperature
+        )
+        expected = tiny_programs.log_softmax(logits[len(prompt) - 1 : -1])[np.arange(len(tokens)), tokens]
         np.testing.assert_allclose(log_prob, expected, atol=1e-4)
 
 
 def test_in_bfloat16_the_samplers_copy_computes_what_the_learners_parameters_do():
-    tiny = programs.tiny(model={"compute_dtype": "bfloat16"})
+    tiny = tiny_programs.tiny(model={"compute_dtype": "bfloat16"})
     copy = sampler.hand_over(tiny.params, tiny.mesh, engine_of(tiny, layers="loop"))
     tokens = jnp.asarray(np.arange(40, 56)[None], jnp.int32)
 
@@ -113,7 +114,7 @@ def test_in_bfloat16_the_samplers_copy_computes_what_the_learners_parameters_do(
 
 
 def test_a_rollout_is_in_prompt_and_sample_order():
-    rollout = generate(programs.tiny(), samples=3, slots=4)
+    rollout = generate(tiny_programs.tiny(), samples=3, slots=4)
     np.testing.assert_array_equal(rollout.prompt, np.repeat(np.arange(4), 3))
     np.testing.assert_array_equal(rollout.sample, np.tile(np.arange(3), 4))
     assert rollout.tokens.size == rollout.length.sum()
@@ -121,7 +122,7 @@ def test_a_rollout_is_in_prompt_and_sample_order():
 
 def test_the_stop_token_is_the_last_action_and_only_a_cut_response_lacks_it():
     stop_ids = tuple(range(0, 320, 20))
-    rollout = generate(programs.tiny(), samples=8, sampling=sampler.Sampling(stop_ids=stop_ids), slots=8)
+    rollout = generate(tiny_programs.tiny(), samples=8, sampling=sampler.Sampling(stop_ids=stop_ids), slots=8)
     assert 0 < rollout.is_truncated.sum() < rollout.is_truncated.size
     for tokens, is_truncated in zip(responses_of(rollout)[0], rollout.is_truncated, strict=True):
         is_stop = np.isin(tokens, stop_ids)
@@ -135,7 +136,7 @@ def test_the_stop_token_is_the_last_action_and_only_a_cut_response_lacks_it():
 @hypothesis.given(data=strategies.data())
 def test_no_response_depends_on_the_schedule_bit_for_bit(data):
     """Any order of admission, any slots filled or left empty, any window, with the same parameters, slots and devices."""
-    tiny = programs.tiny()
+    tiny = tiny_programs.tiny()
     expected = generate(tiny, samples=4, slots=6, sampling=sampler.Sampling(stop_ids=STOPS))
     requests = data.draw(strategies.permutations([(prompt, sample) for prompt in range(4) for sample in range(4)]))
     engine = engine_of(tiny, slots=6, window=data.draw(strategies.sampled_from((1, 3, 8))))
@@ -146,7 +147,7 @@ def test_no_response_depends_on_the_schedule_bit_for_bit(data):
             return rng.permutation(free)[: rng.integers(1, len(free) + 1)]
         return rng.permutation(free)[: rng.integers(0, len(free) + 1)]
 
-    windows = scheduling.run(
+    windows = scheduler.run(
         engine,
         sampler.hand_over(tiny.params, tiny.mesh, engine),
         PROMPTS,
@@ -170,7 +171,7 @@ def test_no_response_depends_on_the_schedule_bit_for_bit(data):
 
 
 def test_a_cut_round_goes_on_from_its_finished_responses_bit_for_bit():
-    tiny = programs.tiny()
+    tiny = tiny_programs.tiny()
     settings = {"samples": 6, "slots": 4, "sampling": sampler.Sampling(stop_ids=STOPS)}
     expected = generate(tiny, **settings)
     kept = {}
@@ -187,11 +188,11 @@ def test_a_cut_round_goes_on_from_its_finished_responses_bit_for_bit():
 
 @pytest.mark.slow
 def test_draws_depend_on_neither_slots_nor_company():
-    tiny = programs.tiny()
+    tiny = tiny_programs.tiny()
     whole = generate(tiny, samples=4, slots=16)
     for slots in (3, 8):
         np.testing.assert_array_equal(generate(tiny, samples=4, slots=slots).tokens, whole.tokens)
-    alone = generate(tiny, samples=4, prompts=programs.prompts((8, 9, 10, 11, 12, 13, 14), first_cursor=1))
+    alone = generate(tiny, samples=4, prompts=tiny_programs.prompts((8, 9, 10, 11, 12, 13, 14), first_cursor=1))
     mine = whole.prompt == 1
     np.testing.assert_array_equal(
         np.concatenate([part for part, use in zip(responses_of(whole)[0], mine, strict=True) if use]), alone.tokens
@@ -199,7 +200,7 @@ def test_draws_depend_on_neither_slots_nor_company():
 
 
 def test_each_response_is_cut_at_its_own_limit_and_is_the_longer_ones_beginning():
-    tiny = programs.tiny()
+    tiny = tiny_programs.tiny()
     limits = np.random.default_rng(0).integers(1, 9, (4, 3))
     whole, cut = generate(tiny, slots=4), generate(tiny, slots=4, max_tokens=limits)
     for mine, all_of_it, limit in zip(responses_of(cut)[0], responses_of(whole)[0], limits.reshape(-1), strict=True):
@@ -207,7 +208,7 @@ def test_each_response_is_cut_at_its_own_limit_and_is_the_longer_ones_beginning(
 
 
 def test_layers_in_a_loop_draw_what_unrolled_layers_do():
-    tiny = programs.tiny()
+    tiny = tiny_programs.tiny()
     assert engine_of(tiny).is_unrolled  # "auto" on CPU
     unrolled, loop = generate(tiny), generate(tiny, layers="loop")
     np.testing.assert_array_equal(loop.tokens, unrolled.tokens)
@@ -217,7 +218,7 @@ def test_layers_in_a_loop_draw_what_unrolled_layers_do():
 @pytest.mark.parametrize("layers", ["loop", "unrolled"])
 def test_attention_row_by_row_draws_what_all_rows_at_once_do(layers):
     """Prompts on both sides of a block's end, over which responses go on; fewer slots than responses."""
-    tiny = programs.tiny()
+    tiny = tiny_programs.tiny()
     long = {"prompts": LONG_PROMPTS, "prompt_tokens": 256, "limit": 16, "layers": layers}
     assert engine_of(tiny, prompt_tokens=256).attends_by_row  # "auto" on CPU
     assert not engine_of(tiny).attends_by_row  # for a single block
@@ -238,12 +239,12 @@ def first_divergences(rollouts):
 
 def boundary_gap(noise, logits, tokens):
     """How far one row of logits is from drawing the second token in place of the first, by two-level Gumbel-max in float64."""
-    log_probs = programs.log_softmax(logits)
-    groups = np.arange(logits.size) // drawing.GROUP
+    log_probs = tiny_programs.log_softmax(logits)
+    groups = np.arange(logits.size) // sampling_op.GROUP
     masses = np.array([np.log(np.exp(log_probs[groups == group]).sum()) for group in range(groups[-1] + 1)])
     by_group, by_token = (
         masses + noise[: masses.size],
-        log_probs + noise[masses.size :][np.arange(logits.size) % drawing.GROUP],
+        log_probs + noise[masses.size :][np.arange(logits.size) % sampling_op.GROUP],
     )
     if groups[tokens[0]] != groups[tokens[1]]:
         return by_group[groups[tokens[0]]] - by_group[groups[tokens[1]]]
@@ -252,8 +253,8 @@ def boundary_gap(noise, logits, tokens):
 
 def test_every_first_divergence_lies_within_rounding_of_a_boundary(monkeypatch):
     """The same random bits on other slots and in another dtype, whose rounding is large enough to see draws differ."""
-    architecture = checkpoints.tiny_architecture(vocab_size=1001)
-    real_draw, seen = drawing.draw, []
+    architecture = hf_checkpoints.tiny_architecture(vocab_size=1001)
+    real_draw, seen = sampling_op.draw, []
 
     def draw(row_keys, logits, controls, *, axis=None):
         def record(words, rows):
@@ -264,10 +265,10 @@ def test_every_first_divergence_lies_within_rounding_of_a_boundary(monkeypatch):
         jax.debug.callback(record, jax.random.key_data(row_keys), logits)
         return real_draw(row_keys, logits, controls, axis=axis)
 
-    monkeypatch.setattr(drawing, "draw", draw)
+    monkeypatch.setattr(sampling_op, "draw", draw)
     rollouts = []
     for dtype, slots in (("float32", 16), ("bfloat16", 8)):
-        tiny = programs.tiny(architecture=architecture, model={"compute_dtype": dtype})
+        tiny = tiny_programs.tiny(architecture=architecture, model={"compute_dtype": dtype})
         seen.append({})
         rollouts.append(generate(tiny, samples=64, slots=slots, limit=16, sampling=sampler.Sampling()))
         jax.effects_barrier()
@@ -278,15 +279,15 @@ def test_every_first_divergence_lies_within_rounding_of_a_boundary(monkeypatch):
         for number in (prompt, sample, place):
             key = jax.random.fold_in(key, int(number))
         one, other = (logits[tuple(jax.random.key_data(key).tolist())].astype(np.float64) for logits in seen)
-        error = np.abs(programs.log_softmax(one) - programs.log_softmax(other)).max()
-        noise = np.asarray(jax.random.gumbel(key, (-(-one.size // drawing.GROUP) + drawing.GROUP,)), np.float64)
+        error = np.abs(tiny_programs.log_softmax(one) - tiny_programs.log_softmax(other)).max()
+        noise = np.asarray(jax.random.gumbel(key, (-(-one.size // sampling_op.GROUP) + sampling_op.GROUP,)), np.float64)
         assert 0 < error < 0.1
         assert -1e-5 <= boundary_gap(noise, one, tokens) <= 2 * error + 1e-5
         assert -1e-5 <= boundary_gap(noise, other, tokens[::-1]) <= 2 * error + 1e-5
 
 
 def test_another_key_gives_other_responses_and_the_same_key_the_same():
-    tiny = programs.tiny()
+    tiny = tiny_programs.tiny()
     first, again = generate(tiny), generate(tiny)
     for one, other in zip(first, again, strict=True):
         np.testing.assert_array_equal(one, other)
@@ -294,14 +295,14 @@ def test_another_key_gives_other_responses_and_the_same_key_the_same():
 
 
 def test_samples_of_one_prompt_differ():
-    tokens, _ = responses_of(generate(programs.tiny(), samples=8))
+    tokens, _ = responses_of(generate(tiny_programs.tiny(), samples=8))
     assert len({tuple(part) for part in tokens[:8]}) > 4
 
 
 @pytest.mark.slow
 def test_responses_on_eight_devices_are_those_of_one():
-    one = generate(programs.tiny(), samples=4, slots=16)
-    many = generate(programs.tiny(data=2, fsdp=2, tensor=2), samples=4, slots=16)
+    one = generate(tiny_programs.tiny(), samples=4, slots=16)
+    many = generate(tiny_programs.tiny(data=2, fsdp=2, tensor=2), samples=4, slots=16)
     np.testing.assert_array_equal(many.tokens, one.tokens)
     np.testing.assert_allclose(many.log_prob, one.log_prob, atol=1e-4)
 
@@ -316,19 +317,21 @@ def test_responses_of_several_blocks_on_eight_devices_are_those_of_one():
         "samples": 4,
         "attention": "by_row",
     }
-    one, many = (generate(tiny, **long) for tiny in (programs.tiny(), programs.tiny(data=2, fsdp=2, tensor=2)))
+    one, many = (
+        generate(tiny, **long) for tiny in (tiny_programs.tiny(), tiny_programs.tiny(data=2, fsdp=2, tensor=2))
+    )
     np.testing.assert_array_equal(many.tokens, one.tokens)
     np.testing.assert_allclose(many.log_prob, one.log_prob, atol=1e-4)
 
 
 def test_fifty_rounds_of_other_prompts_and_settings_compile_nothing_after_the_first():
-    tiny = programs.tiny()
+    tiny = tiny_programs.tiny()
     engine = engine_of(tiny)
     params = sampler.hand_over(tiny.params, tiny.mesh, engine)
     rng = np.random.default_rng(0)
 
     def play(round, sampling, max_tokens=None):
-        asked = programs.prompts(*(tuple(rng.integers(4, 300, rng.integers(1, 17))) for _ in range(3)))
+        asked = tiny_programs.prompts(*(tuple(rng.integers(4, 300, rng.integers(1, 17))) for _ in range(3)))
         key = keys.named_key(0, "rounds", round)
         return sampler.generate(
             engine, params, asked, key, samples_per_prompt=2, sampling=sampling, max_tokens=max_tokens
@@ -358,15 +361,15 @@ def test_a_prompt_is_prefilled_once_for_all_its_samples(monkeypatch):
         )
 
     monkeypatch.setattr(sampler_programs, "of", counting)
-    long = programs.prompts(*(tuple(range(4, 4 + length)) for length in (100, 90, 3, 5)))
-    generate(programs.tiny(), prompts=long, samples=12, slots=4, prompt_tokens=112)
+    long = tiny_programs.prompts(*(tuple(range(4, 4 + length)) for length in (100, 90, 3, 5)))
+    generate(tiny_programs.tiny(), prompts=long, samples=12, slots=4, prompt_tokens=112)
     # Four prompts in 48 responses: each long one alone at its own width, the short ones together.
     assert [tokens.shape for tokens in prefilled] == [(1, 112), (1, 96), (8, 16)]
 
 
 def test_one_prefill_costs_what_its_samples_cost_together():
     """FLOPs as the compiler counts them: prefill is of one prompt, whatever the number of samples, and makes no logits."""
-    tiny = programs.tiny(architecture=checkpoints.tiny_architecture(vocab_size=50_000))
+    tiny = tiny_programs.tiny(architecture=hf_checkpoints.tiny_architecture(vocab_size=50_000))
     engine = engine_of(tiny, prompt_tokens=1024)
     flops = sampler.lower_prefill(engine, 1024).compile().cost_analysis()["flops"]
     arch = tiny.architecture
@@ -386,7 +389,7 @@ def test_one_prefill_costs_what_its_samples_cost_together():
 )
 def test_slots_that_do_not_divide_over_the_devices_are_refused(changes, said):
     with pytest.raises(ValueError, match=said):
-        engine_of(programs.tiny(data=2, fsdp=2), **changes)
+        engine_of(tiny_programs.tiny(data=2, fsdp=2), **changes)
 
 
 @pytest.mark.parametrize(
@@ -399,11 +402,11 @@ def test_slots_that_do_not_divide_over_the_devices_are_refused(changes, said):
 )
 def test_what_the_engine_was_not_made_for_is_refused(changes, said):
     with pytest.raises(ValueError, match=said):
-        generate(programs.tiny(), **changes)
+        generate(tiny_programs.tiny(), **changes)
 
 
 def test_an_int8_cache_draws_nearly_the_same():
-    tiny = programs.tiny()
+    tiny = tiny_programs.tiny()
     exact, rounded = generate(tiny, samples=8), generate(tiny, samples=8, cache="int8")
     # First tokens are drawn from prompts alone; where both drew the same, their log-probabilities differ, and little.
     first = np.cumsum(exact.length) - exact.length, np.cumsum(rounded.length) - rounded.length
@@ -421,7 +424,7 @@ def draws(logits, n, sampling, seed=0):
     row_keys = jax.random.split(keys.named_key(seed, "draws"), n)
     controls = sampler_programs.controls(sampling.temperature, sampling.top_k, sampling.top_p)
     return jax.jit(
-        lambda k: drawing.draw(k, jnp.broadcast_to(jnp.asarray(logits, jnp.float32), (n, len(logits))), controls)
+        lambda k: sampling_op.draw(k, jnp.broadcast_to(jnp.asarray(logits, jnp.float32), (n, len(logits))), controls)
     )(row_keys)
 
 
@@ -432,7 +435,7 @@ def test_frequencies_follow_the_softmax(temperature, size):
     if size > 6:  # several groups, the last one not full
         logits = np.random.default_rng(0).normal(0, 2, size)
     drawn = draws(logits, 40_000, sampler.Sampling(temperature))
-    expected = programs.log_softmax(logits / temperature)
+    expected = tiny_programs.log_softmax(logits / temperature)
     order = np.argsort(expected)[::-1]
     # Rare tokens share a bin, so that each bin expects enough.
     bins = np.minimum(np.argsort(order), 60)
@@ -469,9 +472,9 @@ def test_truncation_keeps_exactly_the_tokens_it_says(sampling):
     kept = kept_by_sorting(logits, sampling.top_k, sampling.top_p)
     drawn = draws(logits, 4_000, sampling)
     assert set(np.asarray(drawn.token).tolist()) == kept
-    np.testing.assert_allclose(drawn.log_prob, programs.log_softmax(logits)[drawn.token], atol=1e-6)
+    np.testing.assert_allclose(drawn.log_prob, tiny_programs.log_softmax(logits)[drawn.token], atol=1e-6)
     left = np.where(np.isin(np.arange(6), list(kept)), logits, -np.inf)
-    np.testing.assert_allclose(drawn.kept_log_prob, programs.log_softmax(left)[drawn.token], atol=1e-6)
+    np.testing.assert_allclose(drawn.kept_log_prob, tiny_programs.log_softmax(left)[drawn.token], atol=1e-6)
 
 
 @hypothesis.settings(max_examples=60, deadline=None)
@@ -489,7 +492,7 @@ def test_truncation_with_many_ties_is_the_one_by_sorting(values, top_k, top_p):
     chance = np.exp(logits - logits.max())
     # Masses are float32 sums: a token whose turn comes within rounding of top_p may stay or go.
     mass, slack = chance[kept].sum(), 1e-5 * chance.sum()
-    found = np.exp(programs.log_softmax(logits)[drawn.token] - np.asarray(drawn.kept_log_prob)) * chance.sum()
+    found = np.exp(tiny_programs.log_softmax(logits)[drawn.token] - np.asarray(drawn.kept_log_prob)) * chance.sum()
     assert np.all(np.abs(found - mass) <= slack + chance[kept].min() * (1 + 1e-6))
     ranks = np.lexsort((np.arange(len(logits)), -logits))
     assert set(np.asarray(drawn.token).tolist()) <= set(ranks[: len(kept) + 1].tolist())
@@ -517,11 +520,11 @@ def test_a_split_vocabulary_gives_the_same_tokens_and_gathers_no_logits(sampling
     logits[:, ::7] = 1.5  # ties
     row_keys = jax.random.split(keys.named_key(0, "draws"), rows)
     controls = sampler_programs.controls(sampling.temperature, sampling.top_k, sampling.top_p)
-    whole = jax.jit(drawing.draw)(row_keys, jnp.asarray(logits), controls)
+    whole = jax.jit(sampling_op.draw)(row_keys, jnp.asarray(logits), controls)
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:parts]), ("tensor",))
     split = jax.jit(
         jax.shard_map(
-            lambda *arguments: drawing.draw(*arguments, axis="tensor"),
+            lambda *arguments: sampling_op.draw(*arguments, axis="tensor"),
             mesh=mesh,
             in_specs=(PartitionSpec(), PartitionSpec(None, "tensor"), PartitionSpec()),
             out_specs=PartitionSpec(),
@@ -538,7 +541,7 @@ def test_a_split_vocabulary_gives_the_same_tokens_and_gathers_no_logits(sampling
 
 
 def test_an_engine_can_be_told_apart_by_each_of_its_settings():
-    engine = engine_of(programs.tiny())
+    engine = engine_of(tiny_programs.tiny())
     assert sampler_programs.of(engine) is sampler_programs.of(dataclasses.replace(engine))
     assert sampler_programs.of(engine) is not sampler_programs.of(dataclasses.replace(engine, decode_window=5))
 
@@ -549,7 +552,7 @@ def test_an_engine_can_be_told_apart_by_each_of_its_settings():
 @pytest.mark.parametrize("layers", ["loop", "unrolled"])
 @pytest.mark.parametrize("attention", ["at_once", "by_row"])
 def test_a_window_on_many_devices_sends_sums_and_gathers_nothing(layers, attention):
-    tiny = programs.tiny(data=2, fsdp=2, tensor=2)
+    tiny = tiny_programs.tiny(data=2, fsdp=2, tensor=2)
     engine = engine_of(tiny, slots=16, prompt_tokens=200, layers=layers, attention=attention)
     text = sampler.lower_window(engine).compile().as_text()
     assert set(plan_programs.count_collectives(text)) == {"all-reduce"}

@@ -11,14 +11,15 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import hostile
 import numpy as np
 import pytest
+from support import hostile
 
 from reval_jax import config, types, verifier
-from reval_jax.verifier import confinement, frames, pool, worker
+from reval_jax.sandbox import confinement, frames, pool, worker
 
 TESTS = Path(__file__).resolve().parent
+SUPPORT = TESTS / "support"
 HAS_FILTER = confinement.has_call_filter()
 
 # A limit is short, for a test that waits for it; the wall clock is long, for one that must not.
@@ -31,7 +32,7 @@ def settings_for(function: str, **changes: object) -> worker.Settings:
 
 
 def pool_of(function: str, *, num_workers: int = 1, **changes: object) -> pool.Pool:
-    return pool.Pool(settings_for(function, **changes), num_workers=num_workers, path=[TESTS])
+    return pool.Pool(settings_for(function, **changes), num_workers=num_workers, path=[SUPPORT])
 
 
 def outcomes_of(function: str, tasks: list[tuple[str, str]], **changes: object) -> list[pool.Outcome]:
@@ -40,7 +41,7 @@ def outcomes_of(function: str, tasks: list[tuple[str, str]], **changes: object) 
 
 
 def grader_of(**verifier_settings: object) -> verifier.Grader:
-    settings = config.Verifier(**{"path": str(TESTS), "workers": 1, **verifier_settings})
+    settings = config.Verifier(**{"path": str(SUPPORT), "workers": 1, **verifier_settings})
     return verifier.Grader(config.Config(verifier=settings))
 
 
@@ -123,7 +124,7 @@ def test_every_way_out_is_closed(name: str, tmp_path: Path):
     inside, outside = tempting(tmp_path / "inside"), tempting(tmp_path / "outside")
     # The attempt is one: where nothing fences it in, it succeeds.
     program = f"import hostile; hostile.ways_out({str(outside)!r})[{name!r}]()"
-    subprocess.run([sys.executable, "-c", program], cwd=TESTS, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([sys.executable, "-c", program], cwd=SUPPORT, check=True, stdout=subprocess.DEVNULL)
 
     (outcome,) = outcomes_of("escape", [(name, str(inside))], cpu_limit=5.0)
     assert (outcome.kind, outcome.value) == ("done", 0.0), outcome.message
@@ -215,7 +216,7 @@ with test_sandbox.pool_of("hang", num_workers=2) as workers:
     trainer = subprocess.Popen(
         [sys.executable, "-c", program],
         cwd=TESTS,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join((str(TESTS), str(TESTS.parent)))},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join((str(TESTS), str(SUPPORT), str(TESTS.parent)))},
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -348,7 +349,7 @@ def test_a_reward_of_the_users_own_is_the_reward_and_only_1_is_ok():
 )
 def test_a_reward_that_fails_or_is_no_number_from_0_to_1_is_a_crash_and_said_once(function: str, answer: str):
     said: list[str] = []
-    settings = config.Verifier(reward=f"hostile:{function}", path=str(TESTS), workers=1)
+    settings = config.Verifier(reward=f"hostile:{function}", path=str(SUPPORT), workers=1)
     with verifier.Grader(config.Config(verifier=settings), say=said.append) as own:
         found = own.score(["a", "b"], [answer] * 2)
     assert found.reward.tolist() == [0.0, 0.0]
@@ -359,8 +360,8 @@ def test_a_reward_that_fails_or_is_no_number_from_0_to_1_is_a_crash_and_said_onc
 @pytest.mark.parametrize("reward", ["hostile:nothing", "no_such_module:score"])
 def test_a_reward_that_does_not_exist_is_refused_before_a_run_starts(reward: str):
     with pytest.raises(ValueError, match=f"verifier.reward={reward} cannot be loaded"):
-        verifier.check(config.Verifier(reward=reward, path=str(TESTS)))
-    verifier.check(config.Verifier(reward="hostile:constant", path=str(TESTS)))
+        verifier.check(config.Verifier(reward=reward, path=str(SUPPORT)))
+    verifier.check(config.Verifier(reward="hostile:constant", path=str(SUPPORT)))
 
 
 def test_a_reward_from_a_directory_that_does_not_exist_is_refused(tmp_path: Path):
@@ -393,16 +394,16 @@ def test_failures_up_to_the_share_are_borne_and_one_more_is_not():
 
 
 def test_a_run_whose_reward_fails_stops_with_its_rollouts_written_and_says_so(tmp_path: Path, capsys):
-    import runs
+    from support import tiny_runs
 
     from reval_jax import cli
 
-    file = runs.write_files(tmp_path)
+    file = tiny_runs.write_files(tmp_path)
     own = [
         "--verifier.reward",
         "hostile:fail",
         "--verifier.path",
-        str(TESTS),
+        str(SUPPORT),
         "--eval.every",
         "0",
         "--verifier.workers",

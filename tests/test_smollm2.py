@@ -5,12 +5,13 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
-import programs
 import pytest
+from support import tiny_programs
 
-from reval_jax import batch, collect, keys, mesh, model, policy, sampler, types, weights
+from reval_jax import batch, keys, mesh, model, policy, sampler, types, weights
+from reval_jax import trajectories as trajectories_lib
 from reval_jax.model.attention import cached
-from reval_jax.sampler import drawing
+from reval_jax.sampler import sampling_op
 
 PROMPTS = ("2+2=", "1+1=", "Q: What is 5 times 5?\nA: 5 times 5 is")
 
@@ -18,7 +19,7 @@ PROMPTS = ("2+2=", "1+1=", "Q: What is 5 times 5?\nA: 5 times 5 is")
 @pytest.mark.slow
 def test_sampling_log_probabilities_are_the_learners_in_float32(smollm2):
     loaded = weights.load(str(smollm2))
-    config = programs.settings(
+    config = tiny_programs.settings(
         rollout={"prompts_per_round": 3, "samples_per_prompt": 16, "max_response_tokens": 12, "decode_slots": 48},
         update={"batch_size": 48},
         replay={"capacity": 48},
@@ -34,7 +35,7 @@ def test_sampling_log_probabilities_are_the_learners_in_float32(smollm2):
         decode_slots=32,
         decode_window=5,
     )
-    asked = programs.prompts(*(tuple(loaded.tokenizer(text)["input_ids"]) for text in PROMPTS))
+    asked = tiny_programs.prompts(*(tuple(loaded.tokenizer(text)["input_ids"]) for text in PROMPTS))
     rollout = sampler.generate(
         engine,
         sampler.hand_over(params, devices, engine),
@@ -44,7 +45,7 @@ def test_sampling_log_probabilities_are_the_learners_in_float32(smollm2):
         sampling=sampler.Sampling(stop_ids=loaded.eos_token_ids),
     )
     verdicts = types.Verdicts(np.zeros(48, np.float32), np.ones(48, np.int8), ("",) * 48)
-    trajectories = collect.trajectories(asked, rollout, verdicts, round=0, policy_version=0, config=config)
+    trajectories = trajectories_lib.trajectories(asked, rollout, verdicts, round=0, policy_version=0, config=config)
     packed = batch.pack(trajectories, devices, config=config)
     scores = jax.jit(
         lambda params, rows: policy.score(
@@ -89,8 +90,8 @@ def test_other_slots_change_logits_by_rounding_and_only_draws_that_lie_within_it
     assert 3 * error <= 5e-4
 
     def two_level(key, logits):
-        controls = drawing.Controls(np.float32(1), np.int32(0), np.float32(1))
-        return drawing.draw(jax.random.split(key, logits.shape[0]), logits, controls).token
+        controls = sampling_op.Controls(np.float32(1), np.int32(0), np.float32(1))
+        return sampling_op.draw(jax.random.split(key, logits.shape[0]), logits, controls).token
 
     def gumbel_max(key, logits):
         return jax.random.categorical(key, logits)

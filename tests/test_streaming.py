@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import checkpoints
 import hypothesis
 import numpy as np
 from hypothesis import strategies
+from support import hf_checkpoints
 
-from reval_jax import assemble, sampler
+from reval_jax import sampler, setup
 
 
 class Bytes:
@@ -27,7 +27,7 @@ def new(sample, tokens, *, is_finished=False, prompt=0):
 def stream(windows, tokenizer=None):
     """What a listener passes on for the windows, call by call."""
     said = []
-    listen = assemble._text_of(tokenizer or Bytes(), lambda *heard: said.append(heard))
+    listen = setup._text_of(tokenizer or Bytes(), lambda *heard: said.append(heard))
     for window in windows:
         listen(window)
     return said
@@ -70,12 +70,12 @@ def test_what_was_passed_on_is_the_text_whatever_the_bytes_and_windows(tokens, s
     assert [is_complete for *_, is_complete in said] == [False] * (len(said) - 1) + [True]
 
 
-TOKENIZER = checkpoints.tiny_tokenizer()
+TOKENIZER = hf_checkpoints.tiny_tokenizer()
 
 
 @hypothesis.settings(deadline=None)
 @hypothesis.given(
-    strategies.lists(strategies.integers(0, checkpoints.VOCABULARY - 1), min_size=1, max_size=20), windows
+    strategies.lists(strategies.integers(0, hf_checkpoints.VOCABULARY - 1), min_size=1, max_size=20), windows
 )
 def test_a_real_tokenizers_stream_is_its_text(tokens, sizes):
     said = stream(cut(tokens, sizes), TOKENIZER)

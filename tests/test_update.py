@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 
-import checkpoints
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import programs
 import pytest
+from support import hf_checkpoints, tiny_programs
 
 from reval_jax import batch, mesh, update
 
@@ -45,9 +44,9 @@ def stepper(tiny):
 
 def scores_by_hand(tiny, trajectories, row):
     """log pi per response token and V(s1) of one trajectory, float64."""
-    tokens, prompt, response = programs.tokens_of(trajectories, row)
-    logits = programs.full_logits(tiny.architecture, tiny.params, tokens)[prompt - 1 : prompt + response - 1]
-    return programs.log_softmax(logits)[np.arange(response), tokens[prompt:]], np.log(np.exp(logits[0]).sum())
+    tokens, prompt, response = tiny_programs.tokens_of(trajectories, row)
+    logits = tiny_programs.full_logits(tiny.architecture, tiny.params, tokens)[prompt - 1 : prompt + response - 1]
+    return tiny_programs.log_softmax(logits)[np.arange(response), tokens[prompt:]], np.log(np.exp(logits[0]).sum())
 
 
 def loss_by_hand(tiny, trajectories, objective, beta=0.1):
@@ -73,8 +72,8 @@ def loss_by_hand(tiny, trajectories, objective, beta=0.1):
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_the_loss_equals_a_loop_over_trajectories(objective):
-    tiny = programs.tiny(update={"objective": objective, "batch_size": 8, "updates_per_round": 1})
-    trajectories = programs.random_trajectories(8)
+    tiny = tiny_programs.tiny(update={"objective": objective, "batch_size": 8, "updates_per_round": 1})
+    trajectories = tiny_programs.random_trajectories(8)
     if objective == "grpo":
         trajectories = trajectories._replace(reward=np.linspace(-1.5, 1.5, 8).astype(np.float32))
     value, _, _ = loss_and_gradients(tiny, trajectories)
@@ -84,8 +83,8 @@ def test_the_loss_equals_a_loop_over_trajectories(objective):
 @pytest.mark.slow
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_gradients_equal_finite_differences(objective):
-    tiny = programs.tiny(update={"objective": objective, "batch_size": 8, "updates_per_round": 1})
-    trajectories = programs.random_trajectories(8, seed=3)
+    tiny = tiny_programs.tiny(update={"objective": objective, "batch_size": 8, "updates_per_round": 1})
+    trajectories = tiny_programs.random_trajectories(8, seed=3)
     # Ratios near 1 keep GRPO away from its clips, where a difference quotient means nothing.
     flat = np.concatenate([scores_by_hand(tiny, trajectories, row)[0] for row in range(8)])
     trajectories = trajectories._replace(
@@ -114,10 +113,10 @@ def assert_gradients_agree(one, other):
 
 @pytest.mark.parametrize("objective", ["reval", pytest.param("grpo", marks=pytest.mark.slow)])
 def test_the_split_into_micro_batches_changes_rounding_only(objective):
-    trajectories = programs.random_trajectories(8)
+    trajectories = tiny_programs.random_trajectories(8)
     results = [
         loss_and_gradients(
-            programs.tiny(update={"objective": objective, "micro_batch_tokens": tokens, "updates_per_round": 1}),
+            tiny_programs.tiny(update={"objective": objective, "micro_batch_tokens": tokens, "updates_per_round": 1}),
             trajectories,
         )
         for tokens in (4096, 48, 16)
@@ -130,7 +129,7 @@ def test_the_split_into_micro_batches_changes_rounding_only(objective):
 
 def assert_same(axes, trajectories, **overrides):
     """The loss to 1e-6, gradients before clipping to 1e-5 of the largest, and one SGD step, as on one device."""
-    single, sharded = programs.tiny(**overrides), programs.tiny(**axes, **overrides)
+    single, sharded = tiny_programs.tiny(**overrides), tiny_programs.tiny(**axes, **overrides)
     value, gradients, _ = loss_and_gradients(single, trajectories)
     sharded_value, sharded_gradients, _ = loss_and_gradients(sharded, trajectories)
     np.testing.assert_allclose(sharded_value, value, rtol=1e-6)
@@ -158,7 +157,7 @@ def assert_same(axes, trajectories, **overrides):
     ids=str,
 )
 def test_one_device_equals_eight(axes):
-    assert_same(axes, programs.random_trajectories(8))
+    assert_same(axes, tiny_programs.random_trajectories(8))
 
 
 @pytest.mark.slow
@@ -173,29 +172,29 @@ def test_one_device_equals_eight(axes):
     ids=str,
 )
 def test_heads_that_do_not_divide_give_the_same_gradients(heads):
-    architecture = checkpoints.tiny_architecture(**heads)
-    assert_same({"fsdp": 2, "tensor": 4}, programs.random_trajectories(8), architecture=architecture)
+    architecture = hf_checkpoints.tiny_architecture(**heads)
+    assert_same({"fsdp": 2, "tensor": 4}, tiny_programs.random_trajectories(8), architecture=architecture)
 
 
 @pytest.mark.slow
 def test_a_width_and_a_vocabulary_that_do_not_divide_give_the_same_gradients():
-    architecture = checkpoints.tiny_architecture(vocab_size=checkpoints.VOCABULARY + 3, width=36)
-    assert_same({"fsdp": 8}, programs.random_trajectories(8), architecture=architecture)
-    assert_same({"data": 2, "tensor": 4}, programs.random_trajectories(8), architecture=architecture)
+    architecture = hf_checkpoints.tiny_architecture(vocab_size=hf_checkpoints.VOCABULARY + 3, width=36)
+    assert_same({"fsdp": 8}, tiny_programs.random_trajectories(8), architecture=architecture)
+    assert_same({"data": 2, "tensor": 4}, tiny_programs.random_trajectories(8), architecture=architecture)
 
 
 @pytest.mark.parametrize("remat", ["none", pytest.param("full", marks=pytest.mark.slow)])
 def test_weights_are_gathered_and_gradients_scattered_in_the_loop_and_nothing_crosses_data_there(remat):
     """Reads the compiled program: what lies in the loop over micro-batches is what every micro-batch pays."""
-    tiny = programs.tiny(data=2, fsdp=2, tensor=2, model={"remat": remat})
-    rows = batch.pack(programs.random_trajectories(8), tiny.mesh, config=tiny.config)
+    tiny = tiny_programs.tiny(data=2, fsdp=2, tensor=2, model={"remat": remat})
+    rows = batch.pack(tiny_programs.random_trajectories(8), tiny.mesh, config=tiny.config)
     loss = update.make_loss(tiny.config.update)
     run = jax.jit(
         lambda params, rows: update.loss_and_gradients(
             tiny.architecture, params, rows, loss, tiny.mesh, config=tiny.config
         )
     )
-    inside, outside = programs.collectives(run.lower(tiny.params, rows).compile().as_text())
+    inside, outside = tiny_programs.collectives(run.lower(tiny.params, rows).compile().as_text())
     # Device (d, f, t) has number 4d + 2f + t: a group over data holds two that differ by 4.
     over_data = {kind for kind, groups in inside if "0,4" in groups}
     assert not over_data
@@ -205,8 +204,8 @@ def test_weights_are_gathered_and_gradients_scattered_in_the_loop_and_nothing_cr
 
 
 def test_the_residual_is_zero_at_the_reference_without_reward():
-    tiny = programs.tiny()
-    trajectories = programs.random_trajectories(8)
+    tiny = tiny_programs.tiny()
+    trajectories = tiny_programs.random_trajectories(8)
     scores = [scores_by_hand(tiny, trajectories, row) for row in range(8)]
     trajectories = trajectories._replace(
         reward=np.zeros(8, np.float32),
@@ -220,18 +219,18 @@ def test_the_residual_is_zero_at_the_reference_without_reward():
 
 @pytest.mark.slow
 def test_the_gradient_of_the_value_can_be_left_out():
-    trajectories = programs.random_trajectories(8)
-    _, whole, _ = loss_and_gradients(programs.tiny(), trajectories)
-    value, stopped, _ = loss_and_gradients(programs.tiny(update={"stop_value_gradient": True}), trajectories)
+    trajectories = tiny_programs.random_trajectories(8)
+    _, whole, _ = loss_and_gradients(tiny_programs.tiny(), trajectories)
+    value, stopped, _ = loss_and_gradients(tiny_programs.tiny(update={"stop_value_gradient": True}), trajectories)
     assert (
         max(np.abs(a - b).max() for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(stopped), strict=True)) > 1e-3
     )
-    np.testing.assert_allclose(value, loss_by_hand(programs.tiny(), trajectories, "reval"), rtol=2e-5)
+    np.testing.assert_allclose(value, loss_by_hand(tiny_programs.tiny(), trajectories, "reval"), rtol=2e-5)
 
 
 def test_a_step_is_adamw_behind_a_global_norm_clip():
-    tiny = programs.tiny(optimizer={"learning_rate": 1e-2, "weight_decay": 0.1, "max_grad_norm": 0.5})
-    trajectories = programs.random_trajectories(8)
+    tiny = tiny_programs.tiny(optimizer={"learning_rate": 1e-2, "weight_decay": 0.1, "max_grad_norm": 0.5})
+    trajectories = tiny_programs.random_trajectories(8)
     _, gradients, _ = loss_and_gradients(tiny, trajectories)
     params = jax.device_get(tiny.params)
     step, state = stepper(tiny)
@@ -252,14 +251,14 @@ def test_a_step_is_adamw_behind_a_global_norm_clip():
 
 
 def test_warm_up_climbs_linearly_and_the_first_update_moves():
-    rate = update.learning_rate(programs.settings(optimizer={"learning_rate": 0.4, "warmup_updates": 4}).optimizer)
+    rate = update.learning_rate(tiny_programs.settings(optimizer={"learning_rate": 0.4, "warmup_updates": 4}).optimizer)
     assert [float(rate(jnp.int32(count))) for count in range(6)] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4, 0.4])
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_an_update_that_is_not_finite_leaves_everything_bitwise_and_is_counted(bad):
-    tiny = programs.tiny()
-    trajectories = programs.random_trajectories(8)
+    tiny = tiny_programs.tiny()
+    trajectories = tiny_programs.random_trajectories(8)
     step, state = stepper(tiny)
     poisoned = trajectories._replace(reward=np.where(np.arange(8) == 3, bad, trajectories.reward).astype(np.float32))
     with jax.numpy_dtype_promotion("standard"):
@@ -274,15 +273,16 @@ def test_an_update_that_is_not_finite_leaves_everything_bitwise_and_is_counted(b
 
 
 def test_the_step_donates_its_state_and_compiles_once_for_a_row_length():
-    tiny = programs.tiny()
+    tiny = tiny_programs.tiny()
     step, state = stepper(tiny)
     with jax.numpy_dtype_promotion("standard"):
         for num in (8, 5, 8):
             old, state = (
                 state,
-                step(state, batch.pack(programs.random_trajectories(num, max_prompt=5), tiny.mesh, config=tiny.config))[
-                    0
-                ],
+                step(
+                    state,
+                    batch.pack(tiny_programs.random_trajectories(num, max_prompt=5), tiny.mesh, config=tiny.config),
+                )[0],
             )
             assert all(leaf.is_deleted() for leaf in jax.tree.leaves((old.params, old.opt_state)))
     assert step._cache_size() == 1
@@ -290,10 +290,10 @@ def test_the_step_donates_its_state_and_compiles_once_for_a_row_length():
 
 @pytest.mark.slow
 def test_a_step_on_eight_devices_moves_as_one_device_does():
-    trajectories = programs.random_trajectories(8)
+    trajectories = tiny_programs.random_trajectories(8)
     moved = []
     for axes in ({}, {"data": 2, "fsdp": 2, "tensor": 2}):
-        tiny = programs.tiny(**axes, optimizer={"learning_rate": 1e-3})
+        tiny = tiny_programs.tiny(**axes, optimizer={"learning_rate": 1e-3})
         step, state = stepper(tiny)
         with jax.numpy_dtype_promotion("standard"):
             state, _ = step(state, batch.pack(trajectories, tiny.mesh, config=tiny.config))
@@ -303,10 +303,10 @@ def test_a_step_on_eight_devices_moves_as_one_device_does():
 
 
 def test_the_donated_state_is_updated_in_place():
-    tiny = programs.tiny(data=2, fsdp=4)
+    tiny = tiny_programs.tiny(data=2, fsdp=4)
     step, state = stepper(tiny)
     with jax.numpy_dtype_promotion("standard"):
-        rows = batch.pack(programs.random_trajectories(8), tiny.mesh, config=tiny.config)
+        rows = batch.pack(tiny_programs.random_trajectories(8), tiny.mesh, config=tiny.config)
         memory = step.lower(state, rows).compile().memory_analysis()
     of_state = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(state))
     assert memory.alias_size_in_bytes >= of_state
@@ -314,10 +314,10 @@ def test_the_donated_state_is_updated_in_place():
 
 def test_the_update_takes_no_reference_parameters():
     """A replayed update runs no reference forward pass: it is given nothing to run one with."""
-    tiny = programs.tiny()
+    tiny = tiny_programs.tiny()
     step, state = stepper(tiny)
     with jax.numpy_dtype_promotion("standard"):
-        rows = batch.pack(programs.random_trajectories(8), tiny.mesh, config=tiny.config)
+        rows = batch.pack(tiny_programs.random_trajectories(8), tiny.mesh, config=tiny.config)
         text = step.lower(state, rows).compile().as_text()
     entry = text[text.index("\nENTRY ") :]
     weights = [leaf.shape for leaf in jax.tree.leaves(tiny.params)]
@@ -329,9 +329,9 @@ def test_the_update_takes_no_reference_parameters():
 
 @pytest.mark.slow
 def test_the_sharded_update_compiles_for_a_tpu_with_the_splash_kernel(v5e):
-    architecture = checkpoints.tiny_architecture(head_size=64, num_heads=4, num_kv_heads=2)
+    architecture = hf_checkpoints.tiny_architecture(head_size=64, num_heads=4, num_kv_heads=2)
     devices = jax.sharding.Mesh(np.array(v5e).reshape(2, 2, 2), mesh.AXES)
-    config = programs.settings(
+    config = tiny_programs.settings(
         model={"compute_dtype": "bfloat16", "remat": "full"},
         task={"max_prompt_tokens": 64},
         rollout={"max_response_tokens": 192},
@@ -351,4 +351,4 @@ def test_the_sharded_update_compiles_for_a_tpu_with_the_splash_kernel(v5e):
 
 @pytest.mark.slow
 def test_a_batch_that_does_not_divide_over_the_devices_gives_the_same_gradients():
-    assert_same({"fsdp": 8}, programs.random_trajectories(5), update={"batch_size": 5})
+    assert_same({"fsdp": 8}, tiny_programs.random_trajectories(5), update={"batch_size": 5})

@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from reval_jax import config, types, verifier
-from reval_jax.verifier import limits
+from reval_jax.equality import limits
 
 CASES = Path(__file__).resolve().parents[2] / "shared" / "data" / "verifier_cases.jsonl"
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from reval_jax import verifier
-from reval_jax.verifier import arithmetic, exact, limits, structure, symbolic
+from reval_jax.equality import arithmetic, exact, limits, structure, symbolic
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 CASES = DATA / "verifier_cases.jsonl"

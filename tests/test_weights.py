@@ -9,7 +9,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import checkpoints
 import gguf
 import jax
 import ml_dtypes
@@ -17,6 +16,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import test_model
+from support import hf_checkpoints
 
 from reval_jax import model, weights
 
@@ -27,7 +27,7 @@ FAMILIES = ("llama", "qwen2", "qwen3")
 @pytest.fixture
 def checkpoint(tmp_path):
     """A fresh tiny llama directory, free to be damaged."""
-    return Path(checkpoints.tiny_checkpoint(tmp_path / "checkpoint"))
+    return Path(hf_checkpoints.tiny_checkpoint(tmp_path / "checkpoint"))
 
 
 def assert_same_params(found, expected, **tolerance):
@@ -62,18 +62,21 @@ SCALINGS = {
 @pytest.mark.parametrize("scaling", SCALINGS)
 def test_what_is_exported_loads_back_bit_for_bit(family, scaling, tmp_path):
     overrides = {"rope_scaling": SCALINGS[scaling], "tied_head": scaling == "none", "norm_eps": 1e-5, "rope_theta": 5e5}
-    path = checkpoints.tiny_checkpoint(tmp_path / "checkpoint", family, **overrides)
+    path = hf_checkpoints.tiny_checkpoint(tmp_path / "checkpoint", family, **overrides)
     loaded = weights.load(path)
-    expected = checkpoints.tiny_architecture(family, **overrides)
+    expected = hf_checkpoints.tiny_architecture(family, **overrides)
     assert loaded.architecture == expected == weights.read_architecture(path)
-    assert_same_params(loaded.params, checkpoints.tiny_params(expected))
+    assert_same_params(loaded.params, hf_checkpoints.tiny_params(expected))
     assert loaded.eos_token_ids == (2,)
     assert loaded.source == path
 
 
 def test_many_shards_equal_one_file(tmp_path):
-    architecture, tokenizer = checkpoints.tiny_architecture("qwen2", tied_head=False), checkpoints.tiny_tokenizer()
-    params = checkpoints.tiny_params(architecture)
+    architecture, tokenizer = (
+        hf_checkpoints.tiny_architecture("qwen2", tied_head=False),
+        hf_checkpoints.tiny_tokenizer(),
+    )
+    params = hf_checkpoints.tiny_params(architecture)
     weights.export(tmp_path / "many", architecture, params, tokenizer, eos_token_ids=(2, 0), shard_bytes=20_000)
     assert len(list((tmp_path / "many").glob("*.safetensors"))) > 2
     loaded = weights.load(str(tmp_path / "many"))
@@ -83,10 +86,11 @@ def test_many_shards_equal_one_file(tmp_path):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_narrow_exports_round_once_and_load_as_float32(dtype, tmp_path):
-    path = checkpoints.tiny_checkpoint(tmp_path / "checkpoint", dtype=dtype)
+    path = hf_checkpoints.tiny_checkpoint(tmp_path / "checkpoint", dtype=dtype)
     narrow = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16}[dtype]
     rounded = jax.tree.map(
-        lambda leaf: leaf.astype(narrow).astype(np.float32), checkpoints.tiny_params(checkpoints.tiny_architecture())
+        lambda leaf: leaf.astype(narrow).astype(np.float32),
+        hf_checkpoints.tiny_params(hf_checkpoints.tiny_architecture()),
     )
     loaded = weights.load(path).params
     assert_same_params(loaded, rounded)
@@ -96,8 +100,8 @@ def test_narrow_exports_round_once_and_load_as_float32(dtype, tmp_path):
 
 
 def test_the_tokenizer_and_its_chat_template_survive_export(tmp_path):
-    path = checkpoints.tiny_checkpoint(tmp_path / "checkpoint")
-    original, loaded = checkpoints.tiny_tokenizer(), weights.load_tokenizer(path)
+    path = hf_checkpoints.tiny_checkpoint(tmp_path / "checkpoint")
+    original, loaded = hf_checkpoints.tiny_tokenizer(), weights.load_tokenizer(path)
     text = "What is 5 times 5? 12  34\n\\boxed{é}"
     assert loaded(text)["input_ids"] == original(text)["input_ids"]
     assert loaded.decode(loaded(text)["input_ids"]) == text
@@ -152,18 +156,18 @@ def test_transformers_gives_an_exported_model_the_same_logits(family, tmp_path):
     pytest.importorskip("torch")
     scaling = {"llama": "llama3", "qwen2": "yarn", "qwen3": "linear"}[family]
     overrides = {"rope_scaling": SCALINGS[scaling], "tied_head": family == "qwen2"}
-    path = checkpoints.tiny_checkpoint(tmp_path / "checkpoint", family, **overrides)
-    architecture = checkpoints.tiny_architecture(family, **overrides)
+    path = hf_checkpoints.tiny_checkpoint(tmp_path / "checkpoint", family, **overrides)
+    architecture = hf_checkpoints.tiny_architecture(family, **overrides)
     tokens = test_model.random_tokens(2, 80)
-    found = test_model.logits_of(architecture, checkpoints.tiny_params(architecture), tokens)
-    np.testing.assert_allclose(found, checkpoints.transformers_logits(path, tokens), rtol=0, atol=1e-4)
+    found = test_model.logits_of(architecture, hf_checkpoints.tiny_params(architecture), tokens)
+    np.testing.assert_allclose(found, hf_checkpoints.transformers_logits(path, tokens), rtol=0, atol=1e-4)
 
 
 def test_a_sharded_transformers_checkpoint_loads(tmp_path):
     pytest.importorskip("torch")
     settings = {"tie_word_embeddings": False}
-    one = checkpoints.transformers_checkpoint(tmp_path / "one", "qwen3", **settings)
-    many = checkpoints.transformers_checkpoint(tmp_path / "many", "qwen3", max_shard_size="30KB", **settings)
+    one = hf_checkpoints.transformers_checkpoint(tmp_path / "one", "qwen3", **settings)
+    many = hf_checkpoints.transformers_checkpoint(tmp_path / "many", "qwen3", max_shard_size="30KB", **settings)
     assert (Path(many) / "model.safetensors.index.json").exists()
     assert_same_params(weights.load(many).params, weights.load(one).params)
 
@@ -174,8 +178,8 @@ def test_a_sharded_transformers_checkpoint_loads(tmp_path):
 def write_gguf(file, family="llama", *, quantisation=gguf.GGMLQuantizationType.F32, change=None, **metadata):
     """A tiny GGUF of checkpoints.tiny_params, written as llama.cpp's converter does; returns (architecture, params)."""
     sizes = {"width": 64, "head_size": 16, "mlp_width": 96}  # rows of whole quantisation blocks
-    architecture = checkpoints.tiny_architecture(family, tied_head=False, **sizes)
-    params, tokenizer = checkpoints.tiny_params(architecture), checkpoints.tiny_tokenizer()
+    architecture = hf_checkpoints.tiny_architecture(family, tied_head=False, **sizes)
+    params, tokenizer = hf_checkpoints.tiny_params(architecture), hf_checkpoints.tiny_tokenizer()
     writer = gguf.GGUFWriter(file, family)
     writer.add_block_count(2)
     writer.add_context_length(128)
@@ -258,7 +262,7 @@ def test_a_gguf_gives_architecture_params_and_tokenizer(family, tmp_path):
     assert loaded.architecture == architecture == weights.read_architecture(str(file))
     assert_same_params(loaded.params, params)
     assert loaded.eos_token_ids == (2,)
-    original = checkpoints.tiny_tokenizer()
+    original = hf_checkpoints.tiny_tokenizer()
     text = "<|im_start|>user\nWhat is  12 times 5?<|im_end|>é"
     assert loaded.tokenizer(text)["input_ids"] == original(text)["input_ids"]
     assert loaded.tokenizer.chat_template == original.chat_template
@@ -306,9 +310,9 @@ PUBLISHED = {
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_configuration_keys_are_accepted(name, tmp_path):
     family, settings = PUBLISHED[name]
-    directory = Path(checkpoints.tiny_checkpoint(tmp_path / "checkpoint", family))
+    directory = Path(hf_checkpoints.tiny_checkpoint(tmp_path / "checkpoint", family))
     edit_config(directory, **settings)
-    assert weights.read_architecture(str(directory)) == checkpoints.tiny_architecture(family)
+    assert weights.read_architecture(str(directory)) == hf_checkpoints.tiny_architecture(family)
 
 
 def test_a_gguf_with_linear_scaling_keeps_it(tmp_path):
@@ -437,7 +441,7 @@ def test_a_configuration_that_is_not_handled_is_refused(changes, message, checkp
     ],
 )
 def test_a_qwen2_window_in_use_is_refused_and_one_switched_off_is_not(changes, tmp_path):
-    directory = Path(checkpoints.tiny_checkpoint(tmp_path / "checkpoint", "qwen2"))
+    directory = Path(hf_checkpoints.tiny_checkpoint(tmp_path / "checkpoint", "qwen2"))
     edit_config(directory, **changes)
     with pytest.raises(ValueError, match="only"):
         weights.read_architecture(str(directory))
@@ -550,8 +554,8 @@ def test_a_file_that_is_no_gguf_is_refused(tmp_path):
 
 
 def test_an_export_overwrites_nothing_and_leaves_nothing_behind(checkpoint, tmp_path):
-    architecture, tokenizer = checkpoints.tiny_architecture(), checkpoints.tiny_tokenizer()
-    params = checkpoints.tiny_params(architecture)
+    architecture, tokenizer = hf_checkpoints.tiny_architecture(), hf_checkpoints.tiny_tokenizer()
+    params = hf_checkpoints.tiny_params(architecture)
     before = {file: file.read_bytes() for file in checkpoint.iterdir()}
     with pytest.raises(ValueError, match="overwrites nothing"):
         weights.export(checkpoint, architecture, params, tokenizer, eos_token_ids=(2,))
@@ -566,8 +570,8 @@ def test_an_export_overwrites_nothing_and_leaves_nothing_behind(checkpoint, tmp_
 
 
 def test_an_export_into_a_file_or_an_unwritable_place_is_refused(tmp_path):
-    architecture, tokenizer = checkpoints.tiny_architecture(), checkpoints.tiny_tokenizer()
-    params = checkpoints.tiny_params(architecture)
+    architecture, tokenizer = hf_checkpoints.tiny_architecture(), hf_checkpoints.tiny_tokenizer()
+    params = hf_checkpoints.tiny_params(architecture)
     (tmp_path / "file").write_text("kept")
     for target in ("file", "file/new"):
         with pytest.raises(ValueError, match="file"):
@@ -577,7 +581,10 @@ def test_an_export_into_a_file_or_an_unwritable_place_is_refused(tmp_path):
 
 def test_an_export_fills_an_empty_directory(tmp_path):
     (tmp_path / "empty").mkdir()
-    assert weights.load(checkpoints.tiny_checkpoint(tmp_path / "empty")).architecture == checkpoints.tiny_architecture()
+    assert (
+        weights.load(hf_checkpoints.tiny_checkpoint(tmp_path / "empty")).architecture
+        == hf_checkpoints.tiny_architecture()
+    )
 
 
 # --- the real model --------------------------------------------------------------------------------------------------
@@ -594,12 +601,12 @@ def test_smollm2_equals_transformers_and_so_does_its_export(smollm2, tmp_path):
     rows = [loaded.tokenizer(text)["input_ids"] for text in texts]
     tokens = np.array([row[: min(map(len, rows))] for row in rows])
     found = test_model.logits_of(loaded.architecture, loaded.params, tokens)
-    published = checkpoints.transformers_gguf_logits(smollm2, tokens)
+    published = hf_checkpoints.transformers_gguf_logits(smollm2, tokens)
     np.testing.assert_allclose(found, published, rtol=0, atol=2e-3)
     path = weights.export(
         tmp_path / "smollm2", loaded.architecture, loaded.params, loaded.tokenizer, eos_token_ids=loaded.eos_token_ids
     )
-    np.testing.assert_allclose(found, checkpoints.transformers_logits(path, tokens), rtol=0, atol=2e-3)
+    np.testing.assert_allclose(found, hf_checkpoints.transformers_logits(path, tokens), rtol=0, atol=2e-3)
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from benchmarks.peers import jax_product, peer
 from reval_jax import batch, keys, model, sampler, types, update
 from reval_jax import config as config_lib
 from reval_jax import mesh as mesh_lib
-from reval_jax.bench import update as update_bench
+from reval_jax.tools.bench import update as update_bench
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax")
 DECODE_WINDOW = 4  # tokens between two looks by the host: a finished response waits for two of them on average

@@ -33,7 +33,8 @@ def _bench_scores(given: arguments.BenchScores) -> dict[str, Any]:
             "Give one width for each vocabulary."
         )
 
-    from reval_jax import bench, mesh
+    from reval_jax import mesh
+    from reval_jax.tools import bench
 
     mesh.start()
     return bench.scores.run(
@@ -52,7 +53,8 @@ def _bench_update(given: arguments.BenchUpdate) -> dict[str, Any]:
             f"--prompt_tokens {given.prompt_tokens} leaves no room for a response in --tokens {given.tokens}. Use fewer."
         )
 
-    from reval_jax import bench, mesh, weights
+    from reval_jax import mesh, weights
+    from reval_jax.tools import bench
 
     mesh.start()
     architecture, source = weights.find_architecture(given.model)
@@ -69,7 +71,8 @@ def _bench_update(given: arguments.BenchUpdate) -> dict[str, Any]:
 
 
 def _bench_sampler(given: arguments.BenchSampler) -> dict[str, Any]:
-    from reval_jax import bench, mesh, weights
+    from reval_jax import mesh, weights
+    from reval_jax.tools import bench
 
     mesh.start()
     architecture, source = weights.find_architecture(given.model)

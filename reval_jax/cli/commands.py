@@ -40,11 +40,11 @@ def sample(argv: list[str]) -> int:
     if not given.prompt:
         raise ValueError("--prompt is empty. Give the question, for example --prompt '2+2='.")
 
-    from reval_jax import assemble
+    from reval_jax import setup
 
-    policy = assemble.load_policy(config, given.run_dir, round=given.round)
+    policy = setup.load_policy(config, given.run_dir, round=given.round)
     show = functools.partial(_show_text, given.json, {}, given.samples)
-    responses = assemble.respond(policy, config, given.prompt, given.samples, on_text=show)
+    responses = setup.respond(policy, config, given.prompt, given.samples, on_text=show)
     for index, response in enumerate(responses):
         cut = ", cut" if response["is_truncated"] else ""
         facts = f"{response['num_tokens']} tokens{cut}, log-probability {response['log_prob']:.2f}"
@@ -70,9 +70,9 @@ def export(argv: list[str]) -> int:
     given = parsing.parse(arguments.Export, "export", argv)
     config = config_lib.load(given.run_dir / "config.yaml")
 
-    from reval_jax import assemble, mesh, weights
+    from reval_jax import mesh, setup, weights
 
-    policy = assemble.load_policy(config, given.run_dir, round=given.round)
+    policy = setup.load_policy(config, given.run_dir, round=given.round)
     weights.export(
         given.output,
         policy.architecture,
@@ -89,7 +89,7 @@ def report(argv: list[str]) -> int:
     """Draws a run."""
     given = parsing.parse(arguments.Report, "report", argv)
 
-    from reval_jax import report
+    from reval_jax.tools import report
 
     print(report.write(given.run_dir, given.output or given.run_dir / "report.html"))
     return 0
@@ -104,7 +104,7 @@ def plan(argv: list[str]) -> int:
 
     # A plan runs nothing: an accelerator of this machine may be another program's.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    from reval_jax import plan
+    from reval_jax.tools import plan
 
     found = plan.plan(
         config, given.topology, is_searching=given.search, say=lambda text: print(text, file=sys.stderr, flush=True)
@@ -158,7 +158,7 @@ def doctor(argv: list[str]) -> int:
     """Looks at this machine."""
     given = parsing.parse(arguments.Doctor, "doctor", argv)
 
-    from reval_jax import doctor
+    from reval_jax.tools import doctor
 
     findings = doctor.examine()
     for finding in findings:

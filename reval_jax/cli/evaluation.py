@@ -136,15 +136,15 @@ def _measure(
     Raises:
       ValueError: the model or a benchmark can't be used, or its problems would not be the baselines'.
     """
-    from reval_jax import assemble, evaluate, verifier
+    from reval_jax import evaluate, setup, verifier
 
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, path=asked.model_path))
-    policy = assemble.load_policy(config, asked.run_dir, round=asked.round)
+    policy = setup.load_policy(config, asked.run_dir, round=asked.round)
     benchmarks = evaluate.load(config, policy.tokenizer)
     if baselines:
         evaluate.check_same_problems(benchmarks, baselines)
-    longest = assemble.longest(tokens for each in benchmarks for tokens in each.prompts.tokens)
-    params, engine = assemble.sampling_copy(policy, config, max_prompt_tokens=longest)
+    longest = setup.longest(tokens for each in benchmarks for tokens in each.prompts.tokens)
+    params, engine = setup.sampling_copy(policy, config, max_prompt_tokens=longest)
     found = []
     with verifier.Grader(config, say=shown.say) as grader:
         for benchmark in benchmarks:

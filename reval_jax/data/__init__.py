@@ -6,8 +6,8 @@ imported.
 
 from __future__ import annotations
 
-from reval_jax.data import files, formats, writing
+from reval_jax.data import files, formats, rows, writing
 from reval_jax.data.inspection import inspect, sentences
 from reval_jax.data.preparation import BadRows, Prepared, Settings, prepare
 
-__all__ = ["BadRows", "Prepared", "Settings", "files", "formats", "inspect", "prepare", "sentences", "writing"]
+__all__ = ["BadRows", "Prepared", "Settings", "files", "formats", "inspect", "prepare", "rows", "sentences", "writing"]

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from reval_jax.prompts import rows
+from reval_jax.data import rows
 
 ENDINGS = (".jsonl", ".json", ".parquet", ".csv")
 

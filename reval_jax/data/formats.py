@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from reval_jax.prompts import rows
+from reval_jax.data import rows
 from reval_jax.verifier import extraction
 
 Fields = dict[str, Any]

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from reval_jax import procedural
-from reval_jax.data import files, formats, preparation, writing
-from reval_jax.prompts import rows
+from reval_jax.data import files, formats, preparation, rows, writing
 
 if TYPE_CHECKING:
     import transformers

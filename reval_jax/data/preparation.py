@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import reval_jax
-from reval_jax.data import files, formats, writing
-from reval_jax.prompts import rows, templates
+from reval_jax.data import files, formats, rows, special_tokens, writing
 
 if TYPE_CHECKING:
     import transformers
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int], None]
 
 KNOWN_MARKERS = (
-    *(text for texts in (*templates.MARKERS.values(), *templates.STOP_TEXTS.values()) for text in texts),
+    *(text for texts in (*special_tokens.MARKERS.values(), *special_tokens.STOP_TEXTS.values()) for text in texts),
     *("<think>", "</think>", "<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>"),
     *("<|eot_id|>", "<start_of_turn>", "<end_of_turn>"),
 )
@@ -99,7 +98,7 @@ def read(
     special = set(KNOWN_MARKERS)
     if tokenizer is not None:
         template = "chat" if tokenizer.chat_template else "raw"
-        special |= set(templates.special_texts(template, tokenizer))
+        special |= set(special_tokens.special_texts(template, tokenizer))
 
     def records() -> Iterator[rows.Record]:
         count = 0

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from reval_jax.prompts import rows as rows_lib
+from reval_jax.data import rows as rows_lib
 
 QUARANTINE = "quarantine.jsonl"
 """File of a prepared directory that names the rows that were left out."""

@@ -6,15 +6,9 @@ takes to repeat them; here responses are sampled and graded.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
-from typing import Any
-
-import numpy as np
-
-from reval_jax import config as config_lib
-from reval_jax import keys, prompts, sampler, types, verifier
+from reval_jax import prompts
 from reval_jax.evaluate import estimators, intervals, record, results
+from reval_jax.evaluate.evaluation import check_same_problems, decode, load, run
 from reval_jax.evaluate.results import Benchmark, Result, as_metrics, comparison, differences, sentence
 
 __all__ = [
@@ -28,103 +22,9 @@ __all__ = [
     "estimators",
     "intervals",
     "load",
+    "prompts",
     "record",
     "results",
     "run",
     "sentence",
 ]
-
-
-def load(config: config_lib.Config, tokenizer: Any) -> list[Benchmark]:
-    """The config's benchmarks, each cut to `eval.max_prompts` questions chosen by a fixed seed.
-
-    Raises:
-      ValueError: a data set is missing or malformed, or two benchmarks have one name.
-    """
-    benchmarks = []
-    for dataset in config.eval.benchmarks:
-        # Published benchmarks are some of them called train, some test: a directory of one split needs no name for it.
-        split = config.eval.split or prompts.only_split(dataset) or config.task.split
-        task = dataclasses.replace(config.task, dataset=dataset, split=split)
-        data = prompts.load(task, tokenizer, named=prompts.rows.BENCHMARK)
-        chosen, _ = prompts.take(data, 0, min(data.size, config.eval.max_prompts), seed=record.CHOICE_SEED)
-        benchmarks.append(Benchmark(prompts.name(dataset), dataset, data.size, data.fingerprint, chosen, data.thinks))
-    names = [benchmark.name for benchmark in benchmarks]
-    if len(set(names)) < len(names):
-        raise ValueError(
-            f"eval.benchmarks={list(config.eval.benchmarks)} are called {names} in metrics: two have the same name, so these "
-            "would collide. Leave one out, rename a file, or prepare a directory anew with another --output, which names it."
-        )
-    return benchmarks
-
-
-def check_same_problems(ours: list[Benchmark], baselines: list[Benchmark]) -> None:
-    """Refuse a comparison of policies that would be asked different questions.
-
-    Raises:
-      ValueError: `task.overlong=drop` has left out other rows, since two tokenizers count a question's tokens differently.
-    """
-    for one, other in zip(ours, baselines, strict=True):
-        if one.num_rows != other.num_rows or one.prompts.answers != other.prompts.answers:
-            raise ValueError(
-                f"{one.dataset} has {one.num_rows} usable rows with one model's tokenizer and {other.num_rows} with "
-                "another's, so the two would be asked different problems. Raise task.max_prompt_tokens until none is left out."
-            )
-
-
-def run(
-    engine: sampler.Engine,
-    params: Any,
-    tokenizer: Any,
-    benchmark: Benchmark,
-    *,
-    config: config_lib.Config,
-    stop_ids: tuple[int, ...],
-    round: int,
-    grader: verifier.Grader,
-    on_progress: Callable[[int, int], None] | None = None,
-) -> Result:
-    """Samples `eval.samples_per_prompt` responses a question and grades them.
-
-    In a run of several processes each evaluates the whole benchmark: the result is the same everywhere.
-
-    Args:
-      params: from `sampler.hand_over`.
-      round: names the draws, so that evaluations of different rounds are independent.
-
-    Raises:
-      verifier.UnreliableError: more than `verifier.max_failed_share` of the verdicts say nothing about the answer.
-    """
-    rollout = sampler.generate(
-        engine,
-        params,
-        benchmark.prompts,
-        keys.named_key(config.run.seed, f"eval/{benchmark.name}", round),
-        samples_per_prompt=config.eval.samples_per_prompt,
-        sampling=sampler.Sampling(config.eval.temperature, 0, config.eval.top_p, stop_ids),
-        on_progress=on_progress,
-    )
-    texts = decode(tokenizer, rollout.tokens, rollout.length)
-    answers = [benchmark.prompts.answers[index] for index in rollout.prompt]
-    verdicts = grader.score(texts, answers, thinks=benchmark.thinks)
-    verifier.check_failures(verdicts.kind, most=config.verifier.max_failed_share)
-    outcomes = _outcomes(rollout, verdicts, config.eval.samples_per_prompt)
-    return Result(benchmark.name, outcomes, intervals.estimates(outcomes), tuple(texts))
-
-
-def _outcomes(rollout: types.Rollout, verdicts: types.Verdicts, num_samples: int) -> estimators.Outcomes:
-    """The graded rollout with a row a problem."""
-    starts = range(0, len(verdicts.answer), num_samples)
-    return estimators.Outcomes(
-        reward=verdicts.reward.reshape(-1, num_samples),
-        answer=tuple(verdicts.answer[start : start + num_samples] for start in starts),
-        verdict=verdicts.kind.reshape(-1, num_samples),
-        length=rollout.length.reshape(-1, num_samples),
-        is_truncated=rollout.is_truncated.reshape(-1, num_samples),
-    )
-
-
-def decode(tokenizer: Any, tokens: np.ndarray, lengths: np.ndarray) -> list[str]:
-    """The text of each response, special tokens left out."""
-    pieces = np.split(tokens, np.cumsum(lengths)[:-1])
-    return tokenizer.batch_decode([piece.tolist() for piece in pieces], skip_special_tokens=True)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from reval_jax import config
-from reval_jax.prompts import rows as rows_lib
+from reval_jax.data import rows as rows_lib
+from reval_jax.data import special_tokens
 
 if TYPE_CHECKING:
     import transformers
@@ -20,17 +21,6 @@ QWEN2_5_MATH = (
     "<|im_start|>system\nPlease reason step by step, and put your final answer within \\boxed{{}}.<|im_end|>\n"
     "<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n"
 )
-MARKERS = {
-    "r1_distill": ("<｜begin▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>"),
-    "qwen2_5_math": ("<|im_start|>", "<|im_end|>"),
-}
-"""Texts a paper template is made of, each one token of the tokenizer it is for."""
-STOP_TEXTS = {
-    "r1_distill": ("<｜end▁of▁sentence｜>",),
-    # Qwen2.5-Math's base model names only the second as its end, but is trained here on turns that end with the first.
-    "qwen2_5_math": ("<|im_end|>", "<|endoftext|>"),
-}
-"""Texts that end a response to a paper template."""
 
 _PLAIN = "0"  # a question that holds no special token of any tokenizer
 
@@ -46,40 +36,24 @@ def check(task: config.Task, tokenizer: transformers.PreTrainedTokenizerBase) ->
             "task.template=chat, but the model's tokenizer has no chat template, so there is none to render with. Use "
             "task.template=raw, or an instruction-tuned model."
         )
-    for marker in MARKERS.get(task.template, ()):
+    for marker in special_tokens.MARKERS.get(task.template, ()):
         if tokenizer.encode(marker, add_special_tokens=False) != [tokenizer.convert_tokens_to_ids(marker)]:
             raise ValueError(
                 f"task.template={task.template} is made of {marker}, which is not one token of this model's tokenizer: "
                 "the model was trained on other prompts. Use task.template=chat or raw."
             )
-    forged = [text for text in special_texts(task.template, tokenizer) if text in task.instruction]
+    forged = [text for text in special_tokens.special_texts(task.template, tokenizer) if text in task.instruction]
     if forged:
         raise ValueError(
             f"task.instruction contains {forged[0]!r}, the text of a special token: it would end or forge a turn. Remove it."
         )
 
 
-def special_texts(template: str, tokenizer: transformers.PreTrainedTokenizerBase) -> tuple[str, ...]:
-    """Texts that a question must not contain, because they become tokens that no user can write.
-
-    An added token that is not marked special counts only if a template is made of it: R1-Distill's `<｜User｜>` is such
-    a one, Gemma's `<b>` is not.
-    """
-    rendered = "".join(MARKERS.get(template, ()))
-    if template == "r1_distill":
-        rendered += "<think></think>"
-    elif template == "chat":
-        rendered = str(tokenizer.chat_template)
-    added = tokenizer.added_tokens_decoder.values()
-    special = {token.content for token in added if token.special or token.content in rendered}
-    return tuple(sorted(text for text in special | set(tokenizer.all_special_tokens) if text.strip()))
-
-
 def refuse_forged_text(
     task: config.Task, rows: list[rows_lib.Row], tokenizer: transformers.PreTrainedTokenizerBase, *, what: str
 ) -> None:
     """Refuse questions that contain the text of a special token; `what` names the data set in the message."""
-    special = special_texts(task.template, tokenizer)
+    special = special_tokens.special_texts(task.template, tokenizer)
     problems = [
         rows_lib.Problem(row.where, f"'question' contains {text!r}")
         for row in rows
@@ -107,7 +81,7 @@ def prompts_of(
     *tokens, plain = (
         np.array(prefix + ids, np.int32) for ids in _encode([*texts, _render(task, _PLAIN, tokenizer)], tokenizer)
     )
-    special = {tokenizer.convert_tokens_to_ids(text) for text in special_texts(task.template, tokenizer)}
+    special = {tokenizer.convert_tokens_to_ids(text) for text in special_tokens.special_texts(task.template, tokenizer)}
     special.discard(tokenizer.unk_token_id)  # what any text may become
     ids = np.array(sorted(index for index in special if index is not None), np.int32)
     expected = plain[np.isin(plain, ids)]
@@ -128,7 +102,7 @@ def stop_ids(
 
     For "chat" the latter is the special token that the model's own template writes right after an assistant's words.
     """
-    texts = STOP_TEXTS.get(task.template, ())
+    texts = special_tokens.STOP_TEXTS.get(task.template, ())
     if task.template == "chat":
         texts = _end_of_turn(tokenizer)
     known = {token.content: index for index, token in tokenizer.added_tokens_decoder.items()}
@@ -143,7 +117,7 @@ def _end_of_turn(tokenizer: transformers.PreTrainedTokenizerBase) -> tuple[str, 
     except Exception:  # a template may refuse finished turns in its own way; the model's own end tokens remain
         return ()
     _, found, after = text.rpartition(said)
-    special = special_texts("chat", tokenizer)
+    special = special_tokens.special_texts("chat", tokenizer)
     return tuple(each for each in special if found and after.lstrip().startswith(each))
 
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from reval_jax import procedural, types, verifier
-from reval_jax.verifier import extraction, pool, worker
+from reval_jax import types
+from reval_jax.sandbox import pool, worker
+from reval_jax.verifier import checkers, extraction, grading
 
 if TYPE_CHECKING:  # a worker imports this file with its package, and has no use for pydantic
     from reval_jax import config as config_lib
@@ -22,8 +23,8 @@ FAILURES = ("limit", "timeout", "crash")
 
 MAX_WORKERS = 16  # that are started unasked: each has to import its libraries
 
-_ALGEBRA = "reval_jax.verifier.symbolic:compare"
-_LIBRARY = "reval_jax.procedural:reasoning_gym_score"
+_ALGEBRA = "reval_jax.equality.symbolic:compare"
+_LIBRARY = "reval_jax.procedural.gym:reasoning_gym_score"
 
 # Between them they import, compile and cache what an answer can need, so that no answer's CPU time pays for it.
 _WARM_UP = (
@@ -57,9 +58,9 @@ class _Call(NamedTuple):
 class _Open(NamedTuple):
     """A grade that waits for calls."""
 
-    grade: verifier.Grade
+    grade: grading.Grade
     calls: tuple[_Call, ...]
-    settle: Callable[[verifier.Grade, Sequence[pool.Outcome]], verifier.Grade]
+    settle: Callable[[grading.Grade, Sequence[pool.Outcome]], grading.Grade]
 
 
 class Grader:
@@ -111,15 +112,15 @@ class Grader:
             raise ValueError(
                 f"Grader.score got {len(texts)} texts and {len(answers)} answers. Pass one answer for each text."
             )
-        return verifier.verdicts(self.grades(zip(texts, answers, strict=True), thinks=thinks))
+        return grading.verdicts(self.grades(zip(texts, answers, strict=True), thinks=thinks))
 
-    def grade(self, text: str, answer: str, *, extracted: bool = False, thinks: bool = False) -> verifier.Grade:
+    def grade(self, text: str, answer: str, *, extracted: bool = False, thinks: bool = False) -> grading.Grade:
         """The grade of one response, or of an answer where `extracted`; see `score`."""
         return self.grades([(text, answer)], extracted=extracted, thinks=thinks)[0]
 
     def grades(
         self, pairs: Iterable[tuple[str, str]], *, extracted: bool = False, thinks: bool = False
-    ) -> list[verifier.Grade]:
+    ) -> list[grading.Grade]:
         """The grades of pairs of a response and a gold answer, in their order; a pair that comes again is graded once."""
         pairs = list(pairs)
         opened = {pair: self._guarded(*pair, extracted=extracted, thinks=thinks) for pair in dict.fromkeys(pairs)}
@@ -137,7 +138,7 @@ class Grader:
         except Exception as error:
             message = f"{type(error).__name__}: {error}"[:500]
             self._say_once(f"comparing a response with {answer[:100]!r}: {message}")
-            return _Open(verifier.Grade(0.0, "crash", None, message), (), self._rewarded)
+            return _Open(grading.Grade(0.0, "crash", None, message), (), self._rewarded)
 
     def _say_once(self, message: str) -> None:
         if not self._has_said:
@@ -146,13 +147,13 @@ class Grader:
 
     def _open(self, text: str, answer: str, *, extracted: bool, thinks: bool) -> _Open:
         """What this process can say of a response, and what it has to ask."""
-        checked = procedural.checked(answer)
+        checked = checkers.checked(answer)
         if checked and not self._settings.reward:
             return self._open_checked(text, *checked, extracted=extracted, thinks=thinks)
-        grade = verifier.grade(text, answer, answer_format=self._answer_format, thinks=thinks, extracted=extracted)
+        grade = grading.grade(text, answer, answer_format=self._answer_format, thinks=thinks, extracted=extracted)
         if self._settings.reward:
             # Of ours only the answer is kept, which maj@k counts.
-            unknown = verifier.Grade(0.0, "crash", grade.extracted, "", grade.answer)
+            unknown = grading.Grade(0.0, "crash", grade.extracted, "", grade.answer)
             return _Open(unknown, (_Call(self._settings.reward, (text, answer)),), self._rewarded)
         calls = tuple(_Call(_ALGEBRA, pair) for pair in grade.pairs)
         return _Open(grade, calls, self._compared)
@@ -163,18 +164,18 @@ class Grader:
         if not extracted:
             found = extraction.find(text, answer_format=self._answer_format, thinks=thinks)
         if found.answer is None:
-            return _Open(verifier.Grade(0.0, found.kind, None, found.explanation), (), self._rewarded)
-        shown = verifier.grade(found.answer, "", answer_format=self._answer_format, extracted=True)
-        grade = verifier.Grade(0.0, "wrong", found.answer, f"the checker {name!r} refuses it", shown.answer)
+            return _Open(grading.Grade(0.0, found.kind, None, found.explanation), (), self._rewarded)
+        shown = grading.grade(found.answer, "", answer_format=self._answer_format, extracted=True)
+        grade = grading.Grade(0.0, "wrong", found.answer, f"the checker {name!r} refuses it", shown.answer)
         if shown.kind == "limit":
             return _Open(shown, (), self._rewarded)
-        if name in procedural.CHECKERS:
-            if procedural.check(name, payload, found.answer):
+        if name in checkers.CHECKERS:
+            if checkers.check(name, payload, found.answer):
                 grade = grade._replace(reward=1.0, kind="ok", explanation=f"the checker {name!r} accepts it")
             return _Open(grade, (), self._rewarded)
         return _Open(grade, (_Call(_LIBRARY, (payload, found.answer)),), self._rewarded)
 
-    def _rewarded(self, grade: verifier.Grade, outcomes: Sequence[pool.Outcome]) -> verifier.Grade:
+    def _rewarded(self, grade: grading.Grade, outcomes: Sequence[pool.Outcome]) -> grading.Grade:
         """The grade that a function's number gives; below 1 it is the reward all the same, and its kind is `wrong`."""
         (outcome,) = outcomes
         kind, message, value = outcome.kind, outcome.message, outcome.value
@@ -189,12 +190,12 @@ class Grader:
             self._say_once(f"the function failed: {message}")
         return grade._replace(reward=0.0, kind=kind, explanation=message)
 
-    def _compared(self, grade: verifier.Grade, outcomes: Sequence[pool.Outcome]) -> verifier.Grade:
+    def _compared(self, grade: grading.Grade, outcomes: Sequence[pool.Outcome]) -> grading.Grade:
         """The grade that algebra gives."""
         for each in outcomes:
             if each.kind == "crash":
                 self._say_once(f"comparing {(grade.extracted or '')[:100]!r}: {each.message}")
-        return verifier.settle(grade, [str(each.value) if each.kind == "done" else each.kind for each in outcomes])
+        return grading.settle(grade, [str(each.value) if each.kind == "done" else each.kind for each in outcomes])
 
     def _outcomes(self, calls: Iterable[_Call]) -> dict[_Call, pool.Outcome]:
         """The outcome of every call."""

@@ -1,0 +1,36 @@
+"""Special tokens as text: those of the paper's prompt templates, those that end a response, and those no question may contain."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import transformers
+
+MARKERS = {
+    "r1_distill": ("<｜begin▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>"),
+    "qwen2_5_math": ("<|im_start|>", "<|im_end|>"),
+}
+"""Texts a paper template is made of, each one token of the tokenizer it is for."""
+STOP_TEXTS = {
+    "r1_distill": ("<｜end▁of▁sentence｜>",),
+    # Qwen2.5-Math's base model names only the second as its end, but is trained here on turns that end with the first.
+    "qwen2_5_math": ("<|im_end|>", "<|endoftext|>"),
+}
+"""Texts that end a response to a paper template."""
+
+
+def special_texts(template: str, tokenizer: transformers.PreTrainedTokenizerBase) -> tuple[str, ...]:
+    """Texts that a question must not contain, because they become tokens that no user can write.
+
+    An added token that is not marked special counts only if a template is made of it: R1-Distill's `<｜User｜>` is such
+    a one, Gemma's `<b>` is not.
+    """
+    rendered = "".join(MARKERS.get(template, ()))
+    if template == "r1_distill":
+        rendered += "<think></think>"
+    elif template == "chat":
+        rendered = str(tokenizer.chat_template)
+    added = tokenizer.added_tokens_decoder.values()
+    special = {token.content for token in added if token.special or token.content in rendered}
+    return tuple(sorted(text for text in special | set(tokenizer.all_special_tokens) if text.strip()))

@@ -1,0 +1,349 @@
+r"""Closed forms read in plain Python: an exact rational where there is one, and a float with a bound on its error.
+
+Two values whose bounds lie apart are surely different, so algebra is needed only where two texts may mean the same. A
+variable stands for a number chosen by its name; expressions that differ there are different functions. What this reader
+does not know for certain (a root of a negative number, `2\frac{3}{2}`) it does not read. What is read in two ways, a bare
+`\log` and `f(x)`, has a value in each.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import zlib
+from collections.abc import Callable
+from fractions import Fraction
+from typing import NamedTuple
+
+from reval_jax.equality import normal, values
+
+MAX_DEPTH = 40  # of brackets
+
+_TOKEN = re.compile(
+    r"\s*(?:(?P<number>(?:[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)"
+    r"|(?P<command>\\(?:[A-Za-z]+|[{}|]))|(?P<letter>[A-Za-z])|(?P<symbol>[-+*/^_!|'()\[\]{}]))"
+)
+_GREEK = frozenset(
+    # One string, not a list of one word a line.
+    r"""\alpha \beta \gamma \delta \epsilon \varepsilon \zeta \eta \theta \kappa \lambda \mu \nu \xi \rho \sigma \tau \phi
+    \varphi \chi \psi \omega \Gamma \Delta \Theta \Lambda \Xi \Sigma \Phi \Psi \Omega \hbar \ell""".split()  # noqa: SIM905
+)
+_PLAIN_FUNCTIONS = re.compile(r"(?<![A-Za-z\\])(sqrt|sin|cos|tan|cot|sec|csc|ln|log|arcsin|arccos|arctan)(?![A-Za-z])")
+_UNKNOWN_FUNCTIONS = frozenset("fghFGHPWuv")
+_UNKNOWN_APPLICATION = re.compile(r"(?<![A-Za-z\\])[fghFGHPWuv]\s*\(|'\s*\(")
+_BARE_LOGARITHM = re.compile(r"(?<![A-Za-z])\\?log(?![A-Za-z]|\s*_)")
+_QUANTITY = r"(?:[A-Za-z]|\\[A-Za-z]+)(?:_(?:[A-Za-z0-9]|\{\s*[A-Za-z0-9]+\s*\}))?"
+_OPERATOR = r"(?:d|\\partial(?![A-Za-z]))"
+# A quantity of its own: dy/dx, of a letter by a letter.
+_DERIVATIVE = re.compile(
+    rf"\\frac\s*\{{\s*{_OPERATOR}(?:\s*\^\s*(?:[2-9]|\{{\s*[2-9]\s*\}}))?\s*{_QUANTITY}\s*\}}"
+    rf"\s*\{{\s*{_OPERATOR}\s*{_QUANTITY}(?:\s*\^\s*(?:[2-9]|\{{\s*[2-9]\s*\}}))?\s*\}}"
+)
+_UNREAD_DERIVATIVE = re.compile(r"\\frac\s*\{\s*(?:d|\\partial).*\}\s*\{\s*(?:d|\\partial)\s*[A-Za-z\\]", re.DOTALL)
+_ACCENTS = frozenset((r"\dot", r"\ddot", r"\hat", r"\tilde", r"\vec"))
+
+Point = Callable[[str], Fraction]
+"""What each variable stands for, by its name."""
+
+
+def near_one(name: str) -> Fraction:
+    """A number between 1.125 and 2.125: logarithms and roots of it are real."""
+    return Fraction(9, 8) + Fraction(zlib.crc32(name.encode()), 2**32)
+
+
+class Reading(NamedTuple):
+    """How a text is meant where notation does not say."""
+
+    log_base: int | None  # of a bare logarithm; None for e
+    is_applied: bool  # `f(x)` is a function's value, not a product
+
+
+def readings(text: str, *, point: Point = near_one) -> tuple[values.Value, ...]:
+    """The values of a spelled text, one for each way to read it; none where it is not read in one of them."""
+    bases = (None, 10) if _BARE_LOGARITHM.search(text) else (None,)
+    applications = (False, True) if _UNKNOWN_APPLICATION.search(text) else (False,)
+    found = [
+        value(text, point=point, reading=Reading(base, is_applied)) for base in bases for is_applied in applications
+    ]
+    known = tuple(one for one in found if one is not None)
+    return known if len(known) == len(found) else ()
+
+
+def value(
+    text: str, *, field: values.Field = values.FLOATS, point: Point = near_one, reading: Reading | None = None
+) -> values.Value | None:
+    """The value of a spelled text, or None where it is not read. Time is linear but for products of long integers.
+
+    Without a reading, what is read in more than one way is not read.
+    """
+    letters = _PLAIN_FUNCTIONS.sub("", re.sub(r"\\[A-Za-z]+", " ", text))
+    if re.search("[A-Za-z]{4}", letters) or _UNREAD_DERIVATIVE.search(_DERIVATIVE.sub("", text)):
+        return None
+    if reading is None and _UNKNOWN_APPLICATION.search(text):
+        return None
+    try:
+        reader = _Reader(_PLAIN_FUNCTIONS.sub(r"\\\1 ", text), values.Calculator(field), point, reading)
+        result = reader.sum(0)
+        is_known = reader.peek() is None and field.is_finite(result.near) and field.is_finite(result.error)
+    except (values.UnreadableError, ArithmeticError, ValueError):  # of complex numbers: an overflow, a pole
+        return None
+    return result if is_known else None
+
+
+class _Reader:
+    """Recursive descent over the tokens of one text."""
+
+    def __init__(self, text: str, calculator: values.Calculator, point: Point, reading: Reading | None) -> None:
+        self.calculator, self.point, self.reading = calculator, point, reading
+        self.tokens: list[tuple[str, str]] = []
+        position, text = 0, text.rstrip()
+        while position < len(text):
+            derivative = _DERIVATIVE.match(text, position)
+            found = derivative or _TOKEN.match(text, position)
+            if found is None:
+                raise values.UnreadableError
+            if derivative:
+                self.tokens.append(("letter", re.sub(r"[\s{}]", "", derivative.group())))
+            else:
+                self.tokens.append((found.lastgroup or "", found.group().strip()))
+            position = found.end()
+        self.index = 0
+
+    def peek(self, ahead: int = 0) -> str | None:
+        place = self.index + ahead
+        return self.tokens[place][1] if place < len(self.tokens) else None
+
+    def kind(self) -> str:
+        return self.tokens[self.index][0] if self.index < len(self.tokens) else ""
+
+    def take(self, expected: str | None = None) -> str:
+        symbol = self.peek()
+        if symbol is None or (expected is not None and symbol != expected):
+            raise values.UnreadableError
+        self.index += 1
+        return symbol
+
+    def sum(self, depth: int) -> values.Value:
+        if depth > MAX_DEPTH:
+            raise values.UnreadableError
+        total = self.signed(depth)
+        while self.peek() in ("+", "-"):
+            is_minus = self.take() == "-"
+            term = self.product(depth)
+            total = self.calculator.add(total, self.calculator.negative(term) if is_minus else term)
+        return total
+
+    def signed(self, depth: int) -> values.Value:
+        is_minus = False
+        while self.peek() in ("+", "-"):
+            is_minus ^= self.take() == "-"
+        term = self.product(depth)
+        return self.calculator.negative(term) if is_minus else term
+
+    def product(self, depth: int) -> values.Value:
+        begin = self.index
+        result = self.factor(depth)
+        while (symbol := self.peek()) is not None:
+            if symbol in ("*", "\\cdot"):
+                self.take()
+                sign = self.peek() == "-"
+                if sign:
+                    self.take()
+                factor = self.factor(depth)
+                result = self.calculator.multiply(result, self.calculator.negative(factor) if sign else factor)
+            elif symbol == "/":
+                self.take()
+                result = self.calculator.multiply(result, self.calculator.inverse(self.factor(depth)))
+                # `1/2x` is read both ways by people.
+                if self.begins_factor():
+                    raise values.UnreadableError
+            elif self.begins_factor():
+                # `3 4` and `x2` are no products. A bar would not say whether it opens or closes.
+                if self.kind() == "number" and self.peek(-1) not in ("}", ")"):
+                    raise values.UnreadableError
+                is_after_number = self.index == begin + 1 and self.tokens[begin][0] == "number"
+                is_fraction = symbol == "\\frac" and self.tokens[self.index - 1][0] == "number"
+                factor = self.factor(depth)
+                if is_fraction and factor.exact is not None:
+                    # The mixed number 3\frac{1}{2}; `2\frac{3}{2}` and `x^2\frac{1}{2}` are read both ways.
+                    if not is_after_number or not 0 < factor.exact < 1:
+                        raise values.UnreadableError
+                    result = self.calculator.add(result, factor)
+                else:
+                    result = self.calculator.multiply(result, factor)
+            else:
+                break
+        return result
+
+    def begins_factor(self) -> bool:
+        symbol = self.peek()
+        return (
+            self.kind() in ("number", "letter")
+            or symbol in ("(", "{", "[")
+            or (self.kind() == "command" and symbol not in ("\\cdot", "\\}", "\\|", "\\rfloor", "\\rceil"))
+        )
+
+    def factor(self, depth: int) -> values.Value:
+        base = self.atom(depth)
+        while self.peek() in ("^", "!"):
+            if self.take() == "!":
+                base = self.calculator.factorial(base)
+            else:
+                base = self.calculator.power(base, self.argument(depth, is_whole=True))
+                if self.peek() == "^":
+                    raise values.UnreadableError
+        return base
+
+    def argument(self, depth: int, *, is_whole: bool = False) -> values.Value:
+        r"""What a command takes: a group, one digit, one letter or command. A plain `2^10` is meant as a whole."""
+        if self.peek() == "{":
+            return self.group("{", "}", depth)
+        if self.peek() == "(":
+            return self.group("(", ")", depth)
+        is_minus = self.peek() == "-"
+        if is_minus:
+            self.take()
+        if self.kind() == "number":
+            result = self.calculator.rational(normal.decimal(self.take() if is_whole else self.take_digit()))
+        else:
+            result = self.atom(depth + 1)
+        return self.calculator.negative(result) if is_minus else result
+
+    def take_digit(self) -> str:
+        r"""The number symbol, or its first digit where LaTeX takes no more: `\frac12`."""
+        symbol = self.take()
+        if len(symbol) > 1:
+            self.tokens[self.index - 1 : self.index] = [("number", symbol[0]), ("number", symbol[1:])]
+        return symbol[0]
+
+    def group(self, opener: str, closer: str, depth: int) -> values.Value:
+        self.take(opener)
+        inner = self.sum(depth + 1)
+        self.take(closer)
+        return inner
+
+    def atom(self, depth: int) -> values.Value:
+        if depth > MAX_DEPTH:
+            raise values.UnreadableError
+        kind, symbol = self.kind(), self.peek()
+        if symbol == "(":
+            return self.group("(", ")", depth)
+        if symbol == "[":
+            return self.group("[", "]", depth)
+        if symbol == "{":
+            return self.group("{", "}", depth)
+        if symbol == "|":
+            self.take()
+            inner = self.sum(depth + 1)
+            self.take("|")
+            return self.calculator.absolute(inner)
+        if kind == "number":
+            return self.calculator.rational(normal.decimal(self.take()))
+        if kind == "letter" or symbol in _GREEK or symbol in _ACCENTS:
+            return self.variable(depth)
+        if kind == "command":
+            return self.command(depth)
+        raise values.UnreadableError
+
+    def variable(self, depth: int) -> values.Value:
+        name = self.take()
+        if name in _ACCENTS:
+            name += self.accented()
+        elif self.peek() == "(" and name in _UNKNOWN_FUNCTIONS and self.reading is not None and self.reading.is_applied:
+            return self.calculator.unknown(self.point(name), self.group("(", ")", depth))
+        primes = self.primes()
+        if self.peek() == "_":
+            self.take()
+            is_group = self.peek() == "{"
+            name += "_" + (self.take("{") and self.take() if is_group else self.take_digit())
+            if is_group:
+                self.take("}")
+        name += primes + self.primes()
+        if name[-1] == "'" and self.peek() == "(":
+            raise values.UnreadableError  # the derivative of a function, at a place
+        if name == "i":
+            return values.Value(None, self.calculator.field.i, 0)
+        if name == "e":
+            return self.calculator.inexact(self.calculator.field.e)
+        at = self.point(name)
+        is_whole = at.denominator == 1  # then factorials know it
+        return self.calculator.rational(at) if is_whole else self.calculator.inexact(self.calculator.field.number(at))
+
+    def primes(self) -> str:
+        """The primes that stand here."""
+        taken = ""
+        while self.peek() == "'":
+            taken += self.take()
+        return taken
+
+    def accented(self) -> str:
+        r"""The letter under an accent: `\dot x`, `\dot{x}`."""
+        is_group = self.peek() == "{"
+        if is_group:
+            self.take()
+        if self.kind() != "letter" and self.peek() not in _GREEK:
+            raise values.UnreadableError
+        letter = self.take()
+        if is_group:
+            self.take("}")
+        return letter
+
+    def command(self, depth: int) -> values.Value:
+        name = self.take()
+        if name == "\\pi":
+            return self.calculator.inexact(self.calculator.field.pi)
+        if name == "\\frac":
+            top = self.argument(depth)
+            return self.calculator.multiply(top, self.calculator.inverse(self.argument(depth)))
+        if name == "\\sqrt":
+            degree = self.group("[", "]", depth) if self.peek() == "[" else self.calculator.rational(Fraction(2))
+            if degree.exact is None or degree.exact.denominator != 1 or degree.exact > 100:
+                raise values.UnreadableError
+            return self.calculator.root(self.argument(depth), int(degree.exact))
+        if name in ("\\lfloor", "\\lceil"):
+            inner = self.sum(depth + 1)
+            self.take("\\rfloor" if name == "\\lfloor" else "\\rceil")
+            return self.calculator.whole(inner, math.floor if name == "\\lfloor" else math.ceil)
+        if name == "\\binom":
+            above = self.argument(depth)
+            return self.calculator.binomial(above, self.argument(depth))
+        if name == "\\log":
+            return self.logarithm(depth)
+        if name in self.calculator.functions:
+            return self.applied(self.calculator.functions[name], depth)
+        raise values.UnreadableError
+
+    def logarithm(self, depth: int) -> values.Value:
+        if self.peek() == "_":
+            self.take()
+            number = self.argument(depth)
+        elif self.reading is None:
+            raise values.UnreadableError  # of base e or 10: books differ
+        elif self.reading.log_base is None:
+            return self.applied(self.calculator.logarithm, depth)
+        else:
+            number = self.calculator.rational(Fraction(self.reading.log_base))
+        base = self.calculator.logarithm(number)
+        return self.calculator.multiply(self.applied(self.calculator.logarithm, depth), self.calculator.inverse(base))
+
+    def applied(self, function: Callable[[values.Value], values.Value], depth: int) -> values.Value:
+        r"""A function of what follows: `\sin^2(x)`, `\sin 2x`, `\ln\frac{1}{2}`."""
+        power = None
+        if self.peek() == "^":
+            self.take()
+            power = self.argument(depth)
+            if power.exact is not None and power.exact < 0:
+                raise values.UnreadableError  # the inverse function
+        if self.peek() in ("(", "{"):
+            at = self.atom(depth + 1)
+            # `\sin(x)^2` and `\sin(x)y` are read both ways.
+            if self.peek() == "^":
+                raise values.UnreadableError
+        else:
+            at = self.factor(depth + 1)
+            while self.kind() == "letter" or self.peek() in ("\\pi", *_GREEK):
+                at = self.calculator.multiply(at, self.factor(depth + 1))
+            if self.peek() == "/":
+                raise values.UnreadableError
+        result = function(at)
+        return result if power is None else self.calculator.power(result, power)

@@ -1,0 +1,165 @@
+"""Data set rows to prompt tokens, in an endless order that one integer resumes.
+
+A data set is a `.jsonl` file with the fields `question` and `answer`, a TFDS directory of array_record files, which is
+read without TensorFlow, or `procedural:NAME,…`. Every row is checked before any is used.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from reval_jax import config, keys, types
+from reval_jax.data import rows
+from reval_jax.data.rows import Row
+from reval_jax.prompts import templates as templates
+from reval_jax.verifier import checkers
+
+if TYPE_CHECKING:
+    import transformers
+
+
+class Dataset(NamedTuple):
+    """n rows, rendered and tokenized."""
+
+    texts: tuple[str, ...]  # n rendered prompts
+    tokens: tuple[np.ndarray, ...]  # n arrays i32[P_i], read-only
+    answers: tuple[str, ...]  # n gold answers
+    num_dropped: int  # rows left out because their prompt is too long
+    fingerprint: str  # 16 hex digits of the template and of every row's text, tokens and answer
+    thinks: bool  # every prompt ends with an open `<think>`, so a response begins inside it
+
+    @property
+    def size(self) -> int:
+        """Number of rows."""
+        return len(self.texts)
+
+
+def load(
+    task: config.Task, tokenizer: transformers.PreTrainedTokenizerBase, *, named: rows.Named = rows.TASK
+) -> Dataset:
+    """The data set `task` names, each question rendered by `task.template` and tokenized.
+
+    - "raw": the question as it is. Its tokens are those of the text alone, after the beginning-of-sequence token where
+      the tokenizer is configured to add one; an end-of-sequence token is never added. SmolLM2 adds none: `2+2=` is four
+      tokens.
+    - "chat": the question as the only user message in the tokenizer's own chat template, with the generation prompt.
+    - "r1_distill", "qwen2_5_math": the paper's prompts (Figs. 12 and 13). They are rendered and then tokenized with
+      add_special_tokens=False, as "chat" is, so that no beginning-of-sequence token doubles.
+
+    `task.instruction`, if there is one, follows the question after a space in "raw" and "chat".
+
+    Args:
+      named: the settings that messages about the data set name.
+
+    Raises:
+      ValueError: a data set that can't be read, is empty or has bad rows; a question that contains the text of a
+        special token; a template that doesn't fit the tokenizer; a prompt longer than `task.max_prompt_tokens` with
+        `task.overlong="error"`, or every prompt with "drop".
+    """
+    what = f"{named.dataset}{task.dataset}"
+    checked = rows.read(task.dataset, split=task.split, named=named)
+    _check_answer_format(task, checked)
+    templates.check(task, tokenizer)
+    templates.refuse_forged_text(task, checked, tokenizer, what=what)
+    texts, tokens = templates.prompts_of(task, checked, tokenizer, what=what)
+    kept = _keep(task, checked, tokens, what)
+    for ids in tokens:
+        ids.flags.writeable = False
+    return Dataset(
+        texts=tuple(texts[i] for i in kept),
+        tokens=tuple(tokens[i] for i in kept),
+        answers=tuple(checked[i].answer for i in kept),
+        num_dropped=len(checked) - len(kept),
+        fingerprint=_fingerprint(task.template, [(texts[i], tokens[i], checked[i].answer) for i in kept]),
+        thinks=all(text.rstrip().endswith("<think>") for text in texts),
+    )
+
+
+def from_question(question: str, task: config.Task, tokenizer: transformers.PreTrainedTokenizerBase) -> types.Prompts:
+    """One prompt, the question rendered and tokenized as `load` does.
+
+    Raises:
+      ValueError: the question is not usable text, contains a special token, or is longer than `task.max_prompt_tokens`.
+    """
+    asked = [Row("--prompt", question, "")]
+    if not question or not rows.is_text(question):
+        raise ValueError(f"the prompt {question!r} is empty or holds a character that is no text. Give a question.")
+    templates.check(task, tokenizer)
+    templates.refuse_forged_text(task, asked, tokenizer, what="the prompt")
+    (text,), (tokens,) = templates.prompts_of(task, asked, tokenizer, what="the prompt")
+    if len(tokens) > task.max_prompt_tokens:
+        raise ValueError(
+            f"task.max_prompt_tokens={task.max_prompt_tokens}, but the prompt has {len(tokens)}. Shorten it, or raise the limit."
+        )
+    return types.Prompts(np.zeros(1, np.int64), np.zeros(1, np.int64), (text,), (tokens,), ("",))
+
+
+def take(dataset: Dataset, cursor: int, n: int, *, seed: int) -> tuple[types.Prompts, int]:
+    """The n prompts at `cursor` of the endless order, and the cursor behind them.
+
+    Position c is entry c mod size of the permutation of epoch c // size, which is a function of (seed, epoch) alone. So
+    taking n and then m gives what taking n + m gives, from any cursor.
+
+    Raises:
+      ValueError: a negative cursor or n.
+    """
+    if cursor < 0 or n < 0:
+        raise ValueError(f"prompts.take got cursor={cursor}, n={n}. Both count prompts: use numbers from 0 up.")
+    numbers = np.arange(cursor, cursor + n, dtype=np.int64)
+    epochs, positions = np.divmod(numbers, dataset.size)
+    row = np.empty(n, np.int64)
+    for epoch in np.unique(epochs):
+        chosen = epochs == epoch
+        row[chosen] = _permutation(seed, int(epoch), dataset.size)[positions[chosen]]
+    prompts = types.Prompts(
+        cursor=numbers,
+        row=row,
+        texts=tuple(dataset.texts[i] for i in row),
+        tokens=tuple(dataset.tokens[i] for i in row),
+        answers=tuple(dataset.answers[i] for i in row),
+    )
+    return prompts, cursor + n
+
+
+@functools.lru_cache(maxsize=4)
+def _permutation(seed: int, epoch: int, size: int) -> np.ndarray:
+    """i64[size], the row order of one epoch, read-only."""
+    order = keys.host_permutation(keys.named_key(seed, "prompts", epoch), size)
+    order.flags.writeable = False
+    return order
+
+
+def _check_answer_format(task: config.Task, checked: list[Row]) -> None:
+    """Refuse a procedural data set whose answers are expressions or lists, where only a number of them would be graded."""
+    whole = checkers.needs_whole_answer([row.answer for row in checked])
+    if task.answer_format != "boxed" and whole:
+        raise ValueError(
+            f"task.answer_format={task.answer_format} with the data set {task.dataset}: an answer to {whole} is more than a "
+            "number, so none could be right. Use task.answer_format=boxed."
+        )
+
+
+def _keep(task: config.Task, checked: list[Row], tokens: list[np.ndarray], what: str) -> list[int]:
+    """Indices of the rows whose prompt is short enough, in order; `what` names the data set in messages."""
+    long = [i for i, ids in enumerate(tokens) if len(ids) > task.max_prompt_tokens]
+    if long and (task.overlong == "error" or len(long) == len(checked)):
+        named = ", ".join(f"{checked[i].where} ({len(tokens[i])} tokens)" for i in long[: rows.SHOWN_PROBLEMS])
+        drop = "" if len(long) == len(checked) else ", or task.overlong=drop to leave the longer ones out"
+        raise ValueError(
+            f"task.max_prompt_tokens={task.max_prompt_tokens}, but {len(long)} of the {len(checked)} prompts of "
+            f"{what} with task.template={task.template} are longer: {named}. Set "
+            f"task.max_prompt_tokens={max(map(len, tokens))}{drop}."
+        )
+    return [i for i, ids in enumerate(tokens) if len(ids) <= task.max_prompt_tokens]
+
+
+def _fingerprint(template: str, prompts: list[tuple[str, np.ndarray, str]]) -> str:
+    digest = hashlib.sha256(template.encode())
+    for text, ids, answer in prompts:
+        for part in (text.encode(), ids.astype("<i4").tobytes(), answer.encode()):
+            digest.update(len(part).to_bytes(8, "little") + part)
+    return digest.hexdigest()[:16]

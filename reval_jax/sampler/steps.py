@@ -1,0 +1,326 @@
+"""The sampler's compiled programs: prefill prompts, admit responses to slots, decode a window of tokens.
+
+Their shapes depend on the engine and on a prompt's padded width, never on what is asked or in what order: that is what makes
+a response's bits its own. One `window`, and one `prefill` and `admit` for each padded width.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec
+
+from reval_jax import model, scores
+from reval_jax.model.attention import cached
+from reval_jax.sampler import sampling_op
+from reval_jax.sampler.engine import Engine, abstract_copy, placed
+
+MAX_STOP_IDS = 16  # token ids that can end a response; static, so that other ids compile nothing
+
+
+class State(NamedTuple):
+    """The slots. Donated to `admit` and `window`, which update it in place."""
+
+    cache: Any  # a Cache of B rows and S positions with a leading axis of layers, or a tuple of one for each layer
+    token: jax.Array  # i32[B] the last token, whose successor is drawn next; it is not in the cache yet
+    position: jax.Array  # i32[B] of `token`
+    step: jax.Array  # i32[B] response tokens drawn so far
+    limit: jax.Array  # i32[B] response tokens at which it is cut
+    is_active: jax.Array  # bool[B]
+    key: jax.Array  # u32[B, 2] of the response: threefry's words
+
+
+class Admissions(NamedTuple):
+    """Responses that begin, those of each row shard first in its part; in a shard, slots count from 0. NumPy or device arrays."""
+
+    slot: Any  # i32[B]
+    source: Any  # i32[B] row of the prefilled prompts
+    length: Any  # i32[B] tokens of the prompt
+    token: Any  # i32[B] its last one
+    cursor: Any  # u32[B] its place in the prompt order
+    sample: Any  # i32[B]
+    limit: Any  # i32[B] response tokens at which it is cut
+    count: Any  # i32[shards] entries that are meant
+
+
+class Window(NamedTuple):
+    """What one call of `window` made, for the host. Column i of a slot is its i-th new token."""
+
+    token: jax.Array  # i32[B, W]
+    log_prob: jax.Array  # f32[B, W]
+    kept_log_prob: jax.Array  # f32[B, W]
+    step: jax.Array  # i32[B] response tokens drawn so far, these included
+    is_active: jax.Array  # bool[B] goes on
+
+
+class Programs(NamedTuple):
+    """The jitted functions of one engine."""
+
+    fresh: Any  # () → State with no active slot
+    prefill: Any  # (params, tokens i32[rows, P]) → prompts' Cache
+    admit: Any  # (State, prompts' Cache, Admissions, key) → State
+    window: Any  # (params, State, Controls, stop ids i32[MAX_STOP_IDS]) → (State, Window)
+
+
+@functools.lru_cache(maxsize=16)
+def of(engine: Engine) -> Programs:
+    """The engine's programs; each compiles when first called with a shape."""
+    state = _placement(engine)
+    whole = engine.sharding()
+    prompts = _prompts_placement(engine)
+    rows: Any = engine.sharding("rows")
+    admissions = Admissions(*[rows] * len(Admissions._fields))
+    window = Window(rows, rows, rows, rows, rows)
+    return Programs(
+        fresh=jax.jit(functools.partial(_fresh, engine), out_shardings=state),
+        prefill=jax.jit(functools.partial(_prefill, engine), in_shardings=(None, rows), out_shardings=prompts),
+        admit=jax.jit(
+            functools.partial(_admit, engine),
+            donate_argnums=0,
+            in_shardings=(state, prompts, admissions, whole),
+            out_shardings=state,
+        ),
+        window=jax.jit(
+            functools.partial(_window, engine),
+            donate_argnums=1,
+            in_shardings=(None, state, whole, whole),
+            out_shardings=(state, window),
+        ),
+    )
+
+
+def num_compiled(programs: Programs) -> int:
+    """Compiled programs so far."""
+    return sum(program._cache_size() for program in programs)
+
+
+def _specs(engine: Engine) -> State:
+    """Where each array of the state is split."""
+    rows: Any = PartitionSpec("rows")
+    return State(_cache_specs(engine, "rows"), rows, rows, rows, rows, rows, rows)
+
+
+def _prompts_specs(engine: Engine) -> Any:
+    """Prefilled prompts lie whole on every row shard, any of whose slots may take them."""
+    return _cache_specs(engine, None)
+
+
+def _cache_specs(engine: Engine, rows: str | None) -> Any:
+    def cache(*leading: None) -> cached.Cache:
+        heads: Any = PartitionSpec(*leading, rows, engine.kv_axis())
+        scale = heads if engine.cache == "int8" else None
+        return cached.Cache(heads, heads, scale, scale)
+
+    return (cache(),) * engine.architecture.num_layers if engine.is_unrolled else cache(None)
+
+
+def _placement(engine: Engine) -> State:
+    return _placed(engine, _specs(engine))
+
+
+def _prompts_placement(engine: Engine) -> Any:
+    return _placed(engine, _prompts_specs(engine))
+
+
+def _placed(engine: Engine, specs: Any) -> Any:
+    return jax.tree.map(
+        lambda spec: engine.sharding(*spec), specs, is_leaf=lambda leaf: isinstance(leaf, PartitionSpec)
+    )
+
+
+def _fresh(engine: Engine) -> State:
+    architecture, slots, layers = engine.architecture, engine.decode_slots, engine.architecture.num_layers
+    layer = functools.partial(
+        cached.empty, slots, engine.cache_length, architecture.num_kv_heads, architecture.head_size, engine.cache_dtype
+    )
+    zeros = jnp.zeros(slots, jnp.int32)
+    if engine.is_unrolled:
+        cache: Any = tuple(layer() for _ in range(layers))
+    else:
+        cache = jax.tree.map(lambda leaf: jnp.zeros((layers, *leaf.shape), leaf.dtype), jax.eval_shape(layer))
+    return State(cache, zeros, zeros, zeros, zeros, jnp.zeros(slots, bool), jnp.zeros((slots, 2), jnp.uint32))
+
+
+def _prefill(engine: Engine, params: Any, tokens: jax.Array) -> Any:
+    return model.prefill(
+        engine.architecture,
+        params,
+        tokens,
+        compute_dtype=engine.compute_dtype,
+        cache_dtype=engine.cache_dtype,
+    )
+
+
+def _admit(engine: Engine, state: State, prompts: Any, entries: Admissions, key: jax.Array) -> State:
+    """Each row shard copies its new responses' prompts into their slots: as much work as there are entries."""
+    row_axis = 0 if engine.is_unrolled else 1
+
+    def of_shard(state: State, prompts: Any, entries: Admissions, key: jax.Array) -> State:
+        slots = state.token.shape[0]
+
+        def copy(index: jax.Array, cache: Any) -> Any:
+            def one(slot_part: jax.Array, prompt_part: jax.Array) -> jax.Array:
+                prompt = jax.lax.dynamic_slice_in_dim(prompt_part, entries.source[index], 1, axis=row_axis)
+                start = [jnp.int32(0)] * slot_part.ndim
+                start[row_axis] = entries.slot[index]
+                return jax.lax.dynamic_update_slice(slot_part, prompt, start)
+
+            return jax.tree.map(one, cache, prompts)
+
+        def fold(cursor: jax.Array, sample: jax.Array) -> jax.Array:
+            return jax.random.key_data(jax.random.fold_in(jax.random.fold_in(key, cursor), sample))
+
+        target = jnp.where(jnp.arange(slots) < entries.count[0], entries.slot, slots)
+
+        def put(old: jax.Array, new: jax.Array) -> jax.Array:
+            return old.at[target].set(new, mode="drop")
+
+        return State(
+            cache=jax.lax.fori_loop(0, entries.count[0], copy, state.cache),
+            token=put(state.token, entries.token),
+            # The first decode step goes over the prompt's last token again: one program draws every token.
+            position=put(state.position, entries.length - 1),
+            step=put(state.step, jnp.zeros_like(state.step)),
+            limit=put(state.limit, entries.limit),
+            is_active=put(state.is_active, jnp.ones_like(state.is_active)),
+            key=put(state.key, jax.vmap(fold)(entries.cursor, entries.sample)),
+        )
+
+    rows = PartitionSpec("rows")
+    return jax.shard_map(
+        of_shard,
+        mesh=engine.mesh,
+        in_specs=(
+            _specs(engine),
+            _prompts_specs(engine),
+            Admissions(*[rows] * len(Admissions._fields)),
+            PartitionSpec(),
+        ),
+        out_specs=_specs(engine),
+        check_vma=False,
+    )(state, prompts, entries, key)
+
+
+def _window(
+    engine: Engine, params: Any, state: State, controls: sampling_op.Controls, stop_ids: jax.Array
+) -> tuple[State, Window]:
+    """Up to `decode_window` tokens a slot; ends early when no slot is active."""
+    architecture, width = engine.architecture, engine.decode_window
+    head = model.head(architecture, params, compute_dtype=engine.compute_dtype)
+    rope_tables = model.rope.tables(architecture, jnp.arange(engine.cache_length, dtype=jnp.int32))
+
+    def step(carried: tuple[jax.Array, State, Window]) -> tuple[jax.Array, State, Window]:
+        column, state, made = carried
+        hidden, cache = model.decode(
+            architecture,
+            params,
+            state.cache,
+            state.token,
+            state.position,
+            compute_dtype=engine.compute_dtype,
+            is_active=state.is_active,
+            attend=functools.partial(_attend, engine),
+            rope_tables=rope_tables,
+        )
+        drawn = _draw(engine, state, scores.head_product(hidden, head), controls)
+        token = jnp.where(state.is_active, drawn.token, state.token)
+        is_new = state.is_active.astype(jnp.int32)
+        drawn_so_far = state.step + is_new
+        is_last = jnp.any(token[:, None] == stop_ids[None], axis=1) | (drawn_so_far >= state.limit)
+        goes_on = state.is_active & ~is_last
+        made = Window(
+            token=made.token.at[:, column].set(token),
+            log_prob=made.log_prob.at[:, column].set(drawn.log_prob),
+            kept_log_prob=made.kept_log_prob.at[:, column].set(drawn.kept_log_prob),
+            step=drawn_so_far,
+            is_active=goes_on,
+        )
+        state = State(cache, token, state.position + is_new, drawn_so_far, state.limit, goes_on, state.key)
+        return column + 1, state, made
+
+    slots = state.token.shape[0]
+    numbers = jnp.zeros((slots, width), jnp.float32)
+    made = Window(jnp.zeros((slots, width), jnp.int32), numbers, numbers, state.step, state.is_active)
+    _, state, made = jax.lax.while_loop(
+        lambda carried: (carried[0] < width) & jnp.any(carried[1].is_active), step, (jnp.int32(0), state, made)
+    )
+    return state, made
+
+
+def _attend(
+    engine: Engine, query: jax.Array, cache: cached.Cache, lengths: jax.Array, layer: jax.Array | None
+) -> jax.Array:
+    """Attention over the cache, each device over its own rows and key/value heads, as far as they need."""
+    heads, rows = PartitionSpec("rows", engine.kv_axis()), PartitionSpec("rows")
+    cache_specs = _cache_specs(engine, "rows")
+    of_layer, layer_specs = ((), ()) if layer is None else ((layer,), (PartitionSpec(),))
+    return jax.shard_map(
+        cached.attend_by_row if engine.attends_by_row else cached.attend,
+        mesh=engine.mesh,
+        in_specs=(heads, cache_specs[0] if engine.is_unrolled else cache_specs, rows, *layer_specs),
+        out_specs=heads,
+        check_vma=False,
+    )(query, cache, lengths, *of_layer)
+
+
+def _draw(engine: Engine, state: State, logits: jax.Array, controls: sampling_op.Controls) -> sampling_op.Drawn:
+    """A token a slot, keyed by (response, position in it); each device looks at its own columns of the logits."""
+    axis = engine.vocab_axis()
+
+    def of_device(
+        words: jax.Array, step: jax.Array, logits: jax.Array, controls: sampling_op.Controls
+    ) -> sampling_op.Drawn:
+        keys = jax.random.wrap_key_data(words, impl="threefry2x32")
+        return sampling_op.draw(jax.vmap(jax.random.fold_in)(keys, step), logits, controls, axis=axis)
+
+    rows = PartitionSpec("rows")
+    return jax.shard_map(
+        of_device,
+        mesh=engine.mesh,
+        in_specs=(rows, rows, PartitionSpec("rows", axis), PartitionSpec()),
+        out_specs=rows,
+        check_vma=False,
+    )(state.key, state.step, logits, controls)
+
+
+def controls(temperature: float, top_k: int, top_p: float) -> sampling_op.Controls:
+    """Settings as the arrays that `window` takes."""
+    values: Any = np.float32(temperature), np.int32(top_k), np.float32(top_p)
+    return sampling_op.Controls(*values)
+
+
+def padded_stop_ids(stop_ids: tuple[int, ...]) -> np.ndarray:
+    """i32[MAX_STOP_IDS], filled up with -1, which is no token."""
+    return np.array([*stop_ids, *[-1] * (MAX_STOP_IDS - len(stop_ids))], np.int32)
+
+
+def abstract_state(engine: Engine) -> State:
+    """Shapes and placement of the slots."""
+    return placed(jax.eval_shape(functools.partial(_fresh, engine)), _placement(engine))
+
+
+def abstract_prompts(engine: Engine, width: int) -> Any:
+    """Shapes and placement of prefilled prompts of this padded width."""
+    shapes = jax.eval_shape(functools.partial(_prefill, engine), abstract_copy(engine), _abstract_tokens(engine, width))
+    return placed(shapes, _prompts_placement(engine))
+
+
+def _abstract_tokens(engine: Engine, width: int) -> jax.ShapeDtypeStruct:
+    shape = (engine.prefill_rows(width), width)
+    return jax.ShapeDtypeStruct(shape, np.int32, sharding=engine.sharding("rows"))
+
+
+def lower_prefill(engine: Engine, width: int) -> jax.stages.Lowered:
+    """The program that prefills prompts of this padded width: here and below, to compile without running."""
+    return of(engine).prefill.lower(abstract_copy(engine), _abstract_tokens(engine, width))
+
+
+def lower_window(engine: Engine) -> jax.stages.Lowered:
+    """The program that decodes."""
+    return of(engine).window.lower(
+        abstract_copy(engine), abstract_state(engine), controls(1.0, 0, 1.0), padded_stop_ids(())
+    )

@@ -1,0 +1,1 @@
+"""Commands beside training: plan, bench, report, doctor and the demo."""

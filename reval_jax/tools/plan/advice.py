@@ -1,0 +1,108 @@
+"""Which setting to change where a config does not fit, with the value to try."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from reval_jax import batch, model
+from reval_jax import config as config_lib
+from reval_jax.tools.plan import compilation, memory, search
+from reval_jax.tools.plan import topology as topology_lib
+
+
+def of(
+    architecture: model.Architecture, pod: compilation.Pod, config: config_lib.Config, phases: list[memory.Phase]
+) -> str:
+    """One sentence for each phase that does not fit; empty if all do.
+
+    Args:
+      phases: of this config, measured or from shapes alone.
+    """
+    lines = []
+    for phase in phases:
+        if not phase.fits(pod.capacity):
+            lines.append(f"{phase.name}: {_change(phase, architecture, pod, config)}")
+    return "\n".join(lines)
+
+
+def _change(
+    phase: memory.Phase, architecture: model.Architecture, pod: compilation.Pod, config: config_lib.Config
+) -> str:
+    if phase.name != "score" and phase.kinds["reference"]:
+        return "the reference lies on the devices: set --update.reference_memory host"
+    known, least = _of_shapes(phase.name, architecture, pod, config), None
+    for candidate in _steps(phase.name, architecture, pod, config):
+        # What was measured beyond the shapes belongs, in the learner's phases, to its rows.
+        rows = candidate.update.micro_batch_tokens / config.update.micro_batch_tokens
+        beyond = (phase.total - known.total) * (rows if phase.name in ("score", "update") else 1)
+        needed = _of_shapes(phase.name, architecture, pod, candidate).total
+        if needed + beyond <= pod.capacity:
+            return _differences(config, candidate)
+        if needed <= pod.capacity:
+            least = candidate  # what was measured may shrink with it
+    if least is not None:
+        return _differences(config, least)
+    return _larger(phase, architecture, pod, config)
+
+
+def _of_shapes(
+    name: str, architecture: model.Architecture, pod: compilation.Pod, config: config_lib.Config
+) -> memory.Phase:
+    return {each.name: each for each in memory.at_least(architecture, pod, config)}[name]
+
+
+def _steps(
+    name: str, architecture: model.Architecture, pod: compilation.Pod, config: config_lib.Config
+) -> Iterator[config_lib.Config]:
+    """The config with the settings that the phase depends on at values that need less and less."""
+    if name in ("score", "update"):
+        row = batch.row_length(config.max_tokens)
+        while config.update.micro_batch_tokens >= 2 * row:
+            config = search.replace(
+                config, "update.micro_batch_tokens", config.update.micro_batch_tokens // row // 2 * row
+            )
+            yield config
+        for remat in search.REMATS[search.REMATS.index(config.model.remat) + 1 :] if name == "update" else ():
+            yield search.replace(config, "model.remat", remat)
+        return
+    for tensor in search.tensors(architecture, pod, config):
+        if tensor >= config.mesh.tensor:
+            wider = search.replace(config, "mesh.tensor", tensor)
+            yield from (each for each in search.fewer_slots(pod, wider) if each != config)
+
+
+_WHY = {
+    "update.micro_batch_tokens": "train on fewer rows at once",
+    "model.remat": "keep less for the backward pass",
+    "mesh.tensor": "split each layer over chips of a host",
+    "rollout.decode_slots": "decode fewer responses at once",
+}
+
+
+def _differences(config: config_lib.Config, candidate: config_lib.Config) -> str:
+    changes = []
+    for name, why in _WHY.items():
+        section, field = name.split(".")
+        value = getattr(getattr(candidate, section), field)
+        if value != getattr(getattr(config, section), field):
+            changes.append(f"{why}: set --{name} {value}")
+    return "; ".join(changes)
+
+
+def _larger(
+    phase: memory.Phase, architecture: model.Architecture, pod: compilation.Pod, config: config_lib.Config
+) -> str:
+    """The next larger slice, by its name: the learner's state is spread over all chips, so more of them hold less each."""
+    state = sum(phase.kinds[kind] for kind in ("params", "optimizer", "gradients"))
+    room = pod.capacity - (phase.total - state)
+    if config.mesh.fsdp == -1 and room > 0:
+        needed = pod.topology.num_chips * state / room
+        for name, larger in topology_lib.common_names().items():
+            if larger.generation == pod.topology.generation and larger.num_chips >= max(
+                needed, pod.topology.num_chips + 1
+            ):
+                return (
+                    f"no setting is left to change: the learner's state is {state / 2**30:.2f} GiB of this phase, and would be "
+                    f"less a chip on more of them: try --topology {name} ({larger.num_chips} chips)"
+                )
+    return "no setting is left to change: use chips with more memory, a smaller model, or shorter responses"
