@@ -33,9 +33,9 @@ from matplotlib import pyplot as plt
 # What differs from the config file. One update a round is how GRPO and TBRM are defined; TBRM's beta is its authors'.
 OBJECTIVES: dict[str, dict[str, str]] = {
     "reval": {},
-    "tbrm": {"update.beta": "0.002", "update.reward": "binary", "update.updates_per_round": "1"},
+    "tbrm": {"update.beta": "0.002", "update.reward_design": "binary", "update.updates_per_round": "1"},
     "regression": {},
-    "grpo": {"update.reward": "binary", "update.updates_per_round": "1"},
+    "grpo": {"update.reward_design": "binary", "update.updates_per_round": "1"},
 }
 
 

@@ -51,8 +51,8 @@ class Task:
     template: Literal["raw", "chat", "r1_distill", "qwen2_5_math"] = "chat"  # how a question becomes a prompt
     # What follows every question, after a space, in raw and chat; the paper's templates have their own.
     instruction: str = ""
-    max_prompt_tokens: PositiveInt = 1024  # tokens; a longer prompt is handled as `overlong` says
-    overlong: Literal["error", "drop"] = "error"  # refuse a data set with longer prompts, or leave those rows out
+    max_prompt_tokens: PositiveInt = 1024  # tokens; a longer prompt is handled as `long_prompts` says
+    long_prompts: Literal["error", "drop"] = "error"  # refuse a data set with longer prompts, or leave those rows out
     answer_format: AnswerFormat = "boxed"  # what of a response is graded
 
 
@@ -70,8 +70,8 @@ class Verifier:
     # Share of a round's verdicts that may be `limit`, `timeout` or `crash`; more stop the run.
     max_failed_share: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.25
     # Your own reward, MODULE:FUNCTION of (response, answer) with a number from 0 to 1; empty grades answers as ours does.
-    reward: str = ""
-    path: str = ""  # directory that `reward` is imported from; empty: where the run is started
+    function: str = ""
+    function_path: str = ""  # directory that `function` is imported from; empty: where the run is started
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,9 +90,9 @@ class Rollout:
     # With filter_groups: how often a round may sample prompts_per_round prompts; what is missing then is filled with the rest.
     max_waves: PositiveInt = 4
     # A response cut at the limit: its reward is kept, it is left out of the loss, or (DAPO) length near the limit costs reward.
-    overlong: Literal["keep", "mask", "penalty"] = "keep"
-    # With overlong=penalty: the last tokens before the limit, over which up to 1 is taken off the reward.
-    overlong_buffer: Count = 0
+    truncated: Literal["keep", "mask", "penalty"] = "keep"
+    # With truncated=penalty: the last tokens before the limit, over which up to 1 is taken off the reward.
+    penalty_tokens: Count = 0
     # Responses a process decodes at once, two or more a device; finished ones make room for the next.
     decode_slots: PositiveInt = 128
     decode_window: PositiveInt = 16  # tokens between two looks by the host: TPU 8-64, GPU and CPU 1-16
@@ -109,7 +109,6 @@ class Replay:
 
     __pydantic_config__ = STRICT
     capacity: PositiveInt = 5120  # trajectories kept; the oldest leave first
-    sampling: Literal["uniform"] = "uniform"  # without replacement inside a batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +119,7 @@ class Update:
     objective: Literal["reval", "tbrm", "regression", "grpo"] = "reval"  # the loss
     beta: PositiveFloat = 0.002  # reward per nat; smaller weighs the reward more; not read by grpo
     # 0/1, -1/+1, or r minus the mean of the prompt's group.
-    reward: Literal["binary", "signed", "group_normalized"] = "binary"
+    reward_design: Literal["binary", "signed", "group_normalized"] = "binary"
     updates_per_round: PositiveInt = 2  # optimizer steps a round; for grpo, mini-batches the fresh batch is split into
     fresh_first: bool = True  # the first update of a round trains on the fresh batch, the rest on replay draws
     batch_size: PositiveInt = 1024  # trajectories an update
@@ -225,6 +224,16 @@ class Config:
         return self.task.max_prompt_tokens + self.rollout.max_response_tokens
 
 
+RENAMED = {
+    "task.overlong": "task.long_prompts",
+    "rollout.overlong": "rollout.truncated",
+    "rollout.overlong_buffer": "rollout.penalty_tokens",
+    "update.reward": "update.reward_design",
+    "verifier.reward": "verifier.function",
+    "verifier.path": "verifier.function_path",
+}
+"""Settings by the name they had before: refused, with the name they have now."""
+
 MAY_CHANGE = ("eval", "checkpoint")
 """Sections a resumed run may change: they choose what is looked at and kept, not what is computed."""
 MAY_CHANGE_FIELDS = (
@@ -303,10 +312,10 @@ def check(config: Config) -> Config:
             f"task.instruction with task.template={config.task.template}: that template has the paper's own instruction. Leave "
             "task.instruction empty, or use task.template=chat."
         )
-    if update.reward == "group_normalized" and rollout.samples_per_prompt == 1:
+    if update.reward_design == "group_normalized" and rollout.samples_per_prompt == 1:
         raise ValueError(
-            "update.reward=group_normalized with rollout.samples_per_prompt=1: the reward minus the mean of a group of one "
-            "is always 0, so nothing would be learned. Use at least 2 samples a prompt, or update.reward=binary."
+            "update.reward_design=group_normalized with rollout.samples_per_prompt=1: the reward minus the mean of a group of "
+            "one is always 0, so nothing would be learned. Use at least 2 samples a prompt, or update.reward_design=binary."
         )
     if update.fresh_first and update.batch_size != fresh:
         raise ValueError(
@@ -342,9 +351,10 @@ def _check_verifier(verifier: Verifier) -> None:
             "would decide verdicts that the CPU time is meant to decide. "
             f"Use a wall_limit of at least {verifier.cpu_limit:g}, better ten times that."
         )
-    if verifier.reward and not re.fullmatch(r"\w+(?:\.\w+)*:\w+(?:\.\w+)*", verifier.reward):
+    if verifier.function and not re.fullmatch(r"\w+(?:\.\w+)*:\w+(?:\.\w+)*", verifier.function):
         raise ValueError(
-            f"verifier.reward={verifier.reward!r} does not name a function. Write MODULE:FUNCTION, for example my_rewards:score."
+            f"verifier.function={verifier.function!r} does not name a function. Write MODULE:FUNCTION, "
+            "for example my_rewards:score."
         )
 
 
@@ -354,15 +364,15 @@ def _check_rollout(rollout: Rollout) -> None:
             "rollout.filter_groups=true with rollout.samples_per_prompt=1: one sample is all right or all wrong, so every prompt "
             "would be dropped. Use at least 2 samples a prompt, or rollout.filter_groups=false."
         )
-    if rollout.overlong == "penalty" and not 0 < rollout.overlong_buffer <= rollout.max_response_tokens:
+    if rollout.truncated == "penalty" and not 0 < rollout.penalty_tokens <= rollout.max_response_tokens:
         raise ValueError(
-            f"rollout.overlong=penalty with rollout.overlong_buffer={rollout.overlong_buffer}: reward falls over that many "
+            f"rollout.truncated=penalty with rollout.penalty_tokens={rollout.penalty_tokens}: reward falls over that many "
             f"tokens before the limit. Use 1 to rollout.max_response_tokens={rollout.max_response_tokens}."
         )
-    if rollout.overlong != "penalty" and rollout.overlong_buffer:
+    if rollout.truncated != "penalty" and rollout.penalty_tokens:
         raise ValueError(
-            f"rollout.overlong_buffer={rollout.overlong_buffer} with rollout.overlong={rollout.overlong}, which reads none. "
-            "Set rollout.overlong=penalty, or rollout.overlong_buffer=0."
+            f"rollout.penalty_tokens={rollout.penalty_tokens} with rollout.truncated={rollout.truncated}, which reads none. "
+            "Set rollout.truncated=penalty, or rollout.penalty_tokens=0."
         )
 
 
@@ -426,9 +436,16 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     ]
 
 
+def renamed(old: str) -> str:
+    """What to say to somebody who uses a setting's name of before."""
+    return f"'{old}' is called '{RENAMED[old]}' now. Use that name."
+
+
 def _explain(problem: Any) -> str:
     where = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "unexpected_keyword_argument":
+        if where in RENAMED:
+            return renamed(where)
         sections = to_tree(Config())
         known = [*sections, *(f"{section}.{field}" for section, fields in sections.items() for field in fields)]
         nearest = difflib.get_close_matches(where, known, n=1, cutoff=0.0)[0]

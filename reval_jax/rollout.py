@@ -143,9 +143,9 @@ def describe(config: config_lib.Config, sampled: Sampled) -> dict[str, float]:
             "filter_groups/all_wrong": float((~mixed & (every.raw_reward == 0)).mean()),
             "filter_groups/filled": float((~trajectories_lib.is_mixed(sampled.kept)).mean()),
         }
-    if config.rollout.overlong == "mask":
+    if config.rollout.truncated == "mask":
         described["overlong/masked"] = float(sampled.kept.is_truncated.mean())
-    if config.rollout.overlong == "penalty":
+    if config.rollout.truncated == "penalty":
         described["overlong/penalty"] = float(
             trajectories_lib.overlong_penalty(every.response_length, config.rollout).mean()
         )

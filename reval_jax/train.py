@@ -180,7 +180,7 @@ def learn(
                     f"(update.max_skipped={config.update.max_skipped}, round {round + 1}); parameters are those before them. "
                     "Lower optimizer.learning_rate, raise update.beta, or look at the last rollouts."
                 )
-    if not seen:  # rollout.overlong=mask, and every response was cut
+    if not seen:  # rollout.truncated=mask, and every response was cut
         return state, buffer, {"training/skipped": int(state.num_skipped), "training/update_tokens": 0}
     learned = {name: float(np.mean([metric[name] for metric in seen])) for name in seen[0]}
     del learned["training/sampler_learner_logprob_diff"]
@@ -213,8 +213,8 @@ def draw_batches(config: config_lib.Config, buffer: replay.Buffer, round: int) -
 
 
 def in_loss(config: config_lib.Config, buffer: replay.Buffer, rows: np.ndarray) -> np.ndarray:
-    """The rows that are trained on: with `rollout.overlong=mask` not those that were cut."""
-    if config.rollout.overlong != "mask":
+    """The rows that are trained on: with `rollout.truncated=mask` not those that were cut."""
+    if config.rollout.truncated != "mask":
         return rows
     return rows[~buffer.trajectories.is_truncated[rows]]
 

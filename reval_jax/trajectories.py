@@ -59,12 +59,12 @@ def trajectories(
 def overlong_penalty(length: np.ndarray, settings: config_lib.Rollout) -> np.ndarray:
     """f32[B] from 0 to 1: what responses of these lengths, in tokens, lose (DAPO's soft overlong punishment, 2503.14476).
 
-    It grows linearly over the last `overlong_buffer` tokens before the limit, to 1 at the limit.
+    It grows linearly over the last `penalty_tokens` tokens before the limit, to 1 at the limit.
     """
-    if settings.overlong != "penalty":
+    if settings.truncated != "penalty":
         return np.zeros(length.shape, np.float32)
-    free = settings.max_response_tokens - settings.overlong_buffer
-    return (np.maximum(length - free, 0) / settings.overlong_buffer).astype(np.float32)
+    free = settings.max_response_tokens - settings.penalty_tokens
+    return (np.maximum(length - free, 0) / settings.penalty_tokens).astype(np.float32)
 
 
 def shape_reward(
@@ -77,12 +77,12 @@ def shape_reward(
       group: i32[B] prompt of each trajectory.
       penalty: f32[B] taken off before groups are compared.
     """
-    design = 2 * raw_reward - 1 if settings.reward == "signed" else raw_reward
+    design = 2 * raw_reward - 1 if settings.reward_design == "signed" else raw_reward
     reward = jnp.asarray(design - penalty, jnp.float32)
     groups = jnp.asarray(group, jnp.int32)
     if settings.objective == "grpo":
         shaped = objective.group_advantage(reward, groups)
-    elif settings.reward == "group_normalized":
+    elif settings.reward_design == "group_normalized":
         shaped = objective.group_normalized_reward(reward, groups)
     else:
         shaped = reward

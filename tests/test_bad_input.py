@@ -84,18 +84,22 @@ OVERRIDES = {
         "rollout.decode_slots=6 does not divide over the 8",
     ),
     "one slot a device": (("--rollout.decode_slots", "8"), "two or more for each. Use a multiple of 8, for example 16"),
+    "a setting by its old name": (
+        ("--update.reward", "binary"),
+        "'update.reward' is called 'update.reward_design' now",
+    ),
     "mesh does not fit": (("--mesh.data", "3"), "does not make 8, the number of cpu devices"),
     "mesh of no devices": (("--mesh.fsdp", "0"), "mesh.fsdp=0"),
     "group_normalized with one sample": (
         (
-            "--update.reward",
+            "--update.reward_design",
             "group_normalized",
             "--rollout.samples_per_prompt",
             "1",
             "--rollout.prompts_per_round",
             "8",
         ),
-        "update.reward=group_normalized with rollout.samples_per_prompt=1",
+        "update.reward_design=group_normalized with rollout.samples_per_prompt=1",
     ),
     "buffer smaller than a batch": (("--replay.capacity", "7"), "replay.capacity=7 is smaller than a batch of 8"),
     "batch is not the fresh batch": (

@@ -86,7 +86,7 @@ def shaped(pairs, **settings):
 @hypothesis.given(rewards)
 def test_binary_and_signed_rewards_are_the_verdict(pairs):
     assert shaped(pairs).tolist() == [float(right) for _, right in pairs]
-    assert shaped(pairs, reward="signed").tolist() == [1.0 if right else -1.0 for _, right in pairs]
+    assert shaped(pairs, reward_design="signed").tolist() == [1.0 if right else -1.0 for _, right in pairs]
 
 
 @hypothesis.settings(deadline=None, max_examples=25)
@@ -96,7 +96,7 @@ def test_group_normalized_rewards_are_the_distance_from_the_groups_mean(pairs):
     for group, right in pairs:
         members = [float(other) for label, other in pairs if label == group]
         expected.append(right - sum(members) / len(members))
-    np.testing.assert_allclose(shaped(pairs, reward="group_normalized"), expected, atol=1e-6)
+    np.testing.assert_allclose(shaped(pairs, reward_design="group_normalized"), expected, atol=1e-6)
 
 
 @hypothesis.settings(deadline=None, max_examples=25)
@@ -114,7 +114,7 @@ def test_grpo_gets_the_groups_advantage(pairs):
 
 def test_the_raw_reward_is_kept_beside_the_shaped_one():
     _, _, verdicts, _ = make()
-    ours = finished(reward="signed")
+    ours = finished(reward_design="signed")
     np.testing.assert_array_equal(ours.raw_reward, verdicts.reward)
     np.testing.assert_array_equal(ours.reward, 2 * verdicts.reward - 1)
     assert ours.reward.dtype == np.float32

@@ -155,3 +155,16 @@ def test_the_papers_defaults_are_the_papers():
     )
     assert (settings.update.clip_low, settings.update.clip_high, settings.update.clip_dual) == (0.2, 0.28, 3.0)
     assert settings.max_tokens == 1024 + 8192
+
+
+@pytest.mark.parametrize("old", config.RENAMED)
+def test_a_setting_by_its_old_name_is_refused_with_the_new_one(old):
+    section, field = old.split(".")
+    with pytest.raises(ValueError, match=f"'{old}' is called '{config.RENAMED[old]}' now"):
+        config.from_tree({section: {field: "drop"}})
+
+
+def test_no_old_name_is_a_setting_and_every_new_one_is():
+    names = {f"{section}.{field}" for section, field in FIELDS}
+    assert not names & config.RENAMED.keys()
+    assert set(config.RENAMED.values()) <= names

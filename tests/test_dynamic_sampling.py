@@ -43,14 +43,14 @@ def test_groups_whose_rewards_differ_come_first_and_others_fill_what_is_missing(
 
 
 def test_the_penalty_climbs_over_the_buffer_to_one_at_the_limit():
-    settings = config.Rollout(max_response_tokens=100, overlong="penalty", overlong_buffer=20)
+    settings = config.Rollout(max_response_tokens=100, truncated="penalty", penalty_tokens=20)
     found = trajectories.overlong_penalty(np.array([1, 79, 80, 81, 90, 100]), settings)
     np.testing.assert_allclose(found, [0, 0, 0, 0.05, 0.5, 1], rtol=1e-6)
     assert not trajectories.overlong_penalty(np.array([1, 100]), config.Rollout(max_response_tokens=100)).any()
 
 
 def test_the_penalty_is_taken_off_before_groups_are_compared():
-    settings = config.Update(reward="group_normalized")
+    settings = config.Update(reward_design="group_normalized")
     shaped = trajectories.shape_reward(
         np.array([1, 1], np.float32), np.array([0, 0]), settings, penalty=np.array([0, 0.5], np.float32)
     )
@@ -104,7 +104,7 @@ def test_a_round_that_is_stopped_in_its_second_wave_keeps_the_first_and_ends_ali
 def test_a_masked_response_is_sampled_and_counted_and_not_learned_from(tmp_path, chance):
     file = tiny_runs.write_files(tmp_path)
     kept = tiny_runs.play(file, tmp_path / "keep", run__rounds=1, eval__every=0).lines[0]
-    masked = tiny_runs.play(file, tmp_path / "mask", run__rounds=1, eval__every=0, rollout__overlong="mask").lines[0]
+    masked = tiny_runs.play(file, tmp_path / "mask", run__rounds=1, eval__every=0, rollout__truncated="mask").lines[0]
     assert masked["critic/score/mean"] == kept["critic/score/mean"]
     assert masked["overlong/masked"] == kept["response_length/clip_ratio"] > 0
     assert masked["training/update_tokens"] < kept["training/update_tokens"]
@@ -114,9 +114,9 @@ def test_a_masked_response_is_sampled_and_counted_and_not_learned_from(tmp_path,
     ("settings", "said"),
     [
         ({"filter_groups": True, "samples_per_prompt": 1}, "filter_groups"),
-        ({"overlong": "penalty"}, "overlong_buffer=0"),
-        ({"overlong": "penalty", "overlong_buffer": 9000}, "overlong_buffer=9000"),
-        ({"overlong_buffer": 5}, "reads none"),
+        ({"truncated": "penalty"}, "penalty_tokens=0"),
+        ({"truncated": "penalty", "penalty_tokens": 9000}, "penalty_tokens=9000"),
+        ({"penalty_tokens": 5}, "reads none"),
     ],
 )
 def test_settings_that_nothing_would_read_are_refused(settings, said):

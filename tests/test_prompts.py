@@ -271,10 +271,10 @@ def test_long_prompts_are_refused_by_line_or_dropped_and_counted(
     limited = task(path, max_prompt_tokens=5)
     with pytest.raises(ValueError, match=r"max_prompt_tokens=5, but 2 of the 4 .*:2 \(7 tokens\), .*:4 \(8 tokens\)"):
         prompts.load(limited, chatml)
-    dropped = prompts.load(dataclasses.replace(limited, overlong="drop"), chatml)
+    dropped = prompts.load(dataclasses.replace(limited, long_prompts="drop"), chatml)
     assert (dropped.texts, dropped.answers, dropped.num_dropped) == (("12345", "123"), ("0", "2"), 2)
     with pytest.raises(ValueError, match=r"4 of the 4 .* Set task.max_prompt_tokens=8\."):
-        prompts.load(dataclasses.replace(limited, max_prompt_tokens=2, overlong="drop"), chatml)
+        prompts.load(dataclasses.replace(limited, max_prompt_tokens=2, long_prompts="drop"), chatml)
 
 
 def test_the_fingerprint_changes_with_rows_order_answers_and_template_only(

@@ -41,7 +41,7 @@ def outcomes_of(function: str, tasks: list[tuple[str, str]], **changes: object) 
 
 
 def grader_of(**verifier_settings: object) -> verifier.Grader:
-    settings = config.Verifier(**{"path": str(SUPPORT), "workers": 1, **verifier_settings})
+    settings = config.Verifier(**{"function_path": str(SUPPORT), "workers": 1, **verifier_settings})
     return verifier.Grader(config.Config(verifier=settings))
 
 
@@ -302,7 +302,7 @@ def test_a_verdict_depends_on_nothing_but_its_own_pair(grader):
 
 
 def test_equal_pairs_are_graded_once():
-    with grader_of(reward="hostile:process_id", tasks_per_worker=1) as own:
+    with grader_of(function="hostile:process_id", tasks_per_worker=1) as own:
         grades = own.grades([("a", "1"), ("b", "1"), ("a", "1")])
     assert grades[0] == grades[2] != grades[1]
 
@@ -337,7 +337,7 @@ def test_a_tasks_own_checker_decides_its_answers(grader):
 
 
 def test_a_reward_of_the_users_own_is_the_reward_and_only_1_is_ok():
-    with grader_of(reward="hostile:constant") as own:
+    with grader_of(function="hostile:constant") as own:
         found = own.score(["", "\\boxed{7}", "x"], ["1", "0.25", "0"])
     assert found.reward.tolist() == [1.0, 0.25, 0.0]
     assert [types.VERDICTS[kind] for kind in found.kind] == ["ok", "wrong", "wrong"]
@@ -349,7 +349,7 @@ def test_a_reward_of_the_users_own_is_the_reward_and_only_1_is_ok():
 )
 def test_a_reward_that_fails_or_is_no_number_from_0_to_1_is_a_crash_and_said_once(function: str, answer: str):
     said: list[str] = []
-    settings = config.Verifier(reward=f"hostile:{function}", path=str(SUPPORT), workers=1)
+    settings = config.Verifier(function=f"hostile:{function}", function_path=str(SUPPORT), workers=1)
     with verifier.Grader(config.Config(verifier=settings), say=said.append) as own:
         found = own.score(["a", "b"], [answer] * 2)
     assert found.reward.tolist() == [0.0, 0.0]
@@ -359,22 +359,22 @@ def test_a_reward_that_fails_or_is_no_number_from_0_to_1_is_a_crash_and_said_onc
 
 @pytest.mark.parametrize("reward", ["hostile:nothing", "no_such_module:score"])
 def test_a_reward_that_does_not_exist_is_refused_before_a_run_starts(reward: str):
-    with pytest.raises(ValueError, match=f"verifier.reward={reward} cannot be loaded"):
-        verifier.check(config.Verifier(reward=reward, path=str(SUPPORT)))
-    verifier.check(config.Verifier(reward="hostile:constant", path=str(SUPPORT)))
+    with pytest.raises(ValueError, match=f"verifier.function={reward} cannot be loaded"):
+        verifier.check(config.Verifier(function=reward, function_path=str(SUPPORT)))
+    verifier.check(config.Verifier(function="hostile:constant", function_path=str(SUPPORT)))
 
 
 def test_a_reward_from_a_directory_that_does_not_exist_is_refused(tmp_path: Path):
     with pytest.raises(ValueError, match=r"verifier\.path=.*is no directory"):
-        verifier.check(config.Verifier(reward="hostile:constant", path=str(tmp_path / "nowhere")))
+        verifier.check(config.Verifier(function="hostile:constant", function_path=str(tmp_path / "nowhere")))
 
 
 def test_settings_that_cannot_grade_are_refused():
     usable = config.Config(model=config.Model(path="m"), task=config.Task(dataset="d.jsonl"))
     config.check(usable)
     for settings, reason in (
-        (config.Verifier(reward="module"), "does not name a function"),
-        (config.Verifier(reward="module:"), "does not name a function"),
+        (config.Verifier(function="module"), "does not name a function"),
+        (config.Verifier(function="module:"), "does not name a function"),
         (config.Verifier(cpu_limit=20.0, wall_limit=19.0), "wall clock would decide"),
     ):
         with pytest.raises(ValueError, match=reason):
@@ -400,9 +400,9 @@ def test_a_run_whose_reward_fails_stops_with_its_rollouts_written_and_says_so(tm
 
     file = tiny_runs.write_files(tmp_path)
     own = [
-        "--verifier.reward",
+        "--verifier.function",
         "hostile:fail",
-        "--verifier.path",
+        "--verifier.function_path",
         str(SUPPORT),
         "--eval.every",
         "0",

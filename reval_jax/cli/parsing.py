@@ -17,11 +17,24 @@ from reval_jax.cli import arguments
 def parse(kind: Any, command: str, argv: list[str], *, start: Any = None) -> Any:
     """The command's arguments, beginning from `start`; settings begin from the config file named among them, if one is."""
     default: dict[str, Any] = {}
+    _refuse_renamed(argv)
     if any(field.name == "settings" for field in dataclasses.fields(kind)):
         config, run_dirs = named_files(argv)
         default["settings"] = _start_from(config, run_dirs[0] if run_dirs and kind is not arguments.Train else None)
     prototype = kind(**default) if default else start or tyro.MISSING_NONPROP
     return tyro.cli(kind, args=argv, default=prototype, prog=f"reval {command}", use_underscores=True)
+
+
+def _refuse_renamed(argv: list[str]) -> None:
+    """Refuses settings by the name they had before.
+
+    Raises:
+      ValueError: naming the name they have now.
+    """
+    for argument in argv:
+        name = argument.removeprefix("--").split("=")[0]
+        if argument.startswith("--") and name in config_lib.RENAMED:
+            raise ValueError(f"unknown option {argument}: {config_lib.renamed(name)}")
 
 
 def named_files(argv: list[str]) -> tuple[Path | None, list[Path]]:

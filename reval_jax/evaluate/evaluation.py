@@ -46,7 +46,7 @@ def check_same_problems(ours: list[Benchmark], baselines: list[Benchmark]) -> No
     """Refuse a comparison of policies that would be asked different questions.
 
     Raises:
-      ValueError: `task.overlong=drop` has left out other rows, since two tokenizers count a question's tokens differently.
+      ValueError: `task.long_prompts=drop` has left out other rows, since two tokenizers count a question's tokens differently.
     """
     for one, other in zip(ours, baselines, strict=True):
         if one.num_rows != other.num_rows or one.prompts.answers != other.prompts.answers:

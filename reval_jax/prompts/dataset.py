@@ -58,7 +58,7 @@ def load(
     Raises:
       ValueError: a data set that can't be read, is empty or has bad rows; a question that contains the text of a
         special token; a template that doesn't fit the tokenizer; a prompt longer than `task.max_prompt_tokens` with
-        `task.overlong="error"`, or every prompt with "drop".
+        `task.long_prompts="error"`, or every prompt with "drop".
     """
     what = f"{named.dataset}{task.dataset}"
     checked = rows.read(task.dataset, split=task.split, named=named)
@@ -146,9 +146,9 @@ def _check_answer_format(task: config.Task, checked: list[Row]) -> None:
 def _keep(task: config.Task, checked: list[Row], tokens: list[np.ndarray], what: str) -> list[int]:
     """Indices of the rows whose prompt is short enough, in order; `what` names the data set in messages."""
     long = [i for i, ids in enumerate(tokens) if len(ids) > task.max_prompt_tokens]
-    if long and (task.overlong == "error" or len(long) == len(checked)):
+    if long and (task.long_prompts == "error" or len(long) == len(checked)):
         named = ", ".join(f"{checked[i].where} ({len(tokens[i])} tokens)" for i in long[: rows.SHOWN_PROBLEMS])
-        drop = "" if len(long) == len(checked) else ", or task.overlong=drop to leave the longer ones out"
+        drop = "" if len(long) == len(checked) else ", or task.long_prompts=drop to leave the longer ones out"
         raise ValueError(
             f"task.max_prompt_tokens={task.max_prompt_tokens}, but {len(long)} of the {len(checked)} prompts of "
             f"{what} with task.template={task.template} are longer: {named}. Set "

@@ -148,13 +148,13 @@ class Grader:
     def _open(self, text: str, answer: str, *, extracted: bool, thinks: bool) -> _Open:
         """What this process can say of a response, and what it has to ask."""
         checked = checkers.checked(answer)
-        if checked and not self._settings.reward:
+        if checked and not self._settings.function:
             return self._open_checked(text, *checked, extracted=extracted, thinks=thinks)
         grade = grading.grade(text, answer, answer_format=self._answer_format, thinks=thinks, extracted=extracted)
-        if self._settings.reward:
+        if self._settings.function:
             # Of ours only the answer is kept, which maj@k counts.
             unknown = grading.Grade(0.0, "crash", grade.extracted, "", grade.answer)
-            return _Open(unknown, (_Call(self._settings.reward, (text, answer)),), self._rewarded)
+            return _Open(unknown, (_Call(self._settings.function, (text, answer)),), self._rewarded)
         calls = tuple(_Call(_ALGEBRA, pair) for pair in grade.pairs)
         return _Open(grade, calls, self._compared)
 
@@ -222,7 +222,7 @@ class Grader:
                 warm_up = [[first.arguments[0], ""]]
             asked = worker.Settings(
                 target=target,
-                may_compile=target == settings.reward,
+                may_compile=target == settings.function,
                 cpu_limit=settings.cpu_limit,
                 wall_limit=settings.wall_limit,
                 memory_limit=settings.memory_limit << 20,
@@ -230,7 +230,7 @@ class Grader:
                 tasks_per_child=1 if target == _LIBRARY else settings.tasks_per_worker,
                 warm_up=warm_up,
             )
-            path = [Path(settings.path)] if target == settings.reward else []
+            path = [Path(settings.function_path)] if target == settings.function else []
             self._pools[target] = pool.Pool(asked, num_workers=settings.workers or _num_workers(), path=path)
         return self._pools[target]
 
@@ -244,25 +244,26 @@ def check(settings: config_lib.Verifier) -> None:
     """Refuses a reward function that can't be had; the attempt is made in a worker, where it will be imported.
 
     Raises:
-      ValueError: `verifier.path` is no directory, the module can't be imported, or has no such function.
+      ValueError: `verifier.function_path` is no directory, the module can't be imported, or has no such function.
     """
-    if not settings.reward:
+    if not settings.function:
         return
-    directory = Path(settings.path).resolve()
+    directory = Path(settings.function_path).resolve()
     if not directory.is_dir():
         raise ValueError(
-            f"verifier.path={settings.path} is no directory. Name the one that holds the module of verifier.reward."
+            f"verifier.function_path={settings.function_path} is no directory. "
+            "Name the one that holds the module of verifier.function."
         )
     asked = worker.Settings(
-        settings.reward, True, settings.cpu_limit, settings.wall_limit, settings.memory_limit << 20, 1, []
+        settings.function, True, settings.cpu_limit, settings.wall_limit, settings.memory_limit << 20, 1, []
     )
     try:
         with pool.Pool(asked, num_workers=1, path=[directory]) as tried:
             tried.start()
     except pool.RefusedError as error:
         raise ValueError(
-            f"verifier.reward={settings.reward} cannot be loaded: {error} (looked for in {directory}, then where Python "
-            "finds its modules). Write MODULE:FUNCTION, and set verifier.path to the module's directory."
+            f"verifier.function={settings.function} cannot be loaded: {error} (looked for in {directory}, then where Python "
+            "finds its modules). Write MODULE:FUNCTION, and set verifier.function_path to the module's directory."
         ) from error
 
 
@@ -283,5 +284,5 @@ def check_failures(kinds: np.ndarray, *, most: float) -> None:
         raise UnreliableError(
             f"grading failed for {failed} of {len(kinds)} responses ({found}), more than verifier.max_failed_share={most:g} "
             "allows: their rewards would say little about the answers. Look at the responses in the run's rollouts/, repair "
-            "verifier.reward if it is yours, or raise verifier.wall_limit (timeout) or verifier.max_failed_share."
+            "verifier.function if it is yours, or raise verifier.wall_limit (timeout) or verifier.max_failed_share."
         )

@@ -1,7 +1,7 @@
 """Answers written to hurt a grader, generators of more, and reward functions that misbehave.
 
 Nothing here is run by a test in its own process: texts go to the grader, and the functions into the sandbox, as
-`verifier.reward=hostile:NAME` with `verifier.path` naming this directory. Standard library only.
+`verifier.function=hostile:NAME` with `verifier.function_path` naming this directory. Standard library only.
 """
 
 from __future__ import annotations
