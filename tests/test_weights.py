@@ -131,8 +131,8 @@ def test_a_tied_checkpoint_may_repeat_its_head_and_carry_rotary_buffers(checkpoi
 def test_loading_and_exporting_run_without_torch(tmp_path):
     program = (
         "import sys; sys.modules['torch'] = None\n"  # makes every import and search for torch fail
-        "import checkpoints\nfrom reval_jax import weights\n"
-        "loaded = weights.load(checkpoints.tiny_checkpoint(sys.argv[1]))\n"
+        "from support import hf_checkpoints\nfrom reval_jax import weights\n"
+        "loaded = weights.load(hf_checkpoints.tiny_checkpoint(sys.argv[1]))\n"
         "print(loaded.tokenizer.decode(loaded.tokenizer('1+1=2')['input_ids']))"
     )
     environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}

@@ -27,7 +27,7 @@ START_SECONDS = 300.0  # a worker has to import its function; on a busy machine 
 RESCUE_SECONDS = 10.0  # beyond all the wall limits that the worker itself keeps, in two attempts
 
 _PROGRAM = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from reval_jax.verifier import worker; worker.main()"
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from reval_jax.sandbox import worker; worker.main()"
 )
 
 
