@@ -17,6 +17,7 @@ from support import hostile
 
 from reval_jax import config, types, verifier
 from reval_jax.sandbox import confinement, frames, pool, worker
+from reval_jax.verifier import grading
 
 TESTS = Path(__file__).resolve().parent
 SUPPORT = TESTS / "support"
@@ -312,7 +313,7 @@ def test_a_text_that_finds_a_fault_in_our_own_comparison_is_a_crash_and_not_the_
         raise AttributeError("no such thing")
 
     said: list[str] = []
-    monkeypatch.setattr(verifier, "grade", fail)
+    monkeypatch.setattr(grading, "grade", fail)
     with verifier.Grader(config.Config(), say=said.append) as fresh:
         assert fresh.grade("\\boxed{1}", "1")[:2] == (0.0, "crash")
         fresh.grade("\\boxed{2}", "1")
@@ -365,7 +366,7 @@ def test_a_reward_that_does_not_exist_is_refused_before_a_run_starts(reward: str
 
 
 def test_a_reward_from_a_directory_that_does_not_exist_is_refused(tmp_path: Path):
-    with pytest.raises(ValueError, match=r"verifier\.path=.*is no directory"):
+    with pytest.raises(ValueError, match=r"verifier\.function_path=.*is no directory"):
         verifier.check(config.Verifier(function="hostile:constant", function_path=str(tmp_path / "nowhere")))
 
 
