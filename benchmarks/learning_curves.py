@@ -1,9 +1,11 @@
 """The four objectives on one prompt, the same number of sampled responses each, drawn by round and by wall-clock.
 
     python -m benchmarks.learning_curves [--task hard] [--rounds 16]
+    python -m benchmarks.learning_curves --no-measure      # draws again from docs/learning_curves_TASK.json
 
 Each objective runs as `reval train` with the settings below on top of configs/one_shot_TASK.yaml. A run that is already
-complete in --runs is not run again. Writes docs/learning_curves_TASK.svg and .json.
+complete in --runs is not run again. Writes docs/learning_curves_TASK.svg and .json, and of the medium task the README's
+picture, docs/learning_curve.svg.
 """
 
 from __future__ import annotations
@@ -29,8 +31,9 @@ from reval_jax.tools import demo
 
 matplotlib.use("agg")
 from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 
-# What differs from the config file. One update a round is how GRPO and TBRM are defined; TBRM's beta is its authors'.
+# Differences from the config file. One update a round is how GRPO and TBRM are defined; TBRM's beta is its authors'.
 OBJECTIVES: dict[str, dict[str, str]] = {
     "reval": {},
     "tbrm": {"update.beta": "0.002", "update.reward_design": "binary", "update.updates_per_round": "1"},
@@ -48,47 +51,56 @@ class LearningCurves:
     seed: int = 0  # run.seed
     runs: Path = Path("runs/learning_curves")  # where the runs live
     docs: Path = Path("docs")  # where the figure goes
+    measure: bool = True  # run the objectives; without, draw the figures of the last measurement again
 
 
 def main() -> None:
-    """Runs what is missing and draws everything."""
-    given = tyro.cli(LearningCurves)
-    demo.fetch_model(demo.MODEL, console_lib.Console())
-    curves = {objective: curve(given, objective) for objective in OBJECTIVES}
-    given.docs.mkdir(exist_ok=True)
-    record = {
-        "command": f"python -m benchmarks.learning_curves --task {given.task} --rounds {given.rounds} --seed {given.seed}",
-        "machine": f"{platform.machine()}, {platform.platform()}",
-        "settings": OBJECTIVES,
-        "curves": curves,
-    }
-    target = given.docs / f"learning_curves_{given.task}.json"
-    target.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    draw(curves, given, target.with_suffix(".svg"))
+    """Runs the objectives that have no complete run and draws all of them."""
+    args = tyro.cli(LearningCurves)
+    target = args.docs / f"learning_curves_{args.task}.json"
+    if args.measure:
+        demo.fetch_model(demo.MODEL, console_lib.Console())
+        write_record({objective: curve(args, objective) for objective in OBJECTIVES}, args, target)
+    curves = json.loads(target.read_text(encoding="utf-8"))["curves"]
+    draw(curves, args, target.with_suffix(".svg"))
+    if args.task == "medium":
+        draw_one(curves["reval"]["score"], args.docs / "learning_curve.svg")
     for objective, points in curves.items():
         print(f"{objective:<11} score by round: " + " ".join(f"{score:.2f}" for score in points["score"]))
 
 
-def curve(given: LearningCurves, objective: str) -> dict[str, list[float]]:
+def write_record(curves: dict[str, dict[str, list[float]]], args: LearningCurves, target: Path) -> None:
+    """Writes the figures' numbers with the command and the machine that they come from."""
+    record = {
+        "command": f"python -m benchmarks.learning_curves --task {args.task} --rounds {args.rounds} --seed {args.seed}",
+        "machine": f"{platform.machine()}, {platform.platform()}",
+        "settings": OBJECTIVES,
+        "curves": curves,
+    }
+    target.parent.mkdir(exist_ok=True)
+    target.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def curve(args: LearningCurves, objective: str) -> dict[str, list[float]]:
     """Score and seconds so far after every round of one objective's run."""
-    run_dir = given.runs / f"{given.task}_{objective}_seed{given.seed}"
-    config_file = Path("configs") / f"one_shot_{given.task}.yaml"
+    run_dir = args.runs / f"{args.task}_{objective}_seed{args.seed}"
+    config_file = Path("configs") / f"one_shot_{args.task}.yaml"
     settings = OBJECTIVES[objective] | {
         "update.objective": objective,
-        "run.rounds": str(given.rounds),
-        "run.seed": str(given.seed),
+        "run.rounds": str(args.rounds),
+        "run.seed": str(args.seed),
         "run.stop_score": "None",
         "checkpoint.every": "1000",
     }
     lines = rounds_of(run_dir, results_hash(config_file, settings))
-    if len(lines) < given.rounds:
+    if len(lines) < args.rounds:
         shutil.rmtree(run_dir, ignore_errors=True)
         flags = [word for name, value in settings.items() for word in (f"--{name}", value)]
         where = ["--config", str(config_file), "--run-dir", str(run_dir)]
         subprocess.run([sys.executable, "-m", "reval_jax", "train", *where, *flags], check=True)
         shutil.rmtree(run_dir / "checkpoints")  # 2.2 GB that no figure needs
         lines = rounds_of(run_dir, results_hash(config_file, settings))
-    lines = lines[: given.rounds]
+    lines = lines[: args.rounds]
     return {
         "score": [line["critic/score/mean"] for line in lines],
         "seconds": np.cumsum([line["timing_s/round"] for line in lines]).round(1).tolist(),
@@ -97,7 +109,7 @@ def curve(given: LearningCurves, objective: str) -> dict[str, list[float]]:
 
 
 def results_hash(config_file: Path, settings: dict[str, str]) -> str:
-    """What a run of the file with these settings on top records about itself."""
+    """The hash that a run of the file with these settings on top writes into its config.yaml."""
     tree = config_lib.to_tree(config_lib.load(config_file))
     for name, value in settings.items():
         section, field = name.split(".")
@@ -113,12 +125,17 @@ def rounds_of(run_dir: Path, config_hash: str) -> list[dict[str, Any]]:
     return [line for line in metrics.read(run_dir / "metrics.jsonl") if line["training/round"] > 0]
 
 
-def draw(curves: dict[str, dict[str, list[float]]], given: LearningCurves, target: Path) -> None:
+def standard_error(score: np.ndarray) -> np.ndarray:
+    """Standard error of the share of right responses among a round's 64."""
+    return np.sqrt(score * (1 - score) / 64)
+
+
+def draw(curves: dict[str, dict[str, list[float]]], args: LearningCurves, target: Path) -> None:
     """Score by generation round and by wall-clock, with the standard error of 64 responses."""
     figure, (by_round, by_time) = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
     for objective, points in curves.items():
         score = np.array(points["score"])
-        error = np.sqrt(score * (1 - score) / 64)
+        error = standard_error(score)
         for axes, x in ((by_round, np.arange(1, len(score) + 1)), (by_time, np.array(points["seconds"]) / 60)):
             (line,) = axes.plot(x, score, marker=".", label=objective)
             axes.fill_between(x, score - error, score + error, alpha=0.15, color=line.get_color(), linewidth=0)
@@ -127,10 +144,28 @@ def draw(curves: dict[str, dict[str, list[float]]], given: LearningCurves, targe
     by_round.legend()
     for axes in (by_round, by_time):
         axes.grid(alpha=0.3)
-    figure.suptitle(
-        f"One prompt, the {given.task} task, seed {given.seed}: the same rollout budget for every objective"
-    )
-    figure.savefig(target)
+    figure.suptitle(f"One prompt, the {args.task} task, seed {args.seed}: the same rollout budget for every objective")
+    save(figure, target)
+
+
+def draw_one(scores: list[float], target: Path) -> None:
+    """ReVal's score by round alone, small enough for the README's first screen."""
+    score = np.array(scores)
+    error, rounds = standard_error(score), np.arange(1, score.size + 1)
+    figure, axes = plt.subplots(figsize=(6, 2.6), layout="constrained")
+    axes.fill_between(rounds, score - error, np.minimum(score + error, 1), alpha=0.2, linewidth=0)
+    axes.plot(rounds, score, marker="o", markersize=4)
+    axes.set(xlabel="round (64 fresh responses each)", ylabel="share of right responses", ylim=(0, 1.02))
+    axes.set_xticks(rounds)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    save(figure, target)
+
+
+def save(figure: Figure, target: Path) -> None:
+    """Writes an SVG whose bytes depend on the figure alone, neither on the date nor on chance."""
+    with matplotlib.rc_context({"svg.hashsalt": "reval_jax"}):
+        figure.savefig(target, metadata={"Date": None})
 
 
 if __name__ == "__main__":
