@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from reval_jax import batch, keys, mesh, policy, sampler, types, weights
+from reval_jax import algorithms, batch, keys, mesh, policy, sampler, types, weights
 from reval_jax import config as config_lib
 from reval_jax import trajectories as trajectories_lib
 from reval_jax.tools import demo
@@ -81,8 +81,11 @@ def measure(loaded: Any, dtype: str, cache: sampler.CacheSetting) -> dict[str, n
         sampling=sampler.Sampling(stop_ids=loaded.eos_token_ids),
     )
     verdicts = types.Verdicts(np.zeros(num, np.float32), np.ones(num, np.int8), ("",) * num)
-    sampled = trajectories_lib.trajectories(asked, rollout, verdicts, round=0, policy_version=0, config=config)
-    packed = batch.pack(sampled, devices, config=config)
+    algorithm = algorithms.choose(config)
+    sampled = trajectories_lib.trajectories(
+        asked, rollout, verdicts, round=0, policy_version=0, config=config, shape_reward=algorithm.shape_reward
+    )
+    packed = batch.pack(sampled, devices, limits=batch.limits(config, step_size=algorithm.step_size))
 
     @jax.jit
     def score(params: Any, rows: batch.Batch) -> policy.PolicyScores:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -17,9 +17,9 @@ from reval_jax import types
 class Batch(NamedTuple):
     """One optimizer step's trajectories: M micro-batches of R rows of T tokens; a row holds up to S whole trajectories.
 
-    A trajectory sits in one slot of one row, so that its residual is squared after its sum. A row's response tokens, of all
-    its trajectories, are also listed one after the other in C columns: what reaches the score head. Rows and slots without
-    a trajectory have response_length 0 and add nothing.
+    A trajectory occupies one slot of one row, so that its residual is squared after its sum. The response tokens of a row,
+    of all its trajectories, are also listed one after the other in C columns: these reach the score head. Rows and slots
+    without a trajectory have response_length 0 and add nothing.
     """
 
     tokens: jax.Array  # i32[M, R, T] prompt, response, prompt, response, …, zeros
@@ -34,12 +34,12 @@ class Batch(NamedTuple):
     reference_log_prob: jax.Array  # f32[M, R, S] nats, log pi_ref(tau)
     reference_value: jax.Array  # f32[M, R, S] nats, V_ref(s1)
     num_micro_batches: jax.Array  # i32[] micro-batches to run, at most M
-    num_trajectories: jax.Array  # f32[] of the whole batch: the loss's denominator
-    num_response_tokens: jax.Array  # f32[] of the whole batch: GRPO's denominator
+    num_trajectories: jax.Array  # f32[] of the whole batch: the denominator of a mean over trajectories
+    num_response_tokens: jax.Array  # f32[] of the whole batch: the denominator of a mean over response tokens
 
 
 class Shape(NamedTuple):
-    """The static sizes of a batch: they follow from the row length, the settings and the mesh, from nothing else."""
+    """The static sizes of a batch: they follow from the row length, the limits and the mesh, from nothing else."""
 
     micro_batches: int  # M
     rows: int  # R, of all devices together
@@ -48,8 +48,16 @@ class Shape(NamedTuple):
     slots: int  # S
 
 
+class Limits(NamedTuple):
+    """Bounds of a batch."""
+
+    trajectories: int  # of one optimizer step: bounds M
+    micro_batch_tokens: int  # tokens a device trains on at once: bounds R, which is at least one row a device
+    response_tokens: int  # of the longest response: bounds C
+
+
 class Arrangement(NamedTuple):
-    """Where each of B trajectories lies in a batch."""
+    """The place of each of B trajectories in a batch."""
 
     shape: Shape
     row: np.ndarray  # i64[B] row, counted through the micro-batches
@@ -58,12 +66,17 @@ class Arrangement(NamedTuple):
     first: np.ndarray  # i64[B] which of the C columns is its first response token
 
 
-Place = Callable[[np.ndarray, np.ndarray, Shape], np.ndarray]
-"""(length i64[B], response_length i64[B], shape) → row i64[B]: how trajectories are spread over rows."""
+Packer = Callable[[np.ndarray, np.ndarray, Shape], np.ndarray]
+"""(length i64[B], response_length i64[B], shape) → row i64[B]: spreads trajectories over rows."""
+
+
+def limits(config: config_lib.Config, *, step_size: int) -> Limits:
+    """The bounds of a batch of `step_size` trajectories under these settings."""
+    return Limits(step_size, config.update.micro_batch_tokens, config.rollout.max_response_tokens)
 
 
 def row_length(length: int) -> int:
-    """The compiled row length, in tokens, that holds a trajectory of `length` tokens.
+    """The compiled row length, in tokens, for a longest trajectory of `length` tokens.
 
     Lengths are multiples of 16 up to 128, then four steps to each doubling, so that padding stays below a quarter and
     the number of compiled programs below 4·log2(T / 128) + 8.
@@ -72,20 +85,14 @@ def row_length(length: int) -> int:
     return -(-length // step) * step
 
 
-def step_size(config: config_lib.Config) -> int:
-    """Trajectories of one optimizer step: `update.batch_size`, or for GRPO one of its mini-batches."""
-    update = config.update
-    return update.batch_size // update.updates_per_round if update.objective == "grpo" else update.batch_size
-
-
-def shape_of(num_tokens: int, num_shards: int, *, config: config_lib.Config) -> Shape:
+def shape_of(num_tokens: int, num_shards: int, *, limits: Limits) -> Shape:
     """The sizes of a batch with rows of `num_tokens` on `num_shards` devices.
 
-    R rows are within `update.micro_batch_tokens` a device, at least one a device; M is enough for one trajectory a row.
+    R rows are within `micro_batch_tokens` a device, at least one a device; M suffices for one trajectory a row.
     """
-    most = -(-step_size(config) // num_shards) * num_shards
-    rows = min(max(1, config.update.micro_batch_tokens // num_tokens) * num_shards, most)
-    responses = min(num_tokens, config.rollout.max_response_tokens)
+    most = -(-limits.trajectories // num_shards) * num_shards
+    rows = min(max(1, limits.micro_batch_tokens // num_tokens) * num_shards, most)
+    responses = min(num_tokens, limits.response_tokens)
     return Shape(-(-most // rows), rows, num_tokens, responses, slots=min(64, max(1, num_tokens // 8)))
 
 
@@ -103,24 +110,29 @@ def first_fit(length: np.ndarray, response_length: np.ndarray, shape: Shape) -> 
     return row
 
 
-def one_a_row(length: np.ndarray, response_length: np.ndarray, shape: Shape) -> np.ndarray:
-    """Every trajectory in a row of its own: what packing is measured against."""
+def one_per_row(length: np.ndarray, response_length: np.ndarray, shape: Shape) -> np.ndarray:
+    """Every trajectory in a row of its own: the baseline that packing is measured against."""
     return np.arange(length.shape[0])
 
 
-def arrange(
-    rows: types.Trajectories, mesh: Mesh, *, config: config_lib.Config, place: Place = first_fit
-) -> Arrangement:
-    """Where each trajectory goes: a pure function of their lengths, so every process comes to the same.
+def arrange(rows: types.Trajectories, mesh: Mesh, *, limits: Limits, packer: Packer = first_fit) -> Arrangement:
+    """The place of each trajectory: a pure function of their lengths, so that all processes compute the same one.
 
     Args:
-      rows: B trajectories, at least 1 and at most `step_size(config)`.
+      rows: B trajectories, 1 to `limits.trajectories`.
       mesh: the learner's; R is spread over its data and fsdp axes.
-      config: `step_size` bounds M, `update.micro_batch_tokens` bounds R, `rollout.max_response_tokens` bounds C.
+
+    Raises:
+      ValueError: more trajectories than one optimizer step takes.
     """
+    if rows.size > limits.trajectories:
+        raise ValueError(
+            f"a batch of {rows.size} trajectories, but one optimizer step takes at most {limits.trajectories}. Draw fewer rows "
+            "an update, or raise the algorithm's step_size."
+        )
     length, response_length = rows.length.astype(np.int64), rows.response_length.astype(np.int64)
-    shape = shape_of(row_length(int(length.max())), mesh_lib.num_row_shards(mesh), config=config)
-    row = place(length, response_length, shape)
+    shape = shape_of(row_length(int(length.max())), mesh_lib.num_row_shards(mesh), limits=limits)
+    row = packer(length, response_length, shape)
     order = np.argsort(row, kind="stable")
     is_new = np.diff(row[order], prepend=-1) != 0
     slot, start, first = (np.empty(rows.size, np.int64) for _ in range(3))
@@ -136,61 +148,91 @@ def _running(values: np.ndarray, is_new: np.ndarray) -> np.ndarray:
     return before - before[is_new][np.cumsum(is_new) - 1]
 
 
-def pack(
-    rows: types.Trajectories, mesh: Mesh, *, config: config_lib.Config, arrangement: Arrangement | None = None
-) -> Batch:
+class _Source(NamedTuple):
+    """The trajectories of a batch and the place of every token: the source of the fields' values."""
+
+    rows: types.Trajectories
+    place: Arrangement
+    offset: np.ndarray  # i64[all tokens] 0, 1, … within each trajectory
+    response_offset: np.ndarray  # i64[all response tokens] 0, 1, … within each response
+
+    def per_response_token(self, values: np.ndarray) -> np.ndarray:
+        """Each trajectory's value, once for each of its response tokens."""
+        return np.repeat(values, self.rows.response_length)
+
+
+class _Field(NamedTuple):
+    """One array of a batch, [M, R, size], and the values it is filled with."""
+
+    size: Literal["tokens", "responses", "slots"]  # the size, of `Shape`, of its last axis
+    dtype: type[np.generic]
+    values: Callable[[_Source], np.ndarray]  # one a token, a response token or a trajectory, end to end
+    empty: Callable[[Shape], int] = lambda _: 0  # what stands everywhere else
+
+
+_FIELDS = {
+    "tokens": _Field("tokens", np.int32, lambda s: s.rows.tokens),
+    "positions": _Field("tokens", np.int32, lambda s: s.offset),
+    "segment_ids": _Field("tokens", np.int32, lambda s: np.repeat(s.place.slot + 1, s.rows.length)),
+    "target_index": _Field(
+        "responses",
+        np.int32,
+        lambda s: s.per_response_token(s.place.start + s.rows.prompt_length) + s.response_offset,
+        lambda _: 1,
+    ),
+    "slot": _Field("responses", np.int32, lambda s: s.per_response_token(s.place.slot), lambda shape: shape.slots),
+    "behaviour_log_prob": _Field("responses", np.float32, lambda s: s.rows.log_prob),
+    "first": _Field("slots", np.int32, lambda s: s.place.first),
+    "response_length": _Field("slots", np.int32, lambda s: s.rows.response_length),
+    "reward": _Field("slots", np.float32, lambda s: s.rows.reward),
+    "reference_log_prob": _Field("slots", np.float32, lambda s: s.rows.reference_log_prob),
+    "reference_value": _Field("slots", np.float32, lambda s: s.rows.reference_value),
+}
+"""Every array of a batch; `pack`, `abstract`, `abstract_micro_batch` and `specs` read this table and no other."""
+
+
+class _Count(NamedTuple):
+    """One scalar of a batch."""
+
+    dtype: type[np.generic]
+    value: Callable[[_Source], int]
+
+
+_COUNTS = {
+    "num_micro_batches": _Count(np.int32, lambda s: int(s.place.row.max()) // s.place.shape.rows + 1),
+    "num_trajectories": _Count(np.float32, lambda s: s.rows.size),
+    "num_response_tokens": _Count(np.float32, lambda s: s.response_offset.size),
+}
+
+
+def pack(rows: types.Trajectories, mesh: Mesh, *, limits: Limits, arrangement: Arrangement | None = None) -> Batch:
     """The device batch of these trajectories, arguments as for `arrange`.
 
-    Its shapes depend on the longest trajectory and the settings, not on how many trajectories there are.
+    Its shapes depend on the longest trajectory and the limits, not on the number of trajectories.
     """
-    where = arrangement or arrange(rows, mesh, config=config)
-    shape, total = where.shape, where.shape.micro_batches * where.shape.rows
+    place = arrangement or arrange(rows, mesh, limits=limits)
+    shape = place.shape
     length, response_length = rows.length.astype(np.int64), rows.response_length.astype(np.int64)
-    # One entry for each token, and one for each response token: row, column, and what stands there.
-    offset, response_offset = _offsets(length), _offsets(response_length)
-    token_row, column = np.repeat(where.row, length), np.repeat(where.start, length) + offset
-    response_row = np.repeat(where.row, response_length)
-    response_column = np.repeat(where.first, response_length) + response_offset
-    target = np.repeat(where.start + rows.prompt_length, response_length) + response_offset
-
-    def of_tokens(values: np.ndarray) -> np.ndarray:
-        filled = np.zeros((total, shape.tokens), np.int32)
-        filled[token_row, column] = values
-        return filled
-
-    def of_responses(values: np.ndarray, empty: float, dtype: Any) -> np.ndarray:
-        filled = np.full((total, shape.responses), empty, dtype)
-        filled[response_row, response_column] = values
-        return filled
-
-    def of_slots(values: np.ndarray) -> np.ndarray:
-        filled = np.zeros((total, shape.slots), values.dtype)
-        filled[where.row, where.slot] = values
-        return filled
-
-    fields: dict[str, np.ndarray] = {
-        "tokens": of_tokens(rows.tokens),
-        "positions": of_tokens(offset),
-        "segment_ids": of_tokens(np.repeat(where.slot + 1, length)),
-        "target_index": of_responses(target, 1, np.int32),
-        "slot": of_responses(np.repeat(where.slot, response_length), shape.slots, np.int32),
-        "behaviour_log_prob": of_responses(rows.log_prob, 0.0, np.float32),
-        "first": of_slots(where.first.astype(np.int32)),
-        "response_length": of_slots(rows.response_length),
-        "reward": of_slots(rows.reward),
-        "reference_log_prob": of_slots(rows.reference_log_prob),
-        "reference_value": of_slots(rows.reference_value),
+    source = _Source(rows, place, _offsets(length), _offsets(response_length))
+    # (row, column) of every token, of every response token, and (row, slot) of every trajectory.
+    index = {
+        "tokens": (np.repeat(place.row, length), np.repeat(place.start, length) + source.offset),
+        "responses": (
+            np.repeat(place.row, response_length),
+            np.repeat(place.first, response_length) + source.response_offset,
+        ),
+        "slots": (place.row, place.slot),
     }
-    placed = {
-        name: mesh_lib.put(value.reshape(shape.micro_batches, shape.rows, -1), sharding(mesh))
-        for name, value in fields.items()
-    }
-    counts = {
-        "num_micro_batches": np.int32(where.row.max() // shape.rows + 1),
-        "num_trajectories": np.float32(rows.size),
-        "num_response_tokens": np.float32(response_length.sum()),
-    }
-    return Batch(**placed, **mesh_lib.put(counts, mesh_lib.replicated(mesh)))
+    fields: dict[str, jax.Array] = {}
+    for name, field in _FIELDS.items():
+        filled = np.full(
+            (shape.micro_batches * shape.rows, getattr(shape, field.size)), field.empty(shape), field.dtype
+        )
+        filled[index[field.size]] = field.values(source)
+        fields[name] = mesh_lib.put(filled.reshape(shape.micro_batches, shape.rows, -1), sharding(mesh))
+    for name, count in _COUNTS.items():
+        fields[name] = mesh_lib.put(np.asarray(count.value(source), count.dtype), mesh_lib.replicated(mesh))
+    return Batch(**fields)
 
 
 def micro_batch(rows: Batch, index: jax.Array | int) -> Batch:
@@ -198,47 +240,42 @@ def micro_batch(rows: Batch, index: jax.Array | int) -> Batch:
     return jax.tree.map(lambda field: field[index] if field.ndim else field, rows)
 
 
-def per_trajectory(values: np.ndarray, where: Arrangement) -> np.ndarray:
+def per_trajectory(values: np.ndarray, arrangement: Arrangement) -> np.ndarray:
     """[B] from a batch's [M, R, S], on the host, in the trajectories' order."""
-    return values.reshape(-1, where.shape.slots)[where.row, where.slot]
+    return values.reshape(-1, arrangement.shape.slots)[arrangement.row, arrangement.slot]
 
 
 def abstract(shape: Shape, mesh: Mesh) -> Batch:
-    """Shapes and placement of what `pack` makes: for compiling without trajectories."""
-    per_token, per_response, per_slot = (
-        (jax.ShapeDtypeStruct((shape.micro_batches, shape.rows, size), np.int32, sharding=sharding(mesh)))
-        for size in (shape.tokens, shape.responses, shape.slots)
-    )
-    whole = mesh_lib.replicated(mesh)
-    count: Any = jax.ShapeDtypeStruct((), np.float32, sharding=whole)
-    fields: dict[str, Any] = {
-        "tokens": per_token,
-        "positions": per_token,
-        "segment_ids": per_token,
-        "target_index": per_response,
-        "slot": per_response,
-        "behaviour_log_prob": per_response.update(dtype=np.float32),
-        "first": per_slot,
-        "response_length": per_slot,
-        "reward": per_slot.update(dtype=np.float32),
-        "reference_log_prob": per_slot.update(dtype=np.float32),
-        "reference_value": per_slot.update(dtype=np.float32),
-        "num_micro_batches": count.update(dtype=np.int32),
-        "num_trajectories": count,
-        "num_response_tokens": count,
+    """Shapes and placement of `pack`'s result: for compiling without trajectories."""
+    rows, whole = sharding(mesh), mesh_lib.replicated(mesh)
+    arrays = {
+        name: jax.ShapeDtypeStruct(
+            (shape.micro_batches, shape.rows, getattr(shape, field.size)), field.dtype, sharding=rows
+        )
+        for name, field in _FIELDS.items()
     }
-    return Batch(**fields)
+    counts = {name: jax.ShapeDtypeStruct((), count.dtype, sharding=whole) for name, count in _COUNTS.items()}
+    return Batch(**arrays, **counts)  # type: ignore[arg-type]  # jax has no common type of arrays and their shapes
+
+
+def abstract_micro_batch(shape: Shape) -> Batch:
+    """Shapes of one micro-batch, placed nowhere: for checking a loss without a mesh."""
+    arrays = {
+        name: jax.ShapeDtypeStruct((shape.rows, getattr(shape, field.size)), field.dtype)
+        for name, field in _FIELDS.items()
+    }
+    counts = {name: jax.ShapeDtypeStruct((), count.dtype) for name, count in _COUNTS.items()}
+    return Batch(**arrays, **counts)  # type: ignore[arg-type]
 
 
 def specs() -> Batch:
-    """How each field is split over the learner's mesh: rows over data and fsdp."""
+    """The split of each field over the learner's mesh: rows over data and fsdp."""
     rows, whole = PartitionSpec(None, mesh_lib.ROWS), PartitionSpec()
-    scalars = ("num_micro_batches", "num_trajectories", "num_response_tokens")
-    return Batch(**{name: whole if name in scalars else rows for name in Batch._fields})  # type: ignore[arg-type]
+    return Batch(**{name: rows if name in _FIELDS else whole for name in Batch._fields})  # type: ignore[arg-type]
 
 
 def sharding(mesh: Mesh) -> NamedSharding:
-    """Where the rows of a batch lie."""
+    """The sharding of a batch's arrays: rows over data and fsdp."""
     return NamedSharding(mesh, PartitionSpec(None, mesh_lib.ROWS))
 
 

@@ -11,6 +11,7 @@ import difflib
 import hashlib
 import json
 import re
+import typing
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,6 +24,27 @@ PositiveFloat = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
 Probability = Annotated[float, pydantic.Field(gt=0, le=1)]
 Decay = Annotated[float, pydantic.Field(ge=0, lt=1)]
+_FUNCTION = r"\w+(?:\.\w+)*:\w+(?:\.\w+)*"
+BuiltIn = Literal["reval", "tbrm", "regression", "grpo"]
+OBJECTIVES: tuple[str, ...] = typing.get_args(BuiltIn)
+
+
+def _known_objective(name: object) -> object:
+    """The name, if an objective can have it.
+
+    Raises:
+      ValueError: it is neither a built-in's nor MODULE:FUNCTION.
+    """
+    if name in OBJECTIVES or (isinstance(name, str) and re.fullmatch(_FUNCTION, name)):
+        return name
+    nearest = difflib.get_close_matches(str(name), OBJECTIVES, n=1, cutoff=0.0)[0]
+    raise ValueError(
+        f"no objective has this name. Did you mean '{nearest}'? Use one of {', '.join(OBJECTIVES)}, or MODULE:FUNCTION of "
+        "your own"
+    )
+
+
+Objective = Annotated[BuiltIn | str, pydantic.BeforeValidator(_known_objective)]
 AnswerFormat = Literal["boxed", "first_number", "last_number"]
 STRICT = pydantic.ConfigDict(extra="forbid")
 
@@ -116,7 +138,9 @@ class Update:
     """The loss and its schedule."""
 
     __pydantic_config__ = STRICT
-    objective: Literal["reval", "tbrm", "regression", "grpo"] = "reval"  # the loss
+    # The algorithm: a built-in, or your own, MODULE:FUNCTION of the config (see reval_jax/algorithms.py).
+    objective: Objective = "reval"
+    objective_path: str = ""  # directory that your own objective is imported from; empty: where the run is started
     beta: PositiveFloat = 0.002  # reward per nat; smaller weighs the reward more; not read by grpo
     # 0/1, -1/+1, or r minus the mean of the prompt's group.
     reward_design: Literal["binary", "signed", "group_normalized"] = "binary"
@@ -338,8 +362,11 @@ def check(config: Config) -> Config:
             "update.reset_optimizer=true with update.reference_reset_every=0: the optimizer is reset when the reference is, "
             "which is never. Set update.reference_reset_every, or leave update.reset_optimizer=false."
         )
-    if update.objective == "grpo":
-        _check_grpo(config)
+    if update.objective_path and update.objective in OBJECTIVES:
+        raise ValueError(
+            f"update.objective_path={update.objective_path} with update.objective={update.objective}, which is built in. Set "
+            "update.objective=MODULE:FUNCTION, or leave update.objective_path empty."
+        )
     _check_verifier(config.verifier)
     return config
 
@@ -351,7 +378,7 @@ def _check_verifier(verifier: Verifier) -> None:
             "would decide verdicts that the CPU time is meant to decide. "
             f"Use a wall_limit of at least {verifier.cpu_limit:g}, better ten times that."
         )
-    if verifier.function and not re.fullmatch(r"\w+(?:\.\w+)*:\w+(?:\.\w+)*", verifier.function):
+    if verifier.function and not re.fullmatch(_FUNCTION, verifier.function):
         raise ValueError(
             f"verifier.function={verifier.function!r} does not name a function. Write MODULE:FUNCTION, "
             "for example my_rewards:score."
@@ -373,30 +400,6 @@ def _check_rollout(rollout: Rollout) -> None:
         raise ValueError(
             f"rollout.penalty_tokens={rollout.penalty_tokens} with rollout.truncated={rollout.truncated}, which reads none. "
             "Set rollout.truncated=penalty, or rollout.penalty_tokens=0."
-        )
-
-
-def _check_grpo(config: Config) -> None:
-    update, rollout = config.update, config.rollout
-    if update.reference_reset_every:
-        raise ValueError(
-            f"update.objective=grpo with update.reference_reset_every={update.reference_reset_every}: GRPO has no reference "
-            "policy here, so there is nothing to reset. Set update.reference_reset_every=0."
-        )
-    if not update.fresh_first:
-        raise ValueError(
-            "update.objective=grpo with update.fresh_first=false: GRPO's ratio is taken against the policy that sampled, so "
-            "it trains on fresh trajectories only. Set update.fresh_first=true."
-        )
-    if update.batch_size % update.updates_per_round:
-        raise ValueError(
-            f"update.updates_per_round={update.updates_per_round} does not divide update.batch_size={update.batch_size}: grpo "
-            "splits the fresh batch into that many equal mini-batches. Use a divisor."
-        )
-    if rollout.top_k or rollout.top_p < 1:
-        raise ValueError(
-            f"update.objective=grpo with rollout.top_k={rollout.top_k}, rollout.top_p={rollout.top_p}: the ratio would "
-            "compare a truncated distribution with a whole one. Set top_k=0 and top_p=1."
         )
 
 
@@ -452,4 +455,5 @@ def _explain(problem: Any) -> str:
         return f"unknown key '{where}'. Did you mean '{nearest}'?"
     if problem["type"] in ("dataclass_type", "dataclass_exact_type"):
         return f"{where} is a section with fields of its own, found {problem['input']!r}"
-    return f"{where}={problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
+    reason = problem["msg"].removeprefix("Value error, ")
+    return f"{where}={problem['input']!r}: {reason[0].lower()}{reason[1:]}"

@@ -67,9 +67,9 @@ def concatenate(parts: Sequence[types.Trajectories]) -> types.Trajectories:
     return types.Trajectories(*(np.concatenate(fields) for fields in zip(_EMPTY, *parts, strict=True)))
 
 
-def stale(trajectories: types.Trajectories, version: int) -> np.ndarray:
-    """i64[n], ascending: rows whose reference scores are missing or come from another reference than `version`."""
-    return np.flatnonzero(trajectories.reference_version != version)
+def stale(trajectories: types.Trajectories, rows: np.ndarray, version: int) -> np.ndarray:
+    """i64[n]: those of `rows`, in their order, whose reference scores are missing or of another reference than `version`."""
+    return rows[trajectories.reference_version[rows] != version]
 
 
 def init(capacity: int) -> Buffer:
@@ -98,6 +98,11 @@ def add(buffer: Buffer, trajectories: types.Trajectories) -> Buffer:
     surplus = max(0, buffer.trajectories.size + trajectories.size - buffer.capacity)
     kept = gather(buffer.trajectories, np.arange(surplus, buffer.trajectories.size))
     return buffer._replace(trajectories=concatenate([kept, trajectories]))
+
+
+def newest(buffer: Buffer, n: int) -> np.ndarray:
+    """i64[n], the rows that entered last, in their order."""
+    return np.arange(buffer.trajectories.size - n, buffer.trajectories.size)
 
 
 def sample(buffer: Buffer, key: jax.Array, n: int) -> np.ndarray:

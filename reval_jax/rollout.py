@@ -115,7 +115,13 @@ def sample_trajectories(
         answers = [mine.answers[index] for index in rollout.prompt]
         verdicts = parts.grader.score(texts, answers, thinks=parts.data.thinks)
     graded = trajectories_lib.trajectories(
-        mine, rollout, verdicts, round=round, policy_version=policy_version, config=config
+        mine,
+        rollout,
+        verdicts,
+        round=round,
+        policy_version=policy_version,
+        config=config,
+        shape_reward=parts.algorithm.shape_reward,
     )
     return trajectories_lib.gather(graded)
 

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 
 from reval_jax import (
+    algorithms,
     checkpoint,
     evaluate,
     keys,
@@ -41,12 +42,13 @@ class Parts(NamedTuple):
     mesh: jax.sharding.Mesh
     data: prompts.Dataset
     benchmarks: list[evaluate.Benchmark]
+    algorithm: algorithms.Algorithm
     engine: sampler.Engine
     sampling: sampler.Sampling  # of a round; its stop_ids are the model's and the template's
     grader: verifier.Grader  # its processes start with the first answer that needs one; whoever trains closes it
     optimizer: optax.GradientTransformation
     step: Any  # update.make_step
-    score: Any | None  # reference.make_score; None where the objective has no reference
+    score: reference.Scorer | None  # None where the algorithm has no reference
     peak_tokens_per_s: float  # of an update whose 6 · parameters · tokens ran at the matmul's rate: what MFU divides by
     store: checkpoint.Store
     run: run_directory.RunDirectory
@@ -75,6 +77,7 @@ def prepare(config: config_lib.Config, run_dir: Path, *, console: console_lib.Co
     mesh.start()
     if jax.process_index() > 0:
         console = console_lib.Console(is_quiet=True)
+    algorithm = algorithms.choose(config)
     learner_mesh = mesh.make(config.mesh)
     trajectories_lib.check_divides(config.rollout.prompts_per_round, jax.process_count())
     changes = run_directory.inspect(run_dir, config)
@@ -92,9 +95,9 @@ def prepare(config: config_lib.Config, run_dir: Path, *, console: console_lib.Co
     store = checkpoint.Store(directory.checkpoints, config.checkpoint) if directory.checkpoints.exists() else None
     latest = store.latest() if store else None
     if store is None or latest is None:
-        run = _begin(config, architecture, optimizer, learner_mesh)
+        run = _begin(config, algorithm, architecture, optimizer, learner_mesh)
     else:
-        run = _resume(config, architecture, optimizer, learner_mesh, store, latest)
+        run = _resume(config, algorithm, architecture, optimizer, learner_mesh, store, latest)
         console.say(f"resuming {run_dir} after round {latest}")
     for change in changes:
         console.say(f"resuming with {change}")
@@ -112,12 +115,13 @@ def prepare(config: config_lib.Config, run_dir: Path, *, console: console_lib.Co
         mesh=learner_mesh,
         data=data,
         benchmarks=benchmarks,
+        algorithm=algorithm,
         engine=engine,
         sampling=sampling,
         grader=verifier.Grader(config, say=console.say),
         optimizer=optimizer,
-        step=update.make_step(architecture, optimizer, learner_mesh, config=config),
-        score=reference.make_score(architecture, learner_mesh, config=config) if has_reference(config) else None,
+        step=update.make_step(architecture, optimizer, learner_mesh, loss=algorithm.loss, config=config),
+        score=reference.make_scorer(architecture, learner_mesh, config=config) if algorithm.has_reference else None,
         peak_tokens_per_s=_peak_tokens_per_s(architecture, config.model.compute_dtype),
         store=store or checkpoint.Store(directory.checkpoints, config.checkpoint),
         run=directory,
@@ -146,16 +150,11 @@ def _peak_tokens_per_s(architecture: model.Architecture, compute_dtype: str) -> 
     return jax.device_count() * timing.device_peak(compute_dtype) / (6 * num_params)
 
 
-def has_reference(config: config_lib.Config) -> bool:
-    """Whether the objective compares with pi_ref: GRPO as the paper runs it has no KL term, so it keeps none."""
-    return config.update.objective != "grpo"
-
-
 def everything(run: Run) -> checkpoint.Everything:
     """The run in the form checkpoints take it: the learner's counters travel with the optimizer."""
     return checkpoint.Everything(
         params=run.state.params,
-        optimizer=run.state._replace(params=None),
+        optimizer=run.state._replace(params=None),  # type: ignore[arg-type]
         reference=run.reference.params if run.reference else None,
         replay=run.buffer.trajectories,
         progress=run.progress,
@@ -164,18 +163,20 @@ def everything(run: Run) -> checkpoint.Everything:
 
 def _begin(
     config: config_lib.Config,
+    algorithm: algorithms.Algorithm,
     architecture: model.Architecture,
     optimizer: optax.GradientTransformation,
     devices: jax.sharding.Mesh,
 ) -> Run:
     params = place_params(weights.load(config.model.path).params, architecture, devices)
-    start = reference.init(params, config=config) if has_reference(config) else None
+    start = reference.init(params, config=config) if algorithm.has_reference else None
     state = update.init(params, optimizer, devices)
     return Run(state, start, replay.init(config.replay.capacity), checkpoint.Progress())
 
 
 def _resume(
     config: config_lib.Config,
+    algorithm: algorithms.Algorithm,
     architecture: model.Architecture,
     optimizer: optax.GradientTransformation,
     devices: jax.sharding.Mesh,
@@ -185,7 +186,7 @@ def _resume(
     params = update.abstract_params(architecture, devices)
     state = update.abstract(params, optimizer, devices)
     frozen = None
-    if has_reference(config):
+    if algorithm.has_reference:
         frozen = jax.tree.map(
             lambda leaf, dtype: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding),
             params,
@@ -199,7 +200,7 @@ def _resume(
         reference=reference.Reference(
             reference.place(saved.reference, config.update.reference_memory), saved.progress.reference_version
         )
-        if frozen
+        if saved.reference is not None
         else None,
         buffer=buffer._replace(trajectories=saved.replay),
         progress=saved.progress,

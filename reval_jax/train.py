@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +15,6 @@ from reval_jax import (
     batch,
     checkpoint,
     evaluate,
-    keys,
     mesh,
     metrics,
     reference,
@@ -100,7 +98,7 @@ def play_round(parts: Parts, run: Run, preemption: rollout_lib.Preemption) -> Ru
 
     # Lines 5 and 6, K times: draw a batch, update theta on it.
     state, buffer, learned = learn(parts, run, buffer, round)
-    fresh = replay.gather(buffer.trajectories, newest(buffer, config.fresh_size))
+    fresh = replay.gather(buffer.trajectories, replay.newest(buffer, config.fresh_size))
     check_processes_agree(buffer, sampled.cursor, int(state.num_updates))
 
     # §5.5.2: now and then, pi_ref <- pi_theta.
@@ -154,19 +152,18 @@ def learn(
       FloatingPointError: too many updates in a row were not finite.
     """
     config, state = parts.config, run.state
+    limits = batch.limits(config, step_size=parts.algorithm.step_size)
     seen: list[dict[str, float]] = []
     with parts.console.working(f"round {round + 1}: updating") as report:
-        batches = [in_loss(config, buffer, rows) for rows in draw_batches(config, buffer, round)]
+        may_train = parts.algorithm.may_train(buffer.trajectories)
+        batches = [rows[may_train[rows]] for rows in parts.algorithm.draw(buffer, round)]
         # Only before the first update is the learner the policy that sampled, so only there is a difference an error.
         begins_fresh = config.update.fresh_first and batches[0].size > 0
         batches = [rows for rows in batches if rows.size]
         for index, rows in enumerate(batches):
-            if parts.score is not None and run.reference is not None:
-                buffer = reference.score_stale(
-                    parts.score, run.reference, buffer, rows, parts.mesh, config=config, phase=parts.clock.phase
-                )
+            buffer = score_stale(parts, run.reference, buffer, rows, limits=limits)
             with parts.clock.phase("update"):
-                packed = batch.pack(replay.gather(buffer.trajectories, rows), parts.mesh, config=config)
+                packed = batch.pack(replay.gather(buffer.trajectories, rows), parts.mesh, limits=limits)
                 num_programs = parts.step._cache_size()
                 state, result = parts.step(state, packed)
                 seen.append({name: float(value) for name, value in mesh.fetch(result).items()})
@@ -187,41 +184,31 @@ def learn(
     if begins_fresh:
         learned["training/sampler_learner_logprob_diff"] = seen[0]["training/sampler_learner_logprob_diff"]
     learned["training/skipped"] = int(state.num_skipped)
-    trained = replay.gather(buffer.trajectories, np.concatenate(batches))
-    learned["replay/fresh_fraction"] = float((trained.round == round).mean())
-    learned["training/update_tokens"] = int(trained.length.sum())
+    trained = np.concatenate(batches)
+    learned["replay/fresh_fraction"] = float((buffer.trajectories.round[trained] == round).mean())
+    learned["training/update_tokens"] = int(buffer.trajectories.length[trained].sum())
     return state, buffer, learned
 
 
-def draw_batches(config: config_lib.Config, buffer: replay.Buffer, round: int) -> Iterator[np.ndarray]:
-    """Rows of the buffer for each update of the round.
+def score_stale(
+    parts: Parts, current: reference.Reference | None, buffer: replay.Buffer, rows: np.ndarray, *, limits: batch.Limits
+) -> replay.Buffer:
+    """The buffer with the current reference's scores at those of `rows` that lack them: no batch mixes versions.
 
-    The value losses train on the fresh batch first (App. A of the paper), then on uniform draws from the whole buffer;
-    GRPO splits the fresh batch into mini-batches.
+    Without a reference the buffer is returned as it is.
     """
-    settings, seed = config.update, config.run.seed
-    fresh = newest(buffer, config.fresh_size)
-    if settings.objective == "grpo":
-        order = keys.host_permutation(keys.named_key(seed, "mini_batches", round), fresh.size)
-        yield from np.split(fresh[order], settings.updates_per_round)
-        return
-    for index in range(settings.updates_per_round):
-        if index == 0 and settings.fresh_first:
-            yield fresh
-        else:
-            yield replay.sample(buffer, keys.named_key(seed, "replay", round, index), settings.batch_size)
-
-
-def in_loss(config: config_lib.Config, buffer: replay.Buffer, rows: np.ndarray) -> np.ndarray:
-    """The rows that are trained on: with `rollout.truncated=mask` not those that were cut."""
-    if config.rollout.truncated != "mask":
-        return rows
-    return rows[~buffer.trajectories.is_truncated[rows]]
-
-
-def newest(buffer: replay.Buffer, n: int) -> np.ndarray:
-    """i64[n]: the rows that entered last, in their order."""
-    return np.arange(buffer.trajectories.size - n, buffer.trajectories.size)
+    if parts.score is None or current is None:
+        return buffer
+    stale = replay.stale(buffer.trajectories, rows, current.version)
+    if not stale.size:
+        return buffer
+    # The reference's parameters are on the devices only meanwhile, unless update.reference_memory keeps them there.
+    with parts.clock.phase("reference_load"):
+        params = reference.load(current)
+    with parts.clock.phase("reference"):
+        trajectories = replay.gather(buffer.trajectories, stale)
+        log_prob, value = reference.score(parts.score, params, trajectories, parts.mesh, limits=limits)
+    return replay.with_reference_scores(buffer, stale, log_prob, value, current.version)
 
 
 def reset_reference(

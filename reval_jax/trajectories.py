@@ -6,12 +6,11 @@ import io
 import itertools
 from collections.abc import Sequence
 
-import jax.numpy as jnp
 import numpy as np
 
+from reval_jax import algorithms, replay, types
 from reval_jax import config as config_lib
 from reval_jax import mesh as mesh_lib
-from reval_jax import objective, replay, types
 
 
 def trajectories(
@@ -22,11 +21,15 @@ def trajectories(
     round: int,
     policy_version: int,
     config: config_lib.Config,
+    shape_reward: algorithms.ShapeReward,
 ) -> types.Trajectories:
-    """B trajectories in the rollout's order, their reward frozen in the design the config asks for.
+    """B trajectories in the rollout's order, with their shaped reward.
 
-    The group of a trajectory is its prompt's samples of this round: a replayed group is incomplete, so nothing that needs
-    the group is left for later.
+    The group of a trajectory is its prompt's samples of this round. A replayed group is incomplete, so everything that needs
+    the group is computed here.
+
+    Args:
+      shape_reward: the algorithm's.
     """
     num = rollout.length.shape[0]
     prompt_length = np.array([len(tokens) for tokens in prompts.tokens], np.int32)[rollout.prompt]
@@ -42,8 +45,9 @@ def trajectories(
         is_truncated=rollout.is_truncated,
         raw_reward=verdicts.reward,
         reward=shape_reward(
-            verdicts.reward, rollout.prompt, config.update, penalty=overlong_penalty(rollout.length, config.rollout)
-        ),
+            designed_reward(verdicts.reward, config.update, penalty=overlong_penalty(rollout.length, config.rollout)),
+            rollout.prompt,
+        ).astype(np.float32),
         verdict=verdicts.kind,
         cursor=prompts.cursor[rollout.prompt],
         sample=rollout.sample,
@@ -67,26 +71,17 @@ def overlong_penalty(length: np.ndarray, settings: config_lib.Rollout) -> np.nda
     return (np.maximum(length - free, 0) / settings.penalty_tokens).astype(np.float32)
 
 
-def shape_reward(
-    raw_reward: np.ndarray, group: np.ndarray, settings: config_lib.Update, *, penalty: np.ndarray | float = 0.0
+def designed_reward(
+    raw_reward: np.ndarray, settings: config_lib.Update, *, penalty: np.ndarray | float = 0.0
 ) -> np.ndarray:
-    """f32[B]: the reward design of Fig. 9, and for GRPO the group's advantage of it.
+    """f32[B]: the reward by `update.reward_design`, less the penalty, before an algorithm compares groups.
 
     Args:
       raw_reward: f32[B], from 0 to 1.
-      group: i32[B] prompt of each trajectory.
-      penalty: f32[B] taken off before groups are compared.
+      penalty: f32[B].
     """
     design = 2 * raw_reward - 1 if settings.reward_design == "signed" else raw_reward
-    reward = jnp.asarray(design - penalty, jnp.float32)
-    groups = jnp.asarray(group, jnp.int32)
-    if settings.objective == "grpo":
-        shaped = objective.group_advantage(reward, groups)
-    elif settings.reward_design == "group_normalized":
-        shaped = objective.group_normalized_reward(reward, groups)
-    else:
-        shaped = reward
-    return np.asarray(shaped, np.float32)
+    return np.asarray(design - penalty, np.float32)
 
 
 def check_divides(prompts_per_round: int, num_processes: int) -> None:

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, PartitionSpec
 
-from reval_jax import batch, model, objective, policy
+from reval_jax import algorithms, batch, model, policy
 from reval_jax import config as config_lib
 from reval_jax import mesh as mesh_lib
 
-Metrics = dict[str, jax.Array]
-Loss = Callable[[policy.PolicyScores, batch.Batch], tuple[jax.Array, Metrics]]
+Sums = tuple[jax.Array, model.Params, algorithms.Metrics]
+"""Loss, gradients and metrics of the micro-batches added so far."""
 
 
 class TrainState(NamedTuple):
-    """All that an update reads and writes."""
+    """The learner's state: an update reads and writes all of it."""
 
-    params: Any  # float32, sharded by mesh.LEARNER_AXES
-    opt_state: Any  # optax's; moments sharded like params
+    params: model.Params  # float32, sharded by mesh.LEARNER_AXES
+    opt_state: optax.OptState  # moments sharded like params
     num_updates: jax.Array  # i32[] updates applied: the policy's version
     num_skipped: jax.Array  # i32[] updates not applied because loss or gradient was not finite
     skipped_in_a_row: jax.Array  # i32[]
@@ -45,8 +43,8 @@ def learning_rate(settings: config_lib.Optimizer) -> optax.Schedule:
     return lambda count: settings.learning_rate * jnp.minimum(1.0, (count + 1) / settings.warmup_updates)
 
 
-def init(params: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """The state before the first update; moments are made where the parameters lie.
+def init(params: model.Params, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """The state before the first update; moments are created on the parameters' devices.
 
     Args:
       params: device arrays, float32. Kept, not copied.
@@ -58,8 +56,8 @@ def init(params: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> Tr
     return TrainState(params, init_optimizer(params, optimizer, mesh), zero(), zero(), zero())
 
 
-def abstract_params(architecture: model.Architecture, mesh: Mesh) -> Any:
-    """Shapes, float32, and where the learner keeps each parameter."""
+def abstract_params(architecture: model.Architecture, mesh: Mesh) -> model.Params:
+    """Shapes, float32, and the learner's sharding of each parameter."""
     shapes = model.abstract_params(architecture)
     placement = mesh_lib.shardings(mesh, model.logical_axes(architecture), shapes, mesh_lib.LEARNER_AXES)
     return jax.tree.map(
@@ -67,18 +65,18 @@ def abstract_params(architecture: model.Architecture, mesh: Mesh) -> Any:
     )
 
 
-def abstract(params: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+def abstract(params: model.Params, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """Shapes and placement of `init`'s result.
 
     Args:
       params: ShapeDtypeStructs with shardings.
     """
     whole = mesh_lib.replicated(mesh)
-    count: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
-    return TrainState(params, _abstract_optimizer(params, optimizer, mesh), count, count, count)
+    count = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
+    return TrainState(params, _abstract_optimizer(params, optimizer, mesh), count, count, count)  # type: ignore[arg-type]
 
 
-def _abstract_optimizer(params: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> Any:
+def _abstract_optimizer(params: model.Params, optimizer: optax.GradientTransformation, mesh: Mesh) -> optax.OptState:
     return optax.tree.map_params(
         optimizer,
         lambda leaf, param: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=param.sharding),
@@ -90,115 +88,45 @@ def _abstract_optimizer(params: Any, optimizer: optax.GradientTransformation, me
     )
 
 
-def _optimizer_count(opt_state: Any) -> jax.Array:
-    """Updates that optax has counted, which is what its schedule reads: 0 again after the optimizer was reset."""
+def _optimizer_count(opt_state: optax.OptState) -> jax.Array:
+    """The update count that optax's schedule reads: 0 again after a reset of the optimizer."""
     (_, count), *_ = optax.tree.get_all_with_path(opt_state, "count")
     return count
 
 
-def init_optimizer(params: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> Any:
+def init_optimizer(params: model.Params, optimizer: optax.GradientTransformation, mesh: Mesh) -> optax.OptState:
     """Fresh optimizer state: moments sharded like their parameters, counts on every device."""
     placement = jax.tree.map(lambda leaf: leaf.sharding, _abstract_optimizer(params, optimizer, mesh))
     return jax.jit(optimizer.init, out_shardings=placement)(params)
 
 
-def make_loss(settings: config_lib.Update) -> Loss:
-    """The objective named in the config as a function of a micro-batch's scores.
-
-    The loss is divided by the whole batch's counts, so that the micro-batches' losses add up to the batch's; so are the
-    metrics, which are means over trajectories or tokens.
-    """
-    match settings.objective:
-        case "reval":
-            return _value_loss(settings, _reval)
-        case "tbrm":
-            return _value_loss(settings, _tbrm)
-        case "regression":
-            return _value_loss(settings, _regression)
-        case "grpo":
-            return functools.partial(_grpo_loss, settings)
-
-
-def _reval(s: policy.PolicyScores, b: batch.Batch, beta: float) -> jax.Array:
-    return objective.reval_residual(
-        s.soft_value, b.reference_value, s.trajectory_log_prob, b.reference_log_prob, b.reward, beta=beta
-    )
-
-
-def _tbrm(s: policy.PolicyScores, b: batch.Batch, beta: float) -> jax.Array:
-    return objective.tbrm_residual(s.soft_value, s.trajectory_log_prob, b.reference_log_prob, b.reward, beta=beta)
-
-
-def _regression(s: policy.PolicyScores, b: batch.Batch, beta: float) -> jax.Array:
-    return objective.regression_residual(s.trajectory_log_prob, b.reference_log_prob, b.reward, beta=beta)
-
-
-def _value_loss(
-    settings: config_lib.Update, residual_of: Callable[[policy.PolicyScores, batch.Batch, float], jax.Array]
-) -> Loss:
-    def loss(scores: policy.PolicyScores, rows: batch.Batch) -> tuple[jax.Array, Metrics]:
-        if settings.stop_value_gradient:
-            scores = scores._replace(soft_value=jax.lax.stop_gradient(scores.soft_value))
-        is_real = rows.response_length > 0
-        residual = residual_of(scores, rows, settings.beta)
-        value = objective.bellman_loss(residual, is_real=is_real, num_trajectories=rows.num_trajectories)
-        per_trajectory = {
-            "reval/residual_mean": residual,
-            "reval/residual_abs": jnp.abs(residual),
-            "reval/value_gap": scores.soft_value - rows.reference_value,
-            "reval/log_ratio": scores.trajectory_log_prob - rows.reference_log_prob,
-        }
-        means = {
-            name: jnp.where(is_real, term, 0.0).sum() / rows.num_trajectories for name, term in per_trajectory.items()
-        }
-        return value, means | _mismatch(scores, rows)
-
-    return loss
-
-
-def _grpo_loss(
-    settings: config_lib.Update, scores: policy.PolicyScores, rows: batch.Batch
-) -> tuple[jax.Array, Metrics]:
-    value = objective.grpo_loss(
-        scores.log_prob,
-        rows.behaviour_log_prob,
-        jnp.take_along_axis(rows.reward, jnp.minimum(rows.slot, rows.reward.shape[1] - 1), axis=1),
-        scores.response_mask,
-        clip_low=settings.clip_low,
-        clip_high=settings.clip_high,
-        clip_dual=settings.clip_dual,
-        num_tokens=rows.num_response_tokens,
-    )
-    return value, _mismatch(scores, rows)
-
-
-def _mismatch(scores: policy.PolicyScores, rows: batch.Batch) -> Metrics:
-    """How far this policy's log-probabilities are from the sampler's, mean over response tokens, nats."""
+def _mismatch(scores: policy.PolicyScores, rows: batch.Batch) -> algorithms.Metrics:
+    """The distance of this policy's log-probabilities from the sampler's, mean over response tokens, nats."""
     gap = jnp.where(scores.response_mask, jnp.abs(scores.log_prob - rows.behaviour_log_prob), 0.0)
     return {"training/sampler_learner_logprob_diff": gap.sum() / rows.num_response_tokens}
 
 
 def loss_and_gradients(
     architecture: model.Architecture,
-    params: Any,
+    params: model.Params,
     rows: batch.Batch,
-    loss: Loss,
+    loss: algorithms.Loss,
     mesh: Mesh,
     *,
     config: config_lib.Config,
-) -> tuple[jax.Array, Any, Metrics]:
+) -> Sums:
     """Loss, gradients (float32, shaped and sharded like params) and metrics of a whole batch.
 
-    Every device adds up its own rows, micro-batch by micro-batch: the number of micro-batches is a runtime value, so this is
-    a loop of a fixed body, not an unrolled program. Inside the loop a layer's weights are gathered over fsdp to be used and
-    their gradients reduce-scattered over it; over data nothing travels until the one sum after the loop.
+    Each device sums over its own rows, micro-batch by micro-batch. The number of micro-batches is a runtime value, so this
+    is a loop with a fixed body, not an unrolled program. Inside the loop a layer's weights are gathered over fsdp and their
+    gradients reduce-scattered over it; nothing crosses data until the one sum after the loop.
     """
     placement = mesh_lib.specs(jax.tree.map(lambda leaf: leaf.sharding, abstract_params(architecture, mesh)))
     attend = model.attention.choose(
         config.model.attention, mesh, compute_dtype=config.model.compute_dtype, architecture=architecture
     )
 
-    def of_micro_batch(params: Any, rows: batch.Batch) -> tuple[jax.Array, Metrics]:
+    def micro_batch_loss(params: model.Params, rows: batch.Batch) -> tuple[jax.Array, algorithms.Metrics]:
         scores = policy.score(
             architecture,
             params,
@@ -208,15 +136,18 @@ def loss_and_gradients(
             remat=config.model.remat,
             attend=attend,
         )
-        return loss(scores, rows)
+        value, metrics = loss(scores, rows)
+        return value, metrics | _mismatch(scores, rows)
 
-    def of_device(params: Any, rows: batch.Batch) -> tuple[jax.Array, Any, Metrics]:
-        def accumulate(index: jax.Array, total: tuple[jax.Array, Any, Metrics]) -> tuple[jax.Array, Any, Metrics]:
+    def local_sum(params: model.Params, rows: batch.Batch) -> Sums:
+        def accumulate(
+            index: jax.Array, total: tuple[jax.Array, model.Params, algorithms.Metrics]
+        ) -> tuple[jax.Array, model.Params, algorithms.Metrics]:
             micro_batch = batch.micro_batch(rows, index)
-            (value, metrics), gradients = jax.value_and_grad(of_micro_batch, has_aux=True)(params, micro_batch)
+            (value, metrics), gradients = jax.value_and_grad(micro_batch_loss, has_aux=True)(params, micro_batch)
             return jax.tree.map(jnp.add, total, (value, gradients, metrics))
 
-        value, metrics = jax.eval_shape(of_micro_batch, params, batch.micro_batch(rows, 0))
+        value, metrics = jax.eval_shape(micro_batch_loss, params, batch.micro_batch(rows, 0))
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (value, params, metrics))
         value, gradients, metrics = jax.lax.fori_loop(0, rows.num_micro_batches, accumulate, zeros)
         whole = jax.tree.map(lambda _: PartitionSpec(), (value, metrics))
@@ -224,27 +155,31 @@ def loss_and_gradients(
         return value, mesh_lib.sum_over_rows(mesh, gradients, placement), metrics
 
     return jax.shard_map(
-        of_device,
+        local_sum,
         mesh=mesh,
         in_specs=(placement, batch.specs()),
         out_specs=(PartitionSpec(), placement, PartitionSpec()),
-        # Which values are the same on which devices is stated by `parallel`'s functions.
+        # `parallel`'s functions state which values are the same on which devices; jax need not infer it.
         check_vma=False,
     )(params, rows)
 
 
 def make_step(
-    architecture: model.Architecture, optimizer: optax.GradientTransformation, mesh: Mesh, *, config: config_lib.Config
-) -> Callable[[TrainState, batch.Batch], tuple[TrainState, Metrics]]:
+    architecture: model.Architecture,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    *,
+    loss: algorithms.Loss,
+    config: config_lib.Config,
+) -> jax.stages.Wrapped:
     """The jitted update: (state, batch) → (state, metrics); donates the state.
 
-    An update whose loss or gradient norm is not finite leaves parameters and optimizer state bitwise as they were and is
+    An update whose loss or gradient norm is not finite leaves parameters and optimizer state bitwise as they were, and is
     counted. Compiles once for each shape of the batch.
     """
-    loss = make_loss(config.update)
     schedule = learning_rate(config.optimizer)
 
-    def step(state: TrainState, rows: batch.Batch) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, rows: batch.Batch) -> tuple[TrainState, algorithms.Metrics]:
         value, gradients, metrics = loss_and_gradients(architecture, state.params, rows, loss, mesh, config=config)
         norm = optax.tree.norm(gradients)
         is_finite = jnp.isfinite(value) & jnp.isfinite(norm)
@@ -271,6 +206,6 @@ def make_step(
         }
         return jax.lax.cond(is_finite, apply, skip, state), metrics
 
-    # The outputs' placement is stated, not inferred: an equal one that is written differently would compile a second time.
+    # Stating the outputs' placement avoids a second compilation: an inferred one may be equal and written differently.
     placement = jax.tree.map(lambda leaf: leaf.sharding, abstract(abstract_params(architecture, mesh), optimizer, mesh))
     return jax.jit(step, donate_argnums=0, out_shardings=(placement, mesh_lib.replicated(mesh)))

@@ -18,13 +18,13 @@ def flat(field):
     return array.reshape(-1, *array.shape[2:])
 
 
-@pytest.mark.parametrize("place", [batch.first_fit, batch.one_a_row])
+@pytest.mark.parametrize("packer", [batch.first_fit, batch.one_per_row])
 @pytest.mark.parametrize("micro_batch_tokens", [16, 32, 64, 4096])
-def test_every_trajectory_is_in_the_batch_exactly_once(micro_batch_tokens, place):
+def test_every_trajectory_is_in_the_batch_exactly_once(micro_batch_tokens, packer):
     tiny = tiny_programs.tiny(update={"micro_batch_tokens": micro_batch_tokens, "batch_size": 8})
     trajectories = tiny_programs.random_trajectories(7)
-    where = batch.arrange(trajectories, tiny.mesh, config=tiny.config, place=place)
-    packed = batch.pack(trajectories, tiny.mesh, config=tiny.config, arrangement=where)
+    where = batch.arrange(trajectories, tiny.mesh, limits=tiny.limits, packer=packer)
+    packed = batch.pack(trajectories, tiny.mesh, limits=tiny.limits, arrangement=where)
     fields = batch.Batch(*(flat(field) if np.ndim(field) else field for field in packed))
     ends = np.cumsum(trajectories.response_length)
     for index, (row, slot, start, first) in enumerate(
@@ -76,7 +76,7 @@ def test_shapes_depend_on_the_settings_and_the_longest_row_only():
     shapes = {
         tuple(
             field.shape
-            for field in batch.pack(tiny_programs.random_trajectories(num, max_prompt=5), tiny.mesh, config=tiny.config)
+            for field in batch.pack(tiny_programs.random_trajectories(num, max_prompt=5), tiny.mesh, limits=tiny.limits)
         )
         for num in (1, 3, 8)
     }
@@ -86,8 +86,8 @@ def test_shapes_depend_on_the_settings_and_the_longest_row_only():
 def test_the_abstract_batch_is_the_packed_ones_shape_and_placement():
     tiny = tiny_programs.tiny(data=2, fsdp=4, update={"micro_batch_tokens": 32, "batch_size": 16})
     trajectories = tiny_programs.random_trajectories(16)
-    packed = batch.pack(trajectories, tiny.mesh, config=tiny.config)
-    shape = batch.arrange(trajectories, tiny.mesh, config=tiny.config).shape
+    packed = batch.pack(trajectories, tiny.mesh, limits=tiny.limits)
+    shape = batch.arrange(trajectories, tiny.mesh, limits=tiny.limits).shape
     for found, expected in zip(packed, batch.abstract(shape, tiny.mesh), strict=True):
         assert (found.shape, found.dtype, found.sharding) == (expected.shape, expected.dtype, expected.sharding)
 
@@ -95,8 +95,8 @@ def test_the_abstract_batch_is_the_packed_ones_shape_and_placement():
 def test_unused_micro_batches_are_not_run():
     tiny = tiny_programs.tiny(update={"micro_batch_tokens": 32, "batch_size": 8})
     trajectories = tiny_programs.random_trajectories(5, max_prompt=5)
-    where = batch.arrange(trajectories, tiny.mesh, config=tiny.config, place=batch.one_a_row)
-    packed = batch.pack(trajectories, tiny.mesh, config=tiny.config, arrangement=where)
+    where = batch.arrange(trajectories, tiny.mesh, limits=tiny.limits, packer=batch.one_per_row)
+    packed = batch.pack(trajectories, tiny.mesh, limits=tiny.limits, arrangement=where)
     assert packed.tokens.shape[0] == 4
     assert int(packed.num_micro_batches) == 3
 
@@ -111,7 +111,7 @@ def test_row_lengths_waste_less_than_a_quarter_and_are_few():
 
 def test_rows_divide_over_the_devices_that_hold_them():
     tiny = tiny_programs.tiny(data=2, fsdp=4, update={"micro_batch_tokens": 1, "batch_size": 16})
-    packed = batch.pack(tiny_programs.random_trajectories(16), tiny.mesh, config=tiny.config)
+    packed = batch.pack(tiny_programs.random_trajectories(16), tiny.mesh, limits=tiny.limits)
     assert packed.tokens.shape[:2] == (2, 8)
     assert {shard.data.shape[1] for shard in packed.tokens.addressable_shards} == {1}
     assert jax.tree.leaves(packed)[0].sharding.spec == batch.specs().tokens
@@ -119,4 +119,10 @@ def test_rows_divide_over_the_devices_that_hold_them():
 
 def test_a_grpo_step_is_one_mini_batch():
     config = tiny_programs.settings(update={"objective": "grpo", "batch_size": 8, "updates_per_round": 4})
-    assert batch.step_size(config) == 2
+    assert tiny_programs.limits(config).trajectories == 2
+
+
+def test_a_batch_larger_than_a_step_is_refused():
+    tiny = tiny_programs.tiny(update={"batch_size": 8})
+    with pytest.raises(ValueError, match="a batch of 9 trajectories, but one optimizer step takes at most 8"):
+        batch.pack(tiny_programs.random_trajectories(9), tiny.mesh, limits=tiny.limits)

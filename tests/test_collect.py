@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies
 
-from reval_jax import config, types
+from reval_jax import algorithms, config, types
 from reval_jax import trajectories as trajectories_lib
 
 PROMPTS, SAMPLES = 5, 3
@@ -40,8 +40,15 @@ def make(seed=0):
 
 def finished(seed=0, **settings):
     prompts, rollout, verdicts, _ = make(seed)
+    every = config.Config(update=config.Update(**settings))
     return trajectories_lib.trajectories(
-        prompts, rollout, verdicts, round=4, policy_version=9, config=config.Config(update=config.Update(**settings))
+        prompts,
+        rollout,
+        verdicts,
+        round=4,
+        policy_version=9,
+        config=every,
+        shape_reward=algorithms.choose(every).shape_reward,
     )
 
 
@@ -79,7 +86,8 @@ rewards = strategies.lists(strategies.tuples(strategies.integers(0, 3), strategi
 def shaped(pairs, **settings):
     group = np.array([group for group, _ in pairs], np.int32)
     raw = np.array([right for _, right in pairs], np.float32)
-    return trajectories_lib.shape_reward(raw, group, config.Update(**settings))
+    every = config.Config(update=config.Update(**settings))
+    return algorithms.choose(every).shape_reward(trajectories_lib.designed_reward(raw, every.update), group)
 
 
 @hypothesis.settings(deadline=None, max_examples=25)

@@ -44,7 +44,7 @@ def other_value(section: str, field: str):
         return value + 1
     if isinstance(value, float):
         return value / 2 if value else 0.5
-    return {str: "other", tuple: ("other.jsonl",), type(None): 0.5}[type(value)]
+    return {str: "other:value", tuple: ("other.jsonl",), type(None): 0.5}[type(value)]
 
 
 def with_field(section: str, field: str, value: object) -> config.Config:

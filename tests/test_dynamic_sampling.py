@@ -11,7 +11,7 @@ import pytest
 from hypothesis import strategies
 from support import tiny_runs
 
-from reval_jax import config, trajectories, types, verifier
+from reval_jax import algorithms, config, trajectories, types, verifier
 
 
 def with_rewards(rewards, samples):
@@ -50,10 +50,11 @@ def test_the_penalty_climbs_over_the_buffer_to_one_at_the_limit():
 
 
 def test_the_penalty_is_taken_off_before_groups_are_compared():
-    settings = config.Update(reward_design="group_normalized")
-    shaped = trajectories.shape_reward(
-        np.array([1, 1], np.float32), np.array([0, 0]), settings, penalty=np.array([0, 0.5], np.float32)
+    settings = config.Config(update=config.Update(reward_design="group_normalized"))
+    reward = trajectories.designed_reward(
+        np.array([1, 1], np.float32), settings.update, penalty=np.array([0, 0.5], np.float32)
     )
+    shaped = algorithms.choose(settings).shape_reward(reward, np.array([0, 0]))
     np.testing.assert_allclose(shaped, [0.25, -0.25])
 
 

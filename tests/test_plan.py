@@ -13,7 +13,7 @@ import pytest
 from support import hf_checkpoints
 from support import tiny_programs as tiny_programs
 
-from reval_jax import batch, cli, model, update, weights
+from reval_jax import algorithms, batch, cli, model, update, weights
 from reval_jax import config as config_lib
 from reval_jax import mesh as mesh_lib
 from reval_jax.tools import plan
@@ -146,7 +146,7 @@ def test_bytes_from_shapes_equal_sums_by_hand():
     # 8 prompts of 16 tokens are prefilled at once and lie whole on every device.
     assert found["generate"]["prompt_cache"] == 2 * 2 * 8 * 16 * 1 * 8 * 2
     # A batch has rows of 32 tokens, 8 responses and 4 slots; 2 micro-batches would be one row a device too many: M = 1, R = 8.
-    shape = batch.shape_of(batch.row_length(24), 4, config=config)
+    shape = batch.shape_of(batch.row_length(24), 4, limits=tiny_programs.limits(config))
     rows = shape.micro_batches * shape.rows // 4
     assert found["update"]["batch"] == 4 * rows * (3 * shape.tokens + 3 * shape.responses + 5 * shape.slots) + 3 * 4
     tokens = shape.rows // 4 * shape.tokens
@@ -476,7 +476,9 @@ def test_a_tpu_mesh_gets_its_own_attention(v5e_4):
     state = update.abstract(update.abstract_params(SMALL, mesh), optimizer, mesh)
     rows = batch.abstract(compilation.largest_shape(2, config), mesh)
     with jax.numpy_dtype_promotion("standard"):  # as a user's process runs: optax's adamw promotes an integer
-        lowered = update.make_step(SMALL, optimizer, mesh, config=config).lower(state, rows)
+        lowered = update.make_step(SMALL, optimizer, mesh, loss=algorithms.choose(config).loss, config=config).lower(
+            state, rows
+        )
     assert "splash" in lowered.as_text(debug_info=True)
     assert "tpu_custom_call" in lowered.as_text()
 

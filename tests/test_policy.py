@@ -11,10 +11,10 @@ from support import tiny_programs
 from reval_jax import batch, policy
 
 
-def scored(tiny, trajectories, *, temperature=1.0, place=batch.first_fit, **overrides):
+def scored(tiny, trajectories, *, temperature=1.0, packer=batch.first_fit, **overrides):
     """Scores of the first micro-batch, what was packed, and where each trajectory lies."""
-    where = batch.arrange(trajectories, tiny.mesh, config=tiny.config, place=place)
-    packed = batch.pack(trajectories, tiny.mesh, config=tiny.config, arrangement=where)
+    where = batch.arrange(trajectories, tiny.mesh, limits=tiny.limits, packer=packer)
+    packed = batch.pack(trajectories, tiny.mesh, limits=tiny.limits, arrangement=where)
     rows = batch.micro_batch(packed, 0)._replace(**overrides)
     run = jax.jit(
         lambda params, rows: policy.score(
@@ -49,8 +49,8 @@ def test_packed_scores_equal_those_of_one_trajectory_a_row():
     tiny = tiny_programs.tiny()
     trajectories = tiny_programs.random_trajectories(8, seed=5)
     results = []
-    for place in (batch.first_fit, batch.one_a_row):
-        scores, _, where = scored(tiny, trajectories, place=place)
+    for packer in (batch.first_fit, batch.one_per_row):
+        scores, _, where = scored(tiny, trajectories, packer=packer)
         results.append([np.asarray(part)[where.row, where.slot] for part in scores[1:3]])
     np.testing.assert_allclose(*results, atol=2e-5)
 

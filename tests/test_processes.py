@@ -76,8 +76,8 @@ def loss_and_gradients(tmp_path, *, processes, devices, tensor):
 @pytest.mark.parametrize("tensor", [1, 2, 4])
 def test_two_processes_of_four_devices_equal_one_device(tmp_path, tensor):
     single = tiny_programs.tiny()
-    rows = batch.pack(tiny_programs.random_trajectories(8), single.mesh, config=single.config)
-    loss = update.make_loss(single.config.update)
+    rows = batch.pack(tiny_programs.random_trajectories(8), single.mesh, limits=single.limits)
+    loss = single.algorithm.loss
     value, gradients, _ = jax.jit(
         lambda params: update.loss_and_gradients(
             single.architecture, params, rows, loss, single.mesh, config=single.config

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import types as types_lib
+
 import jax
 import numpy as np
 from support import tiny_programs
 
-from reval_jax import objective, reference, replay, types
+from reval_jax import metrics, objective, reference, replay, train, types
 
 
 def scored(tiny, num=8):
@@ -18,13 +20,19 @@ def scored(tiny, num=8):
     )
     buffer = replay.add(replay.init(32), trajectories)
     frozen = reference.init(tiny.params, config=tiny.config)
-    return buffer, frozen, reference.make_score(tiny.architecture, tiny.mesh, config=tiny.config)
+    return buffer, frozen, reference.make_scorer(tiny.architecture, tiny.mesh, config=tiny.config)
+
+
+def score_stale(tiny, score, frozen, buffer, rows):
+    """As the loop does it, with a clock that is not read."""
+    parts = types_lib.SimpleNamespace(score=score, mesh=tiny.mesh, clock=metrics.Clock())
+    return train.score_stale(parts, frozen, buffer, rows, limits=tiny.limits)
 
 
 def test_scores_equal_a_loop_over_unpadded_sequences():
     tiny = tiny_programs.tiny(update={"micro_batch_tokens": 48})
     buffer, frozen, score = scored(tiny)
-    buffer = reference.score_stale(score, frozen, buffer, np.arange(8), tiny.mesh, config=tiny.config)
+    buffer = score_stale(tiny, score, frozen, buffer, np.arange(8))
     for row in range(8):
         tokens, prompt, response = tiny_programs.tokens_of(buffer.trajectories, row)
         logits = tiny_programs.full_logits(tiny.architecture, tiny.params, tokens)[prompt - 1 : prompt + response - 1]
@@ -43,7 +51,7 @@ def test_only_rows_that_are_not_scored_by_this_version_are_scored():
         return score(params, rows)
 
     for rows in (np.array([0, 3, 5]), np.array([3, 5]), np.array([5, 1, 0])):
-        buffer = reference.score_stale(counting, frozen, buffer, rows, tiny.mesh, config=tiny.config)
+        buffer = score_stale(tiny, counting, frozen, buffer, rows)
     assert seen == [3, 1]
     np.testing.assert_array_equal(buffer.trajectories.reference_version, [0, 0, -1, 0, -1, 0, -1, -1])
 
@@ -52,12 +60,12 @@ def test_a_reset_makes_every_row_stale_and_no_batch_mixes_versions():
     tiny = tiny_programs.tiny()
     buffer, frozen, score = scored(tiny)
     everything = np.arange(8)
-    buffer = reference.score_stale(score, frozen, buffer, everything, tiny.mesh, config=tiny.config)
+    buffer = score_stale(tiny, score, frozen, buffer, everything)
     old = buffer.trajectories.reference_log_prob.copy()
     moved = jax.tree.map(lambda leaf: leaf * 1.5, tiny.params)
     renewed = reference.reset(frozen, moved, config=tiny.config)
     assert renewed.version == 1
-    buffer = reference.score_stale(score, renewed, buffer, everything[:4], tiny.mesh, config=tiny.config)
+    buffer = score_stale(tiny, score, renewed, buffer, everything[:4])
     np.testing.assert_array_equal(buffer.trajectories.reference_version, [1] * 4 + [0] * 4)
     assert np.abs(buffer.trajectories.reference_log_prob[:4] - old[:4]).max() > 1e-2
     np.testing.assert_array_equal(buffer.trajectories.reference_log_prob[4:], old[4:])
@@ -75,10 +83,10 @@ def test_in_bfloat16_the_reference_scores_what_the_policy_it_was_made_from_does(
     tiny = tiny_programs.tiny(model={"compute_dtype": "bfloat16"})
     frozen = reference.init(tiny.params, config=tiny.config)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(frozen.params)} == {"bfloat16", "float32"}
-    score = reference.make_score(tiny.architecture, tiny.mesh, config=tiny.config)
+    score = reference.make_scorer(tiny.architecture, tiny.mesh, config=tiny.config)
     trajectories = tiny_programs.random_trajectories(8)
     copied, own = (
-        reference.score_trajectories(score, params, trajectories, tiny.mesh, config=tiny.config)
+        reference.score(score, params, trajectories, tiny.mesh, limits=tiny.limits)
         for params in (reference.place(frozen.params, "device"), tiny.params)
     )
     for one, other in zip(copied, own, strict=True):
@@ -88,10 +96,10 @@ def test_in_bfloat16_the_reference_scores_what_the_policy_it_was_made_from_does(
 def test_the_residual_is_bitwise_zero_when_both_sides_run_the_same_program():
     tiny = tiny_programs.tiny()
     frozen = reference.init(tiny.params, config=tiny.config)
-    score = reference.make_score(tiny.architecture, tiny.mesh, config=tiny.config)
+    score = reference.make_scorer(tiny.architecture, tiny.mesh, config=tiny.config)
     trajectories = tiny_programs.random_trajectories(8)
     (reference_log_prob, reference_value), (log_prob, value) = (
-        reference.score_trajectories(score, params, trajectories, tiny.mesh, config=tiny.config)
+        reference.score(score, params, trajectories, tiny.mesh, limits=tiny.limits)
         for params in (reference.place(frozen.params, "device"), tiny.params)
     )
     residual = objective.reval_residual(

@@ -209,8 +209,10 @@ def test_reference_scores_and_uses_change_their_rows_and_nothing_else(size: int,
             expected["use_count"] += 2
         assert new == tuple(expected.values())
     assert [field.dtype for field in after.trajectories] == [field.dtype for field in before.trajectories]
-    np.testing.assert_array_equal(replay.stale(after.trajectories, 7), sorted(set(range(size)) - set(place)))
-    np.testing.assert_array_equal(replay.stale(after.trajectories, 8), np.arange(size))
+    np.testing.assert_array_equal(
+        replay.stale(after.trajectories, np.arange(size), 7), sorted(set(range(size)) - set(place))
+    )
+    np.testing.assert_array_equal(replay.stale(after.trajectories, np.arange(size), 8), np.arange(size))
 
 
 def test_scores_of_another_number_of_rows_are_refused() -> None:
@@ -228,4 +230,4 @@ def test_reference_scores_leave_with_their_trajectory() -> None:
     buffer = replay.add(buffer, made([(1, 1)] * 2, first=3))
     np.testing.assert_array_equal(buffer.trajectories.cursor - 2**40, [2, 3, 4])
     np.testing.assert_array_equal(buffer.trajectories.reference_version, [0, types.NOT_SCORED, types.NOT_SCORED])
-    np.testing.assert_array_equal(replay.stale(buffer.trajectories, 0), [1, 2])
+    np.testing.assert_array_equal(replay.stale(buffer.trajectories, np.array([2, 0, 1]), 0), [2, 1])

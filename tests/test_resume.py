@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 from orbax.checkpoint._src.serialization import serialization
-from support import tiny_runs
+from support import tiny_programs, tiny_runs
 
 from reval_jax import console, metrics, reference, rollout, setup, train, weights
 
@@ -299,8 +299,8 @@ def test_no_batch_mixes_reference_versions_across_a_reset(file, tmp_path, monkey
             versions.append(np.unique(rows.reference_version).tolist())
         return step(rows, mesh, **settings)
 
-    # What score_stale packs is stale by definition, so only the learner's packing is watched.
-    monkeypatch.setattr(train, "batch", type("batch", (), {"pack": staticmethod(noted_pack)}))
+    # The rows that `reference.score` packs are stale by definition, so only the learner's packing is watched.
+    monkeypatch.setattr(train, "batch", type("batch", (), {"pack": noted_pack, "limits": train.batch.limits}))
     tiny_runs.play(file, tmp_path / "run", update__reference_reset_every=2, run__rounds=3, checkpoint__every=1)
     tiny_runs.play(file, tmp_path / "run", update__reference_reset_every=2, run__rounds=5, checkpoint__every=1)
     assert versions == [[0]] * 4 + [[1]] * 4 + [[2]] * 2
@@ -316,13 +316,13 @@ def test_stored_scores_are_what_the_reference_of_their_version_says(file, copy):
     fresh = np.flatnonzero(rows.reference_version == run.reference.version)
     assert 0 < fresh.size < rows.size, "nothing is left stale, so nothing is shown"
     chosen = train.replay.gather(rows, fresh[:8])
-    params = reference.place(run.reference.params, "device")
-    log_prob, value = reference.score_trajectories(parts.score, params, chosen, parts.mesh, config=config)
+    params, limits = reference.load(run.reference), tiny_programs.limits(config)
+    log_prob, value = reference.score(parts.score, params, chosen, parts.mesh, limits=limits)
     # Rows of another batch stand at other places of a product: float32 rounding.
     np.testing.assert_allclose(chosen.reference_log_prob, log_prob, atol=1e-4)
     np.testing.assert_allclose(chosen.reference_value, value, atol=1e-4)
     stale = train.replay.gather(rows, np.setdiff1d(np.arange(rows.size), fresh)[:8])
-    log_prob, _ = reference.score_trajectories(parts.score, params, stale, parts.mesh, config=config)
+    log_prob, _ = reference.score(parts.score, params, stale, parts.mesh, limits=limits)
     assert np.abs(stale.reference_log_prob - log_prob).max() > 1e-2, "the references are too alike for this test"
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from support import tiny_programs
 
-from reval_jax import batch, keys, mesh, model, policy, sampler, types, weights
+from reval_jax import algorithms, batch, keys, mesh, model, policy, sampler, types, weights
 from reval_jax import trajectories as trajectories_lib
 from reval_jax.model.attention import cached
 from reval_jax.sampler import sampling_op
@@ -45,8 +45,16 @@ def test_sampling_log_probabilities_are_the_learners_in_float32(smollm2):
         sampling=sampler.Sampling(stop_ids=loaded.eos_token_ids),
     )
     verdicts = types.Verdicts(np.zeros(48, np.float32), np.ones(48, np.int8), ("",) * 48)
-    trajectories = trajectories_lib.trajectories(asked, rollout, verdicts, round=0, policy_version=0, config=config)
-    packed = batch.pack(trajectories, devices, config=config)
+    trajectories = trajectories_lib.trajectories(
+        asked,
+        rollout,
+        verdicts,
+        round=0,
+        policy_version=0,
+        config=config,
+        shape_reward=algorithms.choose(config).shape_reward,
+    )
+    packed = batch.pack(trajectories, devices, limits=tiny_programs.limits(config))
     scores = jax.jit(
         lambda params, rows: policy.score(
             loaded.architecture,

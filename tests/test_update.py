@@ -11,7 +11,7 @@ import optax
 import pytest
 from support import hf_checkpoints, tiny_programs
 
-from reval_jax import batch, mesh, update
+from reval_jax import algorithms, batch, mesh, update
 
 OBJECTIVES = (
     "reval",
@@ -23,8 +23,8 @@ OBJECTIVES = (
 
 def loss_and_gradients(tiny, trajectories):
     """Loss, host gradients and metrics of one batch."""
-    packed = batch.pack(trajectories, tiny.mesh, config=tiny.config)
-    loss = update.make_loss(tiny.config.update)
+    packed = batch.pack(trajectories, tiny.mesh, limits=tiny.limits)
+    loss = tiny.algorithm.loss
     run = jax.jit(
         lambda params, rows: update.loss_and_gradients(
             tiny.architecture, params, rows, loss, tiny.mesh, config=tiny.config
@@ -37,9 +37,9 @@ def loss_and_gradients(tiny, trajectories):
 def stepper(tiny):
     """The jitted step and the state it begins with."""
     optimizer = update.make_optimizer(tiny.config.optimizer)
-    return update.make_step(tiny.architecture, optimizer, tiny.mesh, config=tiny.config), update.init(
-        tiny.params, optimizer, tiny.mesh
-    )
+    return update.make_step(
+        tiny.architecture, optimizer, tiny.mesh, loss=tiny.algorithm.loss, config=tiny.config
+    ), update.init(tiny.params, optimizer, tiny.mesh)
 
 
 def scores_by_hand(tiny, trajectories, row):
@@ -187,8 +187,8 @@ def test_a_width_and_a_vocabulary_that_do_not_divide_give_the_same_gradients():
 def test_weights_are_gathered_and_gradients_scattered_in_the_loop_and_nothing_crosses_data_there(remat):
     """Reads the compiled program: what lies in the loop over micro-batches is what every micro-batch pays."""
     tiny = tiny_programs.tiny(data=2, fsdp=2, tensor=2, model={"remat": remat})
-    rows = batch.pack(tiny_programs.random_trajectories(8), tiny.mesh, config=tiny.config)
-    loss = update.make_loss(tiny.config.update)
+    rows = batch.pack(tiny_programs.random_trajectories(8), tiny.mesh, limits=tiny.limits)
+    loss = tiny.algorithm.loss
     run = jax.jit(
         lambda params, rows: update.loss_and_gradients(
             tiny.architecture, params, rows, loss, tiny.mesh, config=tiny.config
@@ -235,7 +235,7 @@ def test_a_step_is_adamw_behind_a_global_norm_clip():
     params = jax.device_get(tiny.params)
     step, state = stepper(tiny)
     with jax.numpy_dtype_promotion("standard"):
-        state, metrics = step(state, batch.pack(trajectories, tiny.mesh, config=tiny.config))
+        state, metrics = step(state, batch.pack(trajectories, tiny.mesh, limits=tiny.limits))
     norm = np.sqrt(sum(np.square(leaf, dtype=np.float64).sum() for leaf in jax.tree.leaves(gradients)))
     assert float(metrics["actor/grad_norm"]) == pytest.approx(norm, rel=1e-5)
 
@@ -262,13 +262,13 @@ def test_an_update_that_is_not_finite_leaves_everything_bitwise_and_is_counted(b
     step, state = stepper(tiny)
     poisoned = trajectories._replace(reward=np.where(np.arange(8) == 3, bad, trajectories.reward).astype(np.float32))
     with jax.numpy_dtype_promotion("standard"):
-        state, _ = step(state, batch.pack(trajectories, tiny.mesh, config=tiny.config))
+        state, _ = step(state, batch.pack(trajectories, tiny.mesh, limits=tiny.limits))
         before = jax.device_get((state.params, state.opt_state))
         for count in (1, 2):
-            state, _ = step(state, batch.pack(poisoned, tiny.mesh, config=tiny.config))
+            state, _ = step(state, batch.pack(poisoned, tiny.mesh, limits=tiny.limits))
             assert (int(state.num_skipped), int(state.skipped_in_a_row), int(state.num_updates)) == (count, count, 1)
         jax.tree.map(np.testing.assert_array_equal, jax.device_get((state.params, state.opt_state)), before)
-        state, _ = step(state, batch.pack(trajectories, tiny.mesh, config=tiny.config))
+        state, _ = step(state, batch.pack(trajectories, tiny.mesh, limits=tiny.limits))
     assert (int(state.num_skipped), int(state.skipped_in_a_row), int(state.num_updates)) == (2, 0, 2)
 
 
@@ -281,7 +281,7 @@ def test_the_step_donates_its_state_and_compiles_once_for_a_row_length():
                 state,
                 step(
                     state,
-                    batch.pack(tiny_programs.random_trajectories(num, max_prompt=5), tiny.mesh, config=tiny.config),
+                    batch.pack(tiny_programs.random_trajectories(num, max_prompt=5), tiny.mesh, limits=tiny.limits),
                 )[0],
             )
             assert all(leaf.is_deleted() for leaf in jax.tree.leaves((old.params, old.opt_state)))
@@ -296,7 +296,7 @@ def test_a_step_on_eight_devices_moves_as_one_device_does():
         tiny = tiny_programs.tiny(**axes, optimizer={"learning_rate": 1e-3})
         step, state = stepper(tiny)
         with jax.numpy_dtype_promotion("standard"):
-            state, _ = step(state, batch.pack(trajectories, tiny.mesh, config=tiny.config))
+            state, _ = step(state, batch.pack(trajectories, tiny.mesh, limits=tiny.limits))
         moved.append(mesh.fetch(state.params))
     # Adam's first step is lr·sign(g), so an entry whose gradient is all rounding may go either way.
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-3), *moved)
@@ -306,7 +306,7 @@ def test_the_donated_state_is_updated_in_place():
     tiny = tiny_programs.tiny(data=2, fsdp=4)
     step, state = stepper(tiny)
     with jax.numpy_dtype_promotion("standard"):
-        rows = batch.pack(tiny_programs.random_trajectories(8), tiny.mesh, config=tiny.config)
+        rows = batch.pack(tiny_programs.random_trajectories(8), tiny.mesh, limits=tiny.limits)
         memory = step.lower(state, rows).compile().memory_analysis()
     of_state = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(state))
     assert memory.alias_size_in_bytes >= of_state
@@ -317,7 +317,7 @@ def test_the_update_takes_no_reference_parameters():
     tiny = tiny_programs.tiny()
     step, state = stepper(tiny)
     with jax.numpy_dtype_promotion("standard"):
-        rows = batch.pack(tiny_programs.random_trajectories(8), tiny.mesh, config=tiny.config)
+        rows = batch.pack(tiny_programs.random_trajectories(8), tiny.mesh, limits=tiny.limits)
         text = step.lower(state, rows).compile().as_text()
     entry = text[text.index("\nENTRY ") :]
     weights = [leaf.shape for leaf in jax.tree.leaves(tiny.params)]
@@ -339,9 +339,10 @@ def test_the_sharded_update_compiles_for_a_tpu_with_the_splash_kernel(v5e):
     )
     optimizer = update.make_optimizer(config.optimizer)
     state = update.abstract(update.abstract_params(architecture, devices), optimizer, devices)
-    rows = batch.abstract(batch.shape_of(256, 4, config=config), devices)
+    rows = batch.abstract(batch.shape_of(256, 4, limits=tiny_programs.limits(config)), devices)
     with jax.numpy_dtype_promotion("standard"):
-        compiled = update.make_step(architecture, optimizer, devices, config=config).lower(state, rows).compile()
+        step = update.make_step(architecture, optimizer, devices, loss=algorithms.choose(config).loss, config=config)
+        compiled = step.lower(state, rows).compile()
     text = compiled.as_text()
     assert 'custom_call_target="tpu_custom_call"' in text
     assert "splash_mha_fwd" in text

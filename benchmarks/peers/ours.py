@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from benchmarks.peers import jax_product, peer
-from reval_jax import batch, keys, model, sampler, types, update
+from reval_jax import algorithms, batch, keys, model, sampler, types, update
 from reval_jax import config as config_lib
 from reval_jax import mesh as mesh_lib
 from reval_jax.tools.bench import update as update_bench
@@ -24,13 +24,15 @@ def make_update(shape: peer.Shape, dtype: str) -> peer.Job:
     mesh = mesh_lib.make(config.mesh)
     optimizer = update.make_optimizer(config.optimizer)
     params = random_params(architecture, mesh)
-    step = update.make_step(architecture, optimizer, mesh, config=config)
+    algorithm = algorithms.choose(config)
+    limits = batch.limits(config, step_size=algorithm.step_size)
+    step = update.make_step(architecture, optimizer, mesh, loss=algorithm.loss, config=config)
     state = update.init(params, optimizer, mesh)
     rows = trajectories(shape)
 
     def one_update() -> dict[str, float]:
         nonlocal state
-        state, metrics = step(state, batch.pack(rows, mesh, config=config))
+        state, metrics = step(state, batch.pack(rows, mesh, limits=limits))
         jax.block_until_ready(state)
         return {"loss": float(metrics["actor/loss"])}
 

@@ -23,8 +23,8 @@ def main(file: str, tensor: int) -> None:
     mesh.start()
     devices = mesh.make(config.Mesh(data=2, tensor=tensor))
     tiny = tiny_programs.on_mesh(devices)
-    rows = batch.pack(tiny_programs.random_trajectories(8), devices, config=tiny.config)
-    loss = update.make_loss(tiny.config.update)
+    rows = batch.pack(tiny_programs.random_trajectories(8), devices, limits=tiny.limits)
+    loss = tiny.algorithm.loss
     run = jax.jit(
         lambda params, rows: update.loss_and_gradients(
             tiny.architecture, params, rows, loss, devices, config=tiny.config

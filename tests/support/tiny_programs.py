@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from reval_jax import algorithms, batch, mesh, model, types
 from reval_jax import config as config_lib
-from reval_jax import mesh, model, types
 from support import hf_checkpoints
 
 
@@ -21,6 +21,19 @@ class Tiny(NamedTuple):
     architecture: model.Architecture
     mesh: jax.sharding.Mesh
     params: Any  # on the mesh
+
+    @property
+    def algorithm(self) -> algorithms.Algorithm:
+        return algorithms.choose(self.config)
+
+    @property
+    def limits(self) -> batch.Limits:
+        return limits(self.config)
+
+
+def limits(config: config_lib.Config) -> batch.Limits:
+    """The bounds of a batch under these settings."""
+    return batch.limits(config, step_size=algorithms.choose(config).step_size)
 
 
 def settings(**sections: dict[str, Any]) -> config_lib.Config:

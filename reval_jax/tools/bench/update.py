@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from reval_jax import batch, mesh, model, reference, types, update
+from reval_jax import algorithms, batch, mesh, model, reference, types, update
 from reval_jax import config as config_lib
 from reval_jax.tools.bench import timing
 
@@ -28,8 +28,9 @@ class Bench(NamedTuple):
     config: config_lib.Config
     architecture: model.Architecture
     mesh: jax.sharding.Mesh
-    step: Any  # update.make_step
-    score: Any  # reference.make_score
+    step: jax.stages.Wrapped  # update.make_step
+    score: reference.Scorer
+    limits: batch.Limits
     state: list[update.TrainState]  # one item: the state is donated to each update
     frozen: reference.Reference
 
@@ -59,13 +60,14 @@ def make(architecture: model.Architecture, config: config_lib.Config) -> Bench:
     params = jax.jit(model.init_params, static_argnums=0, out_shardings=placement)(
         architecture, jax.random.key(0, impl="threefry2x32")
     )
-    optimizer = update.make_optimizer(config.optimizer)
+    optimizer, algorithm = update.make_optimizer(config.optimizer), algorithms.choose(config)
     return Bench(
         config,
         architecture,
         devices,
-        update.make_step(architecture, optimizer, devices, config=config),
-        reference.make_score(architecture, devices, config=config),
+        update.make_step(architecture, optimizer, devices, loss=algorithm.loss, config=config),
+        reference.make_scorer(architecture, devices, config=config),
+        batch.limits(config, step_size=algorithm.step_size),
         [update.init(params, optimizer, devices)],
         reference.init(params, config=config),
     )
@@ -113,12 +115,12 @@ def trajectories(lengths: np.ndarray, shape: Shape, vocabulary: int) -> types.Tr
     )
 
 
-def updating(bench: Bench, rows: types.Trajectories, place: batch.Place = batch.first_fit) -> Callable[[], Any]:
+def updating(bench: Bench, rows: types.Trajectories, packer: batch.Packer = batch.first_fit) -> Callable[[], Any]:
     """One update on these trajectories, packing included."""
 
     def call() -> Any:
-        where = batch.arrange(rows, bench.mesh, config=bench.config, place=place)
-        packed = batch.pack(rows, bench.mesh, config=bench.config, arrangement=where)
+        arrangement = batch.arrange(rows, bench.mesh, limits=bench.limits, packer=packer)
+        packed = batch.pack(rows, bench.mesh, limits=bench.limits, arrangement=arrangement)
         bench.state[0], metrics = bench.step(bench.state[0], packed)
         return bench.state[0], metrics
 
@@ -129,8 +131,7 @@ def scoring(bench: Bench, rows: types.Trajectories) -> Callable[[], Any]:
     """The reference's forward pass alone, packing and its way to the devices included."""
 
     def call() -> Any:
-        params = reference.place(bench.frozen.params, "device")
-        return reference.score_trajectories(bench.score, params, rows, bench.mesh, config=bench.config)
+        return reference.score(bench.score, reference.load(bench.frozen), rows, bench.mesh, limits=bench.limits)
 
     return call
 
@@ -176,7 +177,7 @@ def measure(bench: Bench, shape: Shape, *, repeats: int) -> dict[str, Any]:
                 "fixed_scored_again": lambda: (score_fixed(), update_fixed()),
                 "reference": score_fixed,
                 "lognormal": updating(bench, skewed),
-                "lognormal_unpacked": updating(bench, skewed, batch.one_a_row),
+                "lognormal_unpacked": updating(bench, skewed, batch.one_per_row),
                 "matmul": timing.matmul(dtype),
             },
             repeats=repeats,

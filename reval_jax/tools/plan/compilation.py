@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from reval_jax import batch, model, reference, sampler, update
+from reval_jax import algorithms, batch, model, reference, sampler, update
 from reval_jax import config as config_lib
 from reval_jax import mesh as mesh_lib
 from reval_jax.tools.plan import topology as topology_lib
@@ -153,15 +153,16 @@ def _lower_learner(
     if program == "score":
         dtypes = model.compute_dtypes(params, config.model.compute_dtype)
         frozen = jax.tree.map(lambda leaf, dtype: leaf.update(dtype=dtype), params, dtypes)
-        return reference.make_score(architecture, mesh, config=config).lower(frozen, largest)
+        return reference.make_scorer(architecture, mesh, config=config).lower(frozen, largest)
     optimizer = update.make_optimizer(config.optimizer)
-    step: Any = update.make_step(architecture, optimizer, mesh, config=config)
+    step = update.make_step(architecture, optimizer, mesh, loss=algorithms.choose(config).loss, config=config)
     return step.lower(update.abstract(params, optimizer, mesh), largest)
 
 
 def largest_shape(num_shards: int, config: config_lib.Config) -> batch.Shape:
     """The sizes of a batch whose rows hold the longest trajectory there can be."""
-    return batch.shape_of(batch.row_length(config.max_tokens), num_shards, config=config)
+    limits = batch.limits(config, step_size=algorithms.choose(config).step_size)
+    return batch.shape_of(batch.row_length(config.max_tokens), num_shards, limits=limits)
 
 
 def make_engine(architecture: model.Architecture, pod: Pod, config: config_lib.Config) -> sampler.Engine:

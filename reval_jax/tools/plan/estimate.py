@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from reval_jax import batch, model
+from reval_jax import algorithms, batch, model
 from reval_jax import config as config_lib
 from reval_jax.tools.plan import topology as topology_lib
 
@@ -69,13 +69,13 @@ def of_update(
 ) -> Estimate:
     """The time of an update whose trajectories all have the longest prompt and the longest response."""
     chip, mesh = topology.chip, axes(config, num_devices)
-    trajectories, tokens = batch.step_size(config), config.max_tokens
+    trajectories, tokens = algorithms.choose(config).step_size, config.max_tokens
     products, attention, head = forward_flops(architecture, tokens, config.rollout.max_response_tokens)
     again = {"none": (0, 0), "dots": (0, 0), "attention": (1, 0), "full": (1, 1)}[config.model.remat]
     # Flash attention's backward pass takes five products to the forward's two; the head computes its logits again.
     executed = trajectories * (products * (3 + again[0]) + attention * (3.5 + again[1]) + head * 4)
     shards = mesh.data * mesh.fsdp
-    shape = batch.shape_of(batch.row_length(tokens), shards, config=config)
+    shape = batch.shape_of(batch.row_length(tokens), shards, limits=batch.limits(config, step_size=trajectories))
     rows = shape.rows // shards
     micro_batches = -(-trajectories // (shards * rows * max(1, shape.tokens // tokens)))
     sent = micro_batches * _bytes_a_micro_batch(architecture, mesh, rows * shape.tokens, 2 + again[0], config)

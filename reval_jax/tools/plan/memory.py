@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from reval_jax import batch, model, sampler, update
+from reval_jax import algorithms, batch, model, sampler, update
 from reval_jax import config as config_lib
 from reval_jax import mesh as mesh_lib
 from reval_jax.tools.plan import compilation
@@ -64,8 +64,8 @@ def tree_bytes(tree: Any) -> int:
 
 
 def phases(config: config_lib.Config) -> list[str]:
-    """The phases of the config's rounds: nothing is scored where the objective has no reference."""
-    return [name for name in PHASES if name != "score" or config.update.objective != "grpo"]
+    """The phases of the config's rounds: nothing is scored where the algorithm has no reference."""
+    return [name for name in PHASES if name != "score" or algorithms.choose(config).has_reference]
 
 
 def at_least(architecture: model.Architecture, pod: compilation.Pod, config: config_lib.Config) -> list[Phase]:
@@ -81,7 +81,7 @@ def at_least(architecture: model.Architecture, pod: compilation.Pod, config: con
     engine = compilation.make_engine(architecture, pod, config)
     copy = _copy_bytes(engine)
     everywhere = {"params": params, "optimizer": optimizer}
-    if config.update.reference_memory == "device" and config.update.objective != "grpo":
+    if config.update.reference_memory == "device" and algorithms.choose(config).has_reference:
         everywhere["reference"] = frozen
     only_in = {
         "score": {"reference": frozen, "batch": rows},

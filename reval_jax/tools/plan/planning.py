@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from reval_jax import batch, model, trajectories, weights
+from reval_jax import algorithms, batch, model, trajectories, weights
 from reval_jax import config as config_lib
 from reval_jax.tools.plan import advice, compilation, estimate, memory, search, topology
 
@@ -53,6 +53,7 @@ def plan(
       ValueError: the config, the slice's name or the model can't be used, or libtpu is missing.
     """
     config_lib.check(config)
+    algorithms.choose(config)
     named = topology.named(slice_name)
     topology.require_compiler()
     architecture, source = weights.find_architecture(config.model.path)

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from reval_jax import batch, model
+from reval_jax import algorithms, batch, model
 from reval_jax import config as config_lib
 from reval_jax import mesh as mesh_lib
 from reval_jax.tools.plan import compilation, estimate, memory
@@ -50,7 +50,7 @@ def learner_candidates(
     """
     mesh = mesh_lib.make(config.mesh, pod.devices)
     shards, row = mesh_lib.num_row_shards(mesh), batch.row_length(config.max_tokens)
-    most = -(-batch.step_size(config) // shards)
+    most = -(-algorithms.choose(config).step_size // shards)
     counts = [1 << power for power in range(most.bit_length()) if 1 << power <= most]
     own = compilation.largest_shape(shards, config).rows // shards
     tokens = {count: count * row for count in counts} | {own: config.update.micro_batch_tokens}
