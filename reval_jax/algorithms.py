@@ -20,7 +20,8 @@ build the usual records, so that your own part is a few lines:
 docs/examples/own_objective.py is a complete one, with a loss of its own. The function may raise ValueError for settings that
 it cannot train with. Its module runs inside the training process, unlike `verifier.function`: it is your code, not a model's
 text. It is imported and its loss is traced on a tiny batch of shapes before anything is loaded, so that a wrong name,
-signature or result is one message and exit code 2.
+signature or result is one message and exit code 2. A run's settings record the function's name and not its text: keep the
+file beside the run if you want to resume or repeat it.
 
 A built-in needs its equation in `objective`, its name in `config.Objective` and one case in `choose`. What another algorithm
 needs beyond these fields is one more field here with one reader: a greedy response a prompt (ReMax, read by `rollout`),
@@ -264,7 +265,7 @@ def _own(config: config_lib.Config) -> Algorithm:
     """
     name = f"update.objective={config.update.objective}"
     make = _load(config.update.objective, config.update.objective_path)
-    algorithm = _call(f"{name}, called with the config,", make, config)
+    algorithm = _call(name, make, config)
     if not isinstance(algorithm, Algorithm):
         raise ValueError(f"{name} returned {type(algorithm).__name__}. {_CONTRACT}")
     reward = _call(f"shape_reward of {name}", algorithm.shape_reward, np.zeros(4, np.float32), np.zeros(4, np.int32))
@@ -306,7 +307,9 @@ def _call(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
     """The result of a function of the user's, its errors as a message."""
     try:
         return function(*arguments)
-    except Exception as error:  # any error in the user's code is the user's to see, as a message
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}") from error
+    except Exception as error:  # the user's code may fail in any way
         raise ValueError(f"{what} raised {type(error).__name__}: {str(error)[:500]}. {_CONTRACT}") from error
 
 
