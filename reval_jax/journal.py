@@ -70,21 +70,23 @@ def _joined(responses: list[types.Response]) -> dict[str, np.ndarray]:
         "is_truncated": np.array([response.is_truncated for response in responses], bool),
         **{
             name: np.concatenate([getattr(response, name) for response in responses])
-            for name in ("tokens", "log_prob", "kept_log_prob")
+            for name in ("tokens", "log_prob", "truncated_log_prob")
         },
     }
 
 
 def _split(stored: dict[str, np.ndarray]) -> list[types.Response]:
     cuts = np.cumsum(stored["length"])[:-1]
-    tokens, log_prob, kept_log_prob = (np.split(stored[name], cuts) for name in ("tokens", "log_prob", "kept_log_prob"))
+    tokens, log_prob, truncated_log_prob = (
+        np.split(stored[name], cuts) for name in ("tokens", "log_prob", "truncated_log_prob")
+    )
     return [
         types.Response(
             int(stored["prompt"][index]),
             int(stored["sample"][index]),
             tokens[index],
             log_prob[index],
-            kept_log_prob[index],
+            truncated_log_prob[index],
             bool(stored["is_truncated"][index]),
         )
         for index in range(len(stored["length"]))

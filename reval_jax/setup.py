@@ -292,13 +292,13 @@ def respond(
     )
     texts = evaluate.decode(policy.tokenizer, rollout.tokens, rollout.length)
     cuts = np.cumsum(rollout.length)[:-1]
-    log_probs, kept_log_probs = np.split(rollout.log_prob, cuts), np.split(rollout.kept_log_prob, cuts)
+    log_probs, truncated_log_probs = np.split(rollout.log_prob, cuts), np.split(rollout.truncated_log_prob, cuts)
     return [
         {
             "text": text,
             "num_tokens": int(rollout.length[index]),
             "log_prob": float(log_probs[index].sum()),
-            "kept_log_prob": float(kept_log_probs[index].sum()),
+            "truncated_log_prob": float(truncated_log_probs[index].sum()),
             "is_truncated": bool(rollout.is_truncated[index]),
         }
         for index, text in enumerate(texts)

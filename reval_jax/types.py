@@ -36,7 +36,7 @@ class Response(NamedTuple):
     sample: int  # 0 … N−1
     tokens: np.ndarray  # i32[n] the end-of-sequence token included
     log_prob: np.ndarray  # f32[n] nats, under the untruncated softmax(logits / temperature)
-    kept_log_prob: np.ndarray  # f32[n] nats, under what top-k and top-p left of it
+    truncated_log_prob: np.ndarray  # f32[n] nats, after top-k and top-p: what it was sampled from
     is_truncated: bool  # cut at the length limit
 
 
@@ -47,7 +47,7 @@ class Rollout(NamedTuple):
     sample: np.ndarray  # i32[B] 0 … N−1
     tokens: np.ndarray  # i32[sum of length] response tokens as sampled, the end-of-sequence token included
     log_prob: np.ndarray  # f32[sum of length] nats, of each token under the untruncated softmax(logits / temperature)
-    kept_log_prob: np.ndarray  # f32[sum of length] nats, under what top-k and top-p left of it: what it was drawn from
+    truncated_log_prob: np.ndarray  # f32[sum of length] nats, after top-k and top-p: what it was sampled from
     length: np.ndarray  # i32[B] response tokens, at least 1
     is_truncated: np.ndarray  # bool[B] cut at the length limit, so without an end-of-sequence token
 

@@ -30,7 +30,7 @@ def make(seed=0):
         sample=np.tile(np.arange(SAMPLES, dtype=np.int32), PROMPTS),
         tokens=np.concatenate(pieces),
         log_prob=-rng.random(length.sum()).astype(np.float32),
-        kept_log_prob=-rng.random(length.sum()).astype(np.float32),
+        truncated_log_prob=-rng.random(length.sum()).astype(np.float32),
         length=length,
         is_truncated=rng.integers(0, 2, PROMPTS * SAMPLES).astype(bool),
     )

@@ -23,7 +23,7 @@ def make(lengths, seed=0):
             sample=index % 3,
             tokens=rng.integers(0, 150_000, length).astype(np.int32),
             log_prob=-rng.exponential(5, length).astype(np.float32),
-            kept_log_prob=-rng.exponential(5, length).astype(np.float32),
+            truncated_log_prob=-rng.exponential(5, length).astype(np.float32),
             is_truncated=bool(rng.integers(2)),
         )
         for index, length in enumerate(lengths)
@@ -41,7 +41,7 @@ def assert_same(found, expected):
             response.is_truncated,
         )
         assert isinstance(other.is_truncated, bool)
-        for name in ("tokens", "log_prob", "kept_log_prob"):
+        for name in ("tokens", "log_prob", "truncated_log_prob"):
             value, wanted = getattr(other, name), getattr(response, name)
             assert (value.dtype, value.shape, value.tobytes()) == (wanted.dtype, wanted.shape, wanted.tobytes())
 

@@ -153,7 +153,7 @@ def test_no_response_depends_on_the_schedule_bit_for_bit(data):
         PROMPTS,
         requests,
         keys.named_key(0, "test"),
-        sampler_programs.controls(1.0, 0, 1.0),
+        sampler_programs.sampling_params(1.0, 0, 1.0),
         stop_ids=sampler_programs.padded_stop_ids(STOPS),
         max_tokens=np.full((4, 4), 8),
         should_stop=lambda: False,
@@ -254,18 +254,18 @@ def boundary_gap(noise, logits, tokens):
 def test_every_first_divergence_lies_within_rounding_of_a_boundary(monkeypatch):
     """The same random bits on other slots and in another dtype, whose rounding is large enough to see draws differ."""
     architecture = hf_checkpoints.tiny_architecture(vocab_size=1001)
-    real_draw, seen = sampling_op.draw, []
+    real_sample_token, seen = sampling_op.sample_token, []
 
-    def draw(row_keys, logits, controls, *, axis=None):
+    def sample_token(row_keys, logits, sampling, *, axis=None):
         def record(words, rows):
             seen[-1].update(
                 {tuple(word): row for word, row in zip(words.tolist(), np.asarray(rows, np.float64), strict=True)}
             )
 
         jax.debug.callback(record, jax.random.key_data(row_keys), logits)
-        return real_draw(row_keys, logits, controls, axis=axis)
+        return real_sample_token(row_keys, logits, sampling, axis=axis)
 
-    monkeypatch.setattr(sampling_op, "draw", draw)
+    monkeypatch.setattr(sampling_op, "sample_token", sample_token)
     rollouts = []
     for dtype, slots in (("float32", 16), ("bfloat16", 8)):
         tiny = tiny_programs.tiny(architecture=architecture, model={"compute_dtype": dtype})
@@ -422,9 +422,11 @@ def test_an_int8_cache_draws_nearly_the_same():
 def draws(logits, n, sampling, seed=0):
     """n tokens from the same row of logits, and what is recorded of them."""
     row_keys = jax.random.split(keys.named_key(seed, "draws"), n)
-    controls = sampler_programs.controls(sampling.temperature, sampling.top_k, sampling.top_p)
+    params = sampler_programs.sampling_params(sampling.temperature, sampling.top_k, sampling.top_p)
     return jax.jit(
-        lambda k: sampling_op.draw(k, jnp.broadcast_to(jnp.asarray(logits, jnp.float32), (n, len(logits))), controls)
+        lambda k: sampling_op.sample_token(
+            k, jnp.broadcast_to(jnp.asarray(logits, jnp.float32), (n, len(logits))), params
+        )
     )(row_keys)
 
 
@@ -443,7 +445,7 @@ def test_frequencies_follow_the_softmax(temperature, size):
     chances = np.bincount(bins, weights=np.exp(expected))
     assert scipy.stats.chisquare(counts, counts.sum() * chances / chances.sum()).pvalue > 1e-3
     np.testing.assert_allclose(drawn.log_prob, expected[drawn.token], atol=1e-5)
-    np.testing.assert_array_equal(drawn.log_prob, drawn.kept_log_prob)
+    np.testing.assert_array_equal(drawn.log_prob, drawn.truncated_log_prob)
 
 
 def kept_by_sorting(logits, top_k, top_p):
@@ -474,7 +476,7 @@ def test_truncation_keeps_exactly_the_tokens_it_says(sampling):
     assert set(np.asarray(drawn.token).tolist()) == kept
     np.testing.assert_allclose(drawn.log_prob, tiny_programs.log_softmax(logits)[drawn.token], atol=1e-6)
     left = np.where(np.isin(np.arange(6), list(kept)), logits, -np.inf)
-    np.testing.assert_allclose(drawn.kept_log_prob, tiny_programs.log_softmax(left)[drawn.token], atol=1e-6)
+    np.testing.assert_allclose(drawn.truncated_log_prob, tiny_programs.log_softmax(left)[drawn.token], atol=1e-6)
 
 
 @hypothesis.settings(max_examples=60, deadline=None)
@@ -492,7 +494,7 @@ def test_truncation_with_many_ties_is_the_one_by_sorting(values, top_k, top_p):
     chance = np.exp(logits - logits.max())
     # Masses are float32 sums: a token whose turn comes within rounding of top_p may stay or go.
     mass, slack = chance[kept].sum(), 1e-5 * chance.sum()
-    found = np.exp(tiny_programs.log_softmax(logits)[drawn.token] - np.asarray(drawn.kept_log_prob)) * chance.sum()
+    found = np.exp(tiny_programs.log_softmax(logits)[drawn.token] - np.asarray(drawn.truncated_log_prob)) * chance.sum()
     assert np.all(np.abs(found - mass) <= slack + chance[kept].min() * (1 + 1e-6))
     ranks = np.lexsort((np.arange(len(logits)), -logits))
     assert set(np.asarray(drawn.token).tolist()) <= set(ranks[: len(kept) + 1].tolist())
@@ -519,23 +521,23 @@ def test_a_split_vocabulary_gives_the_same_tokens_and_gathers_no_logits(sampling
     logits = np.random.default_rng(1).normal(0, 2, (rows, size)).astype(np.float32)
     logits[:, ::7] = 1.5  # ties
     row_keys = jax.random.split(keys.named_key(0, "draws"), rows)
-    controls = sampler_programs.controls(sampling.temperature, sampling.top_k, sampling.top_p)
-    whole = jax.jit(sampling_op.draw)(row_keys, jnp.asarray(logits), controls)
+    params = sampler_programs.sampling_params(sampling.temperature, sampling.top_k, sampling.top_p)
+    whole = jax.jit(sampling_op.sample_token)(row_keys, jnp.asarray(logits), params)
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:parts]), ("tensor",))
     split = jax.jit(
         jax.shard_map(
-            lambda *arguments: sampling_op.draw(*arguments, axis="tensor"),
+            lambda *arguments: sampling_op.sample_token(*arguments, axis="tensor"),
             mesh=mesh,
             in_specs=(PartitionSpec(), PartitionSpec(None, "tensor"), PartitionSpec()),
             out_specs=PartitionSpec(),
             check_vma=False,
         )
     )
-    found = split(row_keys, logits, controls)
+    found = split(row_keys, logits, params)
     np.testing.assert_array_equal(found.token, whole.token)
     np.testing.assert_allclose(found.log_prob, whole.log_prob, atol=1e-5)
-    np.testing.assert_allclose(found.kept_log_prob, whole.kept_log_prob, atol=1e-5)
-    text = split.lower(row_keys, logits, controls).compile().as_text()
+    np.testing.assert_allclose(found.truncated_log_prob, whole.truncated_log_prob, atol=1e-5)
+    text = split.lower(row_keys, logits, params).compile().as_text()
     assert "all-reduce" in text
     assert "all-gather" not in text
 

@@ -98,8 +98,8 @@ def test_other_slots_change_logits_by_rounding_and_only_draws_that_lie_within_it
     assert 3 * error <= 5e-4
 
     def two_level(key, logits):
-        controls = sampling_op.Controls(np.float32(1), np.int32(0), np.float32(1))
-        return sampling_op.draw(jax.random.split(key, logits.shape[0]), logits, controls).token
+        params = sampling_op.SamplingParams(np.float32(1), np.int32(0), np.float32(1))
+        return sampling_op.sample_token(jax.random.split(key, logits.shape[0]), logits, params).token
 
     def gumbel_max(key, logits):
         return jax.random.categorical(key, logits)

@@ -92,7 +92,7 @@ def generate(
         prompts,
         [request for request in every if request not in done],
         key,
-        steps.controls(sampling.temperature, sampling.top_k, sampling.top_p),
+        steps.sampling_params(sampling.temperature, sampling.top_k, sampling.top_p),
         stop_ids=steps.padded_stop_ids(sampling.stop_ids),
         max_tokens=limits,
         should_stop=should_stop,
@@ -149,11 +149,11 @@ def _check_stop_ids(stop_ids: tuple[int, ...]) -> None:
 
 
 def _joined(parts: list[Tokens], sampling: Sampling) -> types.Response:
-    tokens, log_prob, kept_log_prob = (
-        np.concatenate([getattr(part, name) for part in parts]) for name in ("tokens", "log_prob", "kept_log_prob")
+    tokens, log_prob, truncated_log_prob = (
+        np.concatenate([getattr(part, name) for part in parts]) for name in ("tokens", "log_prob", "truncated_log_prob")
     )
     is_truncated = int(tokens[-1]) not in sampling.stop_ids
-    return types.Response(parts[0].prompt, parts[0].sample, tokens, log_prob, kept_log_prob, is_truncated)
+    return types.Response(parts[0].prompt, parts[0].sample, tokens, log_prob, truncated_log_prob, is_truncated)
 
 
 def _rollout(responses: list[types.Response]) -> types.Rollout:
@@ -162,7 +162,7 @@ def _rollout(responses: list[types.Response]) -> types.Rollout:
         sample=np.array([response.sample for response in responses], np.int32),
         tokens=np.concatenate([response.tokens for response in responses]),
         log_prob=np.concatenate([response.log_prob for response in responses]),
-        kept_log_prob=np.concatenate([response.kept_log_prob for response in responses]),
+        truncated_log_prob=np.concatenate([response.truncated_log_prob for response in responses]),
         length=np.array([len(response.tokens) for response in responses], np.int32),
         is_truncated=np.array([response.is_truncated for response in responses], bool),
     )

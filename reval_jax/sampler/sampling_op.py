@@ -17,24 +17,24 @@ import jax.numpy as jnp
 GROUP = 256  # tokens; near the square root of the vocabulary, which needs the fewest random numbers
 
 
-class Controls(NamedTuple):
-    """How a token is drawn, as device scalars: changing them compiles nothing."""
+class SamplingParams(NamedTuple):
+    """How a token is sampled, as device scalars: changing them compiles nothing."""
 
     temperature: jax.Array | float = 1.0  # logits are divided by it
     top_k: jax.Array | int = 0  # tokens kept; 0 keeps all
     top_p: jax.Array | float = 1.0  # probability mass kept of what top_k left; 1 keeps all
 
 
-class Drawn(NamedTuple):
-    """One token a row, with its log-probabilities in nats."""
+class TokenSample(NamedTuple):
+    """One token per row, with its log-probabilities in nats."""
 
     token: jax.Array  # i32[B]
     log_prob: jax.Array  # f32[B] under softmax(logits / temperature)
-    kept_log_prob: jax.Array  # f32[B] under what top_k and top_p left of it, renormalised
+    truncated_log_prob: jax.Array  # f32[B] under the distribution truncated by top_k and top_p, renormalised
 
 
-class _Cut(NamedTuple):
-    """What truncation keeps: tokens above a logit, and those of exactly that logit up to a token id."""
+class _Truncation(NamedTuple):
+    """The tokens that truncation keeps: those above a logit, and those of exactly that logit up to a token id."""
 
     level: jax.Array  # u32[B, 1] `_ordered` of the lowest logit kept
     last_id: jax.Array  # i32[B, 1]
@@ -52,10 +52,10 @@ class _Vocabulary(NamedTuple):
     size: int  # tokens of all parts
     axis: str | None  # mesh axis that the vocabulary is split over
 
-    def total(self, part: jax.Array) -> jax.Array:
+    def sum(self, part: jax.Array) -> jax.Array:
         return jax.lax.psum(part, self.axis) if self.axis else part
 
-    def highest(self, part: jax.Array) -> jax.Array:
+    def max(self, part: jax.Array) -> jax.Array:
         return jax.lax.pmax(part, self.axis) if self.axis else part
 
     @property
@@ -63,51 +63,56 @@ class _Vocabulary(NamedTuple):
         return -(-self.size // GROUP)
 
 
-def draw(keys: jax.Array, logits: jax.Array, controls: Controls, *, axis: str | None = None) -> Drawn:
-    """A token a row.
+def sample_token(
+    keys: jax.Array, logits: jax.Array, sampling: SamplingParams, *, axis: str | None = None
+) -> TokenSample:
+    """Samples one token per row.
 
-    Of tokens with equal logits at the edge of `top_k` or `top_p` those with lower ids are kept; the most probable token
-    always is.
+    Of tokens with equal logits at the edge of `top_k` or `top_p`, those with lower ids are kept. The most probable token
+    is always kept.
 
     Args:
-      keys: [B] typed keys, one a row.
+      keys: [B] typed keys, one per row.
       logits: f32[B, V]; inside a `shard_map`, this device's columns.
-      axis: the mesh axis that the columns are split over, in order. Only numbers a group and a few a row cross it.
+      axis: the mesh axis that the columns are split over, in order. Only one number per group and a few per row
+        cross it.
     """
     width = logits.shape[1]
     parts = jax.lax.axis_size(axis) if axis else 1
     vocabulary = _Vocabulary(jax.lax.axis_index(axis) * width if axis else 0, width * parts, axis)
     ids = vocabulary.first + jnp.arange(width, dtype=jnp.int32)[None]
-    scaled = logits / controls.temperature
-    peak = vocabulary.highest(scaled.max(axis=1, keepdims=True))
-    weights = jnp.exp(scaled - peak)
-    whole = _group_masses(weights, vocabulary)
-    is_truncating = (controls.top_k > 0) | (controls.top_p < 1.0)
+    scaled = logits / sampling.temperature
+    row_max = vocabulary.max(scaled.max(axis=1, keepdims=True))
+    weights = jnp.exp(scaled - row_max)
+    full_masses = _group_masses(weights, vocabulary)
+    is_truncating = (sampling.top_k > 0) | (sampling.top_p < 1.0)
 
-    def truncated() -> tuple[_Cut, jax.Array]:
-        cut = _cut(scaled, weights, ids, controls, vocabulary)
-        return cut, _group_masses(jnp.where(cut.keeps(scaled, ids), weights, 0.0), vocabulary)
+    def truncated() -> tuple[_Truncation, jax.Array]:
+        truncation = _truncate(scaled, weights, ids, sampling, vocabulary)
+        return truncation, _group_masses(jnp.where(truncation.keeps(scaled, ids), weights, 0.0), vocabulary)
 
-    def untouched() -> tuple[_Cut, jax.Array]:
+    def full() -> tuple[_Truncation, jax.Array]:
         rows = (logits.shape[0], 1)
-        return _Cut(jnp.zeros(rows, jnp.uint32), jnp.full(rows, vocabulary.size, jnp.int32)), whole
+        return _Truncation(jnp.zeros(rows, jnp.uint32), jnp.full(rows, vocabulary.size, jnp.int32)), full_masses
 
-    cut, masses = jax.lax.cond(is_truncating, truncated, untouched)
+    truncation, masses = jax.lax.cond(is_truncating, truncated, full)
 
     num_groups = vocabulary.num_groups
     noise = jax.vmap(lambda key: jax.random.gumbel(key, (num_groups + GROUP,), jnp.float32))(keys)
     group = jnp.argmax(jnp.log(masses) + noise[:, :num_groups], axis=1).astype(jnp.int32)
     members = group[:, None] * GROUP + jnp.arange(GROUP, dtype=jnp.int32)[None]
     candidates = _columns(scaled, members, vocabulary)
-    is_kept = (members < vocabulary.size) & cut.keeps(candidates, members)
+    is_kept = (members < vocabulary.size) & truncation.keeps(candidates, members)
     place = jnp.argmax(jnp.where(is_kept, candidates + noise[:, num_groups:], -jnp.inf), axis=1)
-    chosen = jnp.take_along_axis(candidates, place[:, None], axis=1) - peak
-    log_prob, kept_log_prob = ((chosen - jnp.log(mass.sum(axis=1, keepdims=True)))[:, 0] for mass in (whole, masses))
-    return Drawn(group * GROUP + place.astype(jnp.int32), log_prob, kept_log_prob)
+    chosen = jnp.take_along_axis(candidates, place[:, None], axis=1) - row_max
+    log_prob, truncated_log_prob = (
+        (chosen - jnp.log(mass.sum(axis=1, keepdims=True)))[:, 0] for mass in (full_masses, masses)
+    )
+    return TokenSample(group * GROUP + place.astype(jnp.int32), log_prob, truncated_log_prob)
 
 
 def _group_masses(weights: jax.Array, vocabulary: _Vocabulary) -> jax.Array:
-    """The sum of each group's weights over all parts, f32[B, groups]."""
+    """f32[B, groups], the sum of each group's weights over all parts."""
     rows, width = weights.shape
     if vocabulary.axis is None:
         padded = jnp.pad(weights, ((0, 0), (0, vocabulary.num_groups * GROUP - width)))
@@ -117,59 +122,61 @@ def _group_masses(weights: jax.Array, vocabulary: _Vocabulary) -> jax.Array:
     aligned = jax.lax.dynamic_update_slice(
         jnp.zeros((rows, local_groups * GROUP), jnp.float32), weights, (0, vocabulary.first % GROUP)
     )
-    mine = aligned.reshape(rows, local_groups, GROUP).sum(axis=2)
+    local = aligned.reshape(rows, local_groups, GROUP).sum(axis=2)
     spread = jnp.zeros((rows, vocabulary.num_groups + local_groups), jnp.float32)
-    spread = jax.lax.dynamic_update_slice(spread, mine, (0, vocabulary.first // GROUP))
-    return vocabulary.total(spread)[:, : vocabulary.num_groups]
+    spread = jax.lax.dynamic_update_slice(spread, local, (0, vocabulary.first // GROUP))
+    return vocabulary.sum(spread)[:, : vocabulary.num_groups]
 
 
 def _columns(values: jax.Array, ids: jax.Array, vocabulary: _Vocabulary) -> jax.Array:
     """`values` at token ids i32[B, n] on every device; 0 at ids beyond the vocabulary."""
     column = ids - vocabulary.first
-    is_mine = (column >= 0) & (column < values.shape[1])
-    found = jnp.take_along_axis(values, jnp.where(is_mine, column, 0), axis=1)
-    return vocabulary.total(jnp.where(is_mine, found, 0.0))
+    is_local = (column >= 0) & (column < values.shape[1])
+    picked = jnp.take_along_axis(values, jnp.where(is_local, column, 0), axis=1)
+    return vocabulary.sum(jnp.where(is_local, picked, 0.0))
 
 
-def _cut(scaled: jax.Array, weights: jax.Array, ids: jax.Array, controls: Controls, vocabulary: _Vocabulary) -> _Cut:
-    """The cut of top_k, then of top_p among what it left: found by bisection of the logits' bits, without sorting."""
+def _truncate(
+    scaled: jax.Array, weights: jax.Array, ids: jax.Array, sampling: SamplingParams, vocabulary: _Vocabulary
+) -> _Truncation:
+    """Truncation by top_k, then by top_p among the tokens left: bisects the logits' bits, without sorting."""
     order = _ordered(scaled)
 
     def count(is_in: jax.Array) -> jax.Array:
-        return vocabulary.total(is_in.sum(axis=1, keepdims=True, dtype=jnp.int32))
+        return vocabulary.sum(is_in.sum(axis=1, keepdims=True, dtype=jnp.int32))
 
     def mass(is_in: jax.Array) -> jax.Array:
-        return vocabulary.total(jnp.where(is_in, weights, 0.0).sum(axis=1, keepdims=True))
+        return vocabulary.sum(jnp.where(is_in, weights, 0.0).sum(axis=1, keepdims=True))
 
-    def last_of(is_tied: jax.Array, number: jax.Array) -> jax.Array:
-        """The token id of the tied token with this number, counted from 1."""
+    def nth_id(is_tied: jax.Array, number: jax.Array) -> jax.Array:
+        """The id of the tied token with this number, counted from 1."""
         bits = vocabulary.size.bit_length()
-        found = _largest(bits, lambda id_: count(is_tied & (ids < id_.astype(jnp.int32))) < number, order.shape[0])
-        return found.astype(jnp.int32)
+        last = _largest(bits, lambda id_: count(is_tied & (ids < id_.astype(jnp.int32))) < number, order.shape[0])
+        return last.astype(jnp.int32)
 
-    top_k = jnp.where(jnp.asarray(controls.top_k) > 0, controls.top_k, vocabulary.size)
+    top_k = jnp.where(jnp.asarray(sampling.top_k) > 0, sampling.top_k, vocabulary.size)
     level = _largest(32, lambda level: count(order >= level) >= jnp.minimum(top_k, vocabulary.size), order.shape[0])
-    first = _Cut(level, last_of(order == level, top_k - count(order > level)))
-    is_left = first.keeps(scaled, ids)
-    wanted = controls.top_p * mass(is_left)
-    level = _largest(32, lambda level: mass(is_left & (order >= level)) >= wanted, order.shape[0])
+    by_top_k = _Truncation(level, nth_id(order == level, top_k - count(order > level)))
+    is_left = by_top_k.keeps(scaled, ids)
+    target_mass = sampling.top_p * mass(is_left)
+    level = _largest(32, lambda level: mass(is_left & (order >= level)) >= target_mass, order.shape[0])
     is_tied = is_left & (order == level)
     num_tied = count(is_tied)
-    of_one = mass(is_tied) / jnp.maximum(num_tied, 1).astype(jnp.float32)
-    needed = jnp.ceil((wanted - mass(is_left & (order > level))) / of_one).astype(jnp.int32)
-    # A weight that underflowed to 0 is past any mass asked for: all of them are kept, which draws none of them.
-    number = jnp.where(of_one > 0, jnp.clip(needed, 1, num_tied), num_tied)
-    second = _Cut(level, last_of(is_tied, number))
-    is_cutting = jnp.asarray(controls.top_p) < 1.0  # Else rounding could leave out tokens that top_k keeps.
-    return _Cut(*(jnp.where(is_cutting, after, before) for after, before in zip(second, first, strict=True)))
+    tied_weight = mass(is_tied) / jnp.maximum(num_tied, 1).astype(jnp.float32)
+    num_needed = jnp.ceil((target_mass - mass(is_left & (order > level))) / tied_weight).astype(jnp.int32)
+    # Weights that underflowed to 0 add no mass: all of them are kept, and none can be sampled.
+    number = jnp.where(tied_weight > 0, jnp.clip(num_needed, 1, num_tied), num_tied)
+    by_top_p = _Truncation(level, nth_id(is_tied, number))
+    has_top_p = jnp.asarray(sampling.top_p) < 1.0  # Without it, rounding could leave out tokens that top_k keeps.
+    return _Truncation(*(jnp.where(has_top_p, *both) for both in zip(by_top_p, by_top_k, strict=True)))
 
 
 def _largest(num_bits: int, holds: Callable[[jax.Array], jax.Array], rows: int) -> jax.Array:
     """The largest u32[B, 1] below 2**num_bits for which `holds` (bool[B, 1]), true at 0 and monotone, is true."""
 
-    def with_bit(index: jax.Array, found: jax.Array) -> jax.Array:
-        candidate = found | (jnp.uint32(1) << (num_bits - 1 - index).astype(jnp.uint32))
-        return jnp.where(holds(candidate), candidate, found)
+    def with_bit(index: jax.Array, largest: jax.Array) -> jax.Array:
+        candidate = largest | (jnp.uint32(1) << (num_bits - 1 - index).astype(jnp.uint32))
+        return jnp.where(holds(candidate), candidate, largest)
 
     return jax.lax.fori_loop(0, num_bits, with_bit, jnp.zeros((rows, 1), jnp.uint32))
 
@@ -178,5 +185,5 @@ def _ordered(values: jax.Array) -> jax.Array:
     """u32 in the order of the f32 `values`; -0 and 0 are one."""
     sign = jnp.uint32(1 << 31)
     bits = jax.lax.bitcast_convert_type(values, jnp.uint32)
-    # -0 is found by its bits: the compiler takes `values + 0.0` for `values`.
+    # -0 is told by its bits: the compiler simplifies `values + 0.0` to `values`.
     return jnp.where(bits > sign, ~bits, bits | sign)

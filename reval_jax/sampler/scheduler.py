@@ -21,7 +21,7 @@ class Tokens(NamedTuple):
     sample: int
     tokens: np.ndarray  # i32[n]
     log_prob: np.ndarray  # f32[n]
-    kept_log_prob: np.ndarray  # f32[n]
+    truncated_log_prob: np.ndarray  # f32[n]
     is_finished: bool
 
 
@@ -88,7 +88,7 @@ def run(
     prompts: types.Prompts,
     requests: Sequence[tuple[int, int]],
     key: jax.Array,
-    controls: sampling_op.Controls,
+    sampling: sampling_op.SamplingParams,
     *,
     stop_ids: np.ndarray,
     max_tokens: np.ndarray,
@@ -117,7 +117,7 @@ def run(
             return
         if should_stop():
             raise Interrupted
-        state, made = programs.window(params, state, controls, stop_ids)
+        state, made = programs.window(params, state, sampling, stop_ids)
         yield _collect(slots, jax.device_get(made))
 
 
@@ -181,7 +181,7 @@ def _collect(slots: _Slots, made: Any) -> list[Tokens]:
                 *request,
                 made.token[slot, :new],
                 made.log_prob[slot, :new],
-                made.kept_log_prob[slot, :new],
+                made.truncated_log_prob[slot, :new],
                 is_finished,
             )
         )

@@ -52,7 +52,7 @@ class Window(NamedTuple):
 
     token: jax.Array  # i32[B, W]
     log_prob: jax.Array  # f32[B, W]
-    kept_log_prob: jax.Array  # f32[B, W]
+    truncated_log_prob: jax.Array  # f32[B, W]
     step: jax.Array  # i32[B] response tokens drawn so far, these included
     is_active: jax.Array  # bool[B] goes on
 
@@ -63,7 +63,7 @@ class Programs(NamedTuple):
     fresh: Any  # () → State with no active slot
     prefill: Any  # (params, tokens i32[rows, P]) → prompts' Cache
     admit: Any  # (State, prompts' Cache, Admissions, key) → State
-    window: Any  # (params, State, Controls, stop ids i32[MAX_STOP_IDS]) → (State, Window)
+    window: Any  # (params, State, SamplingParams, stop ids i32[MAX_STOP_IDS]) → (State, Window)
 
 
 @functools.lru_cache(maxsize=16)
@@ -206,7 +206,7 @@ def _admit(engine: Engine, state: State, prompts: Any, entries: Admissions, key:
 
 
 def _window(
-    engine: Engine, params: Any, state: State, controls: sampling_op.Controls, stop_ids: jax.Array
+    engine: Engine, params: Any, state: State, sampling: sampling_op.SamplingParams, stop_ids: jax.Array
 ) -> tuple[State, Window]:
     """Up to `decode_window` tokens a slot; ends early when no slot is active."""
     architecture, width = engine.architecture, engine.decode_window
@@ -226,16 +226,16 @@ def _window(
             attend=functools.partial(_attend, engine),
             rope_tables=rope_tables,
         )
-        drawn = _draw(engine, state, scores.head_product(hidden, head), controls)
-        token = jnp.where(state.is_active, drawn.token, state.token)
+        sampled = _sample(engine, state, scores.head_product(hidden, head), sampling)
+        token = jnp.where(state.is_active, sampled.token, state.token)
         is_new = state.is_active.astype(jnp.int32)
         drawn_so_far = state.step + is_new
         is_last = jnp.any(token[:, None] == stop_ids[None], axis=1) | (drawn_so_far >= state.limit)
         goes_on = state.is_active & ~is_last
         made = Window(
             token=made.token.at[:, column].set(token),
-            log_prob=made.log_prob.at[:, column].set(drawn.log_prob),
-            kept_log_prob=made.kept_log_prob.at[:, column].set(drawn.kept_log_prob),
+            log_prob=made.log_prob.at[:, column].set(sampled.log_prob),
+            truncated_log_prob=made.truncated_log_prob.at[:, column].set(sampled.truncated_log_prob),
             step=drawn_so_far,
             is_active=goes_on,
         )
@@ -267,15 +267,17 @@ def _attend(
     )(query, cache, lengths, *of_layer)
 
 
-def _draw(engine: Engine, state: State, logits: jax.Array, controls: sampling_op.Controls) -> sampling_op.Drawn:
+def _sample(
+    engine: Engine, state: State, logits: jax.Array, sampling: sampling_op.SamplingParams
+) -> sampling_op.TokenSample:
     """A token a slot, keyed by (response, position in it); each device looks at its own columns of the logits."""
     axis = engine.vocab_axis()
 
     def of_device(
-        words: jax.Array, step: jax.Array, logits: jax.Array, controls: sampling_op.Controls
-    ) -> sampling_op.Drawn:
+        words: jax.Array, step: jax.Array, logits: jax.Array, sampling: sampling_op.SamplingParams
+    ) -> sampling_op.TokenSample:
         keys = jax.random.wrap_key_data(words, impl="threefry2x32")
-        return sampling_op.draw(jax.vmap(jax.random.fold_in)(keys, step), logits, controls, axis=axis)
+        return sampling_op.sample_token(jax.vmap(jax.random.fold_in)(keys, step), logits, sampling, axis=axis)
 
     rows = PartitionSpec("rows")
     return jax.shard_map(
@@ -284,13 +286,13 @@ def _draw(engine: Engine, state: State, logits: jax.Array, controls: sampling_op
         in_specs=(rows, rows, PartitionSpec("rows", axis), PartitionSpec()),
         out_specs=rows,
         check_vma=False,
-    )(state.key, state.step, logits, controls)
+    )(state.key, state.step, logits, sampling)
 
 
-def controls(temperature: float, top_k: int, top_p: float) -> sampling_op.Controls:
+def sampling_params(temperature: float, top_k: int, top_p: float) -> sampling_op.SamplingParams:
     """Settings as the arrays that `window` takes."""
     values: Any = np.float32(temperature), np.int32(top_k), np.float32(top_p)
-    return sampling_op.Controls(*values)
+    return sampling_op.SamplingParams(*values)
 
 
 def padded_stop_ids(stop_ids: tuple[int, ...]) -> np.ndarray:
@@ -322,5 +324,5 @@ def lower_prefill(engine: Engine, width: int) -> jax.stages.Lowered:
 def lower_window(engine: Engine) -> jax.stages.Lowered:
     """The program that decodes."""
     return of(engine).window.lower(
-        abstract_copy(engine), abstract_state(engine), controls(1.0, 0, 1.0), padded_stop_ids(())
+        abstract_copy(engine), abstract_state(engine), sampling_params(1.0, 0, 1.0), padded_stop_ids(())
     )

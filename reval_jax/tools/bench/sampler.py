@@ -166,7 +166,7 @@ def _alone(engine: sampler.Engine, params: Any, shape: Shape, repeats: int) -> d
     compiled = steps_lib.of(engine)
     width = batch.row_length(shape.prompt_tokens)
     tokens = np.zeros((engine.prefill_rows(width), width), np.int32)
-    controls, stop_ids = steps_lib.controls(1.0, 0, 1.0), steps_lib.padded_stop_ids(())
+    sampling, stop_ids = steps_lib.sampling_params(1.0, 0, 1.0), steps_lib.padded_stop_ids(())
     halfway = np.full(engine.decode_slots, shape.prompt_tokens + shape.response_tokens // 2, np.int32)
     rows = engine.sharding("rows")
     state = [compiled.fresh()]
@@ -178,16 +178,16 @@ def _alone(engine: sampler.Engine, params: Any, shape: Shape, repeats: int) -> d
             limit=jax.device_put(np.full_like(halfway, 2**30), rows),
             is_active=jax.device_put(np.ones(halfway.shape, bool), rows),
         )
-        state[0], made = compiled.window(params, state[0], controls, stop_ids)
+        state[0], made = compiled.window(params, state[0], sampling, stop_ids)
         return made
 
     logits = jnp.zeros((engine.decode_slots, engine.architecture.vocab_size), jnp.float32)
     row_keys = jax.random.split(keys.named_key(0, "draws"), engine.decode_slots)
-    draw = jax.jit(sampling_op.draw)
+    sample_token = jax.jit(sampling_op.sample_token)
     sides = {
         "prefill": lambda: compiled.prefill(params, tokens),
         "window": window,
-        "draw": lambda: draw(row_keys, logits, controls),
+        "draw": lambda: sample_token(row_keys, logits, sampling),
     }
     return timing.medians(timing.in_turns(sides, repeats=repeats))
 
