@@ -261,7 +261,7 @@ def _own(config: config_lib.Config) -> Algorithm:
     """The algorithm that the user's function returns.
 
     Raises:
-      ValueError: the function cannot be imported or fails, or what it returns is no algorithm.
+      ValueError: the function cannot be imported or fails, or does not return an algorithm.
     """
     name = f"update.objective={config.update.objective}"
     make = _load(config.update.objective, config.update.objective_path)
@@ -303,14 +303,14 @@ def _load(name: str, path: str) -> Callable[[config_lib.Config], Any]:
     return function
 
 
-def _call(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
+def _call(name: str, function: Callable[..., Any], *arguments: Any) -> Any:
     """The result of a function of the user's, its errors as a message."""
     try:
         return function(*arguments)
     except ValueError as error:
-        raise ValueError(f"{what}: {error}") from error
+        raise ValueError(f"{name}: {error}") from error
     except Exception as error:  # the user's code may fail in any way
-        raise ValueError(f"{what} raised {type(error).__name__}: {str(error)[:500]}. {_CONTRACT}") from error
+        raise ValueError(f"{name} raised {type(error).__name__}: {str(error)[:500]}. {_CONTRACT}") from error
 
 
 def _check_loss(name: str, loss: Loss) -> None:

@@ -167,7 +167,7 @@ class _Field(NamedTuple):
     size: Literal["tokens", "responses", "slots"]  # the size, of `Shape`, of its last axis
     dtype: type[np.generic]
     values: Callable[[_Source], np.ndarray]  # one a token, a response token or a trajectory, end to end
-    empty: Callable[[Shape], int] = lambda _: 0  # what stands everywhere else
+    empty: Callable[[Shape], int] = lambda _: 0  # the value everywhere else
 
 
 _FIELDS = {

@@ -1,16 +1,15 @@
-"""Every loss equation: arrays in, arrays out, float32 inside.
+"""Every loss equation: arrays in, arrays out, computed in float32.
 
-A residual function gives one number a trajectory, and `bellman_loss` is the mean of their squares; `grpo_loss` is the
-policy-gradient baseline. The reward designs and GRPO's advantage, which compare the responses to one prompt, are here
-too.
+A residual function returns one number per trajectory, and `bellman_loss` is the mean of their squares. `grpo_loss` is the
+policy-gradient baseline. The reward designs and GRPO's advantage, which compare the responses to one prompt, are here too.
 
 The reference's numbers, rewards, behaviour log-probabilities and advantages are constants: their gradient is stopped
 here, so that no caller can differentiate them by accident. The policy's soft_value and log_prob are differentiated in
-full, while the paper's Eq. 4 leaves the gradient of V out; who wants that stops it on soft_value before the call.
+full. The paper's Eq. 4 leaves the gradient of V out; to reproduce it, pass `jax.lax.stop_gradient(soft_value)`.
 
-Log-probabilities and values are in nats, and beta > 0 is in units of reward per nat. B trajectories, T tokens. Any real
-dtype goes in. Shapes must be equal, never broadcast: [B] against [B, 1] would be a [B, B] loss that trains quietly on
-nonsense. Importable without flax, for use in other trainers.
+Log-probabilities and values are in nats, and beta > 0 is in units of reward per nat. B trajectories, T tokens. Inputs may
+have any real dtype. Shapes must be equal and are never broadcast: [B] against [B, 1] would give a [B, B] loss that trains
+on nonsense without an error. This module imports jax only, for use in other trainers.
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ def reval_residual(
         reference_log_prob=reference_log_prob,
         reward=reward,
     )
-    # Like minus like: thousands of nats cancel here before they meet anything that could be rounded away.
+    # Subtract like from like first: thousands of nats cancel here, before a small term could be rounded away.
     value_gap = _float32(soft_value) - _constant(reference_soft_value)
     log_ratio = _float32(log_prob) - _constant(reference_log_prob)
     return value_gap + log_ratio - _constant(reward) / _float32(beta)
@@ -74,7 +73,7 @@ def tbrm_residual(
 
     delta = V(s1) + log pi(tau) - log pi_ref(tau) - r / beta          (TBRM, arXiv 2505.15311; ReVal section 4.1)
 
-    It is ReVal's with reward r - beta * V_ref(s1): not 0 at the start of training even where every reward is.
+    It equals ReVal's with reward r - beta * V_ref(s1), so at the start of training it is not 0 even if every reward is.
     Arguments, result and errors as in `reval_residual`.
     """
     _check_same_shape(soft_value=soft_value, log_prob=log_prob, reference_log_prob=reference_log_prob, reward=reward)
@@ -106,10 +105,10 @@ def bellman_loss(
 
     Args:
       residual: [B].
-      is_real: bool[B], False on empty slots; None if all are real. What an empty slot holds, NaN and infinity included,
-        reaches neither the loss nor its gradient.
+      is_real: bool[B], False on empty slots; None if all are real. The contents of an empty slot, NaN and infinity
+        included, reach neither the loss nor its gradient.
       num_trajectories: scalar, trajectories of the whole batch of which `residual` may be one part: the losses and
-        gradients of the parts then add up to the batch's. None: the real ones given here.
+        gradients of the parts then add up to the batch's. None: the real ones of `residual`.
 
     Returns:
       f32 scalar; 0 for a batch of empty slots.
@@ -151,7 +150,7 @@ def grpo_loss(
       log_prob: [B, T], the policy's, per token.
       behaviour_log_prob: [B, T], the sampler's; a constant.
       advantage: [B], the same for every token of a response, or [B, T]; a constant.
-      response_mask: bool[B, T], True on response tokens. What the others hold, NaN and infinity included, reaches
+      response_mask: bool[B, T], True on response tokens. The contents of the others, NaN and infinity included, reach
         neither the loss nor its gradient.
       clip_low: scalar in [0, 1), how far the ratio may fall below 1 before its gradient stops, paper 0.2.
       clip_high: scalar >= 0, how far it may rise above 1, paper 0.28.
@@ -186,13 +185,13 @@ def group_normalized_reward(reward: jax.Array, group: jax.Array) -> jax.Array:
 
     r~_i = r_i - mean of r over the group of i          (ReVal, arXiv 2603.23355, Fig. 9)
 
-    Exactly 0 where all rewards of a group are equal, and so always 0 for a group of one: such a batch teaches nothing.
-    Compares every pair, so it needs B^2 memory at most; order of the rows does not matter.
+    Exactly 0 where all rewards of a group are equal, hence always 0 for a group of one: such a batch teaches nothing.
+    It compares every pair, so it needs memory of order B^2; the order of the rows does not matter.
 
     Args:
       reward: [B]; a constant.
-      group: int[B], any labels; equal labels, same prompt. Give empty slots a label of their own: they then touch no
-        other.
+      group: int[B], any labels; equal labels mean the same prompt. Give empty slots a label of their own, so that they
+        affect no other row.
 
     Returns:
       f32[B], no gradient.
@@ -209,7 +208,7 @@ def group_advantage(reward: jax.Array, group: jax.Array) -> jax.Array:
 
     A_i = (r_i - mean) / (std + 1e-6), std with n - 1 in the denominator          (GRPO, arXiv 2402.03300)
 
-    A group of one takes mean 0 and std 1, as in GRPO's usual code: A = r, so only positives teach. Exactly 0 where all
+    A group of one has mean 0 and std 1, as in GRPO's usual code: A = r, so only positives teach. Exactly 0 where all
     rewards of a larger group are equal. Arguments, memory and errors as in `group_normalized_reward`.
 
     Returns:
@@ -231,15 +230,15 @@ def _is_same_group(reward: jax.Array, group: jax.Array) -> jax.Array:
     if group.ndim != 1 or not jnp.issubdtype(group.dtype, jnp.integer):
         raise ValueError(
             f"group takes one integer label per trajectory, int[B], but got {group.dtype}{list(group.shape)}, which "
-            "does not name each row's group exactly. Pass the prompts' integer ids."
+            "does not name the group of each row exactly. Pass the prompts' integer ids."
         )
     return group[:, None] == group[None, :]
 
 
 def _centred(reward: jax.Array, is_same: jax.Array) -> jax.Array:
-    """f32[B], reward minus its group's mean; the mean is taken of distances to the group's largest reward.
+    """f32[B], reward minus its group's mean, computed from distances to the group's largest reward.
 
-    Equal rewards are then at distance 0 exactly, whatever a float32 mean of them would have been.
+    Equal rewards then have distance 0 exactly, whereas a float32 mean of them might be rounded.
     """
     largest = jnp.max(jnp.where(is_same, reward[None, :], -jnp.inf), axis=1)
     distance = jnp.where(is_same, reward[None, :] - largest[:, None], 0.0)
@@ -255,12 +254,12 @@ def _per_token(advantage: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         return jnp.broadcast_to(advantage[:, None], shape)
     raise ValueError(
         f"grpo_loss takes an advantage per trajectory, [B], or per token, [B, T], but got {list(advantage.shape)} with "
-        f"log_prob {list(shape)}, which fits neither. Reshape the advantage."
+        f"log_prob {list(shape)}, which is neither. Reshape the advantage."
     )
 
 
 def _denominator(count: int | jax.Array | None, mask: jax.Array) -> jax.Array:
-    """f32 scalar, the count given or else the mask's, at least 1 so that an empty part costs 0 and not NaN."""
+    """f32 scalar, the count or else the mask's, at least 1 so that an empty part costs 0 and not NaN."""
     if count is None:
         return jnp.maximum(jnp.sum(mask, dtype=jnp.float32), 1.0)
     return jnp.maximum(_float32(count), 1.0)
@@ -277,8 +276,8 @@ def _constant(array: jax.Array) -> jax.Array:
 def _check_same_shape(**arrays: jax.Array) -> None:
     shapes = {name: list(jnp.shape(array)) for name, array in arrays.items()}
     if any(shape != next(iter(shapes.values())) for shape in shapes.values()):
-        found = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        described = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
         raise ValueError(
-            f"{', '.join(shapes)} are combined element by element, but their shapes are {found}, and broadcasting "
+            f"{', '.join(shapes)} are combined element by element, but their shapes are {described}, and broadcasting "
             "them would mix trajectories. Give all of them the same shape."
         )

@@ -1,4 +1,4 @@
-"""TrainState; loss → gradient → optax, one jitted step."""
+"""One optimizer step: the loss and its gradients over micro-batches, a global-norm clip and AdamW, in one jitted program."""
 
 from __future__ import annotations
 

@@ -229,12 +229,12 @@ def test_a_wrong_objective_is_one_message_before_the_model_is_looked_at(tmp_path
         options += ("--update.objective_path", str(tmp_path))
     before = tiny_runs.tree_hash(tmp_path)
     code = train(files, tmp_path / "run", *options)
-    said = capsys.readouterr()
-    assert code == 2, said
-    assert said.out == ""
-    assert said.err.count("reval: ") == 1
-    assert message in said.err
-    assert "Traceback" not in said.err
+    printed = capsys.readouterr()
+    assert code == 2, printed
+    assert printed.out == ""
+    assert printed.err.count("reval: ") == 1
+    assert message in printed.err
+    assert "Traceback" not in printed.err
     assert tiny_runs.tree_hash(tmp_path) == before
 
 
@@ -256,5 +256,5 @@ def test_a_path_that_is_of_no_use_is_refused(tmp_path, capsys, path, options, me
 
 def test_help_lists_the_built_ins(capsys):
     assert cli.main(["train", "--help"]) == 0
-    said = " ".join(re.sub("[│─╭╮╰╯|{},]", " ", capsys.readouterr().out).split())
-    assert "--update.objective reval tbrm regression grpo" in said
+    printed = " ".join(re.sub("[│─╭╮╰╯|{},]", " ", capsys.readouterr().out).split())
+    assert "--update.objective reval tbrm regression grpo" in printed

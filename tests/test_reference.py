@@ -1,4 +1,4 @@
-"""Reference scores: what they are, paid once, never mixed."""
+"""Reference scores: right, computed once, never of mixed versions in a batch."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ def scored(tiny, num=8):
         reference_version=np.full(num, types.NOT_SCORED, np.int32),
     )
     buffer = replay.add(replay.init(32), trajectories)
-    frozen = reference.init(tiny.params, config=tiny.config)
-    return buffer, frozen, reference.make_scorer(tiny.architecture, tiny.mesh, config=tiny.config)
+    current = reference.init(tiny.params, config=tiny.config)
+    return buffer, current, reference.make_scorer(tiny.architecture, tiny.mesh, config=tiny.config)
 
 
-def score_stale(tiny, score, frozen, buffer, rows):
+def score_stale(tiny, score, current, buffer, rows):
     """As the loop does it, with a clock that is not read."""
     parts = types_lib.SimpleNamespace(score=score, mesh=tiny.mesh, clock=metrics.Clock())
-    return train.score_stale(parts, frozen, buffer, rows, limits=tiny.limits)
+    return train.score_stale(parts, current, buffer, rows, limits=tiny.limits)
 
 
 def test_scores_equal_a_loop_over_unpadded_sequences():
     tiny = tiny_programs.tiny(update={"micro_batch_tokens": 48})
-    buffer, frozen, score = scored(tiny)
-    buffer = score_stale(tiny, score, frozen, buffer, np.arange(8))
+    buffer, current, score = scored(tiny)
+    buffer = score_stale(tiny, score, current, buffer, np.arange(8))
     for row in range(8):
         tokens, prompt, response = tiny_programs.tokens_of(buffer.trajectories, row)
         logits = tiny_programs.full_logits(tiny.architecture, tiny.params, tokens)[prompt - 1 : prompt + response - 1]
@@ -43,7 +43,7 @@ def test_scores_equal_a_loop_over_unpadded_sequences():
 
 def test_only_rows_that_are_not_scored_by_this_version_are_scored():
     tiny = tiny_programs.tiny()
-    buffer, frozen, score = scored(tiny)
+    buffer, current, score = scored(tiny)
     seen = []
 
     def counting(params, rows):
@@ -51,19 +51,19 @@ def test_only_rows_that_are_not_scored_by_this_version_are_scored():
         return score(params, rows)
 
     for rows in (np.array([0, 3, 5]), np.array([3, 5]), np.array([5, 1, 0])):
-        buffer = score_stale(tiny, counting, frozen, buffer, rows)
+        buffer = score_stale(tiny, counting, current, buffer, rows)
     assert seen == [3, 1]
     np.testing.assert_array_equal(buffer.trajectories.reference_version, [0, 0, -1, 0, -1, 0, -1, -1])
 
 
 def test_a_reset_makes_every_row_stale_and_no_batch_mixes_versions():
     tiny = tiny_programs.tiny()
-    buffer, frozen, score = scored(tiny)
+    buffer, current, score = scored(tiny)
     everything = np.arange(8)
-    buffer = score_stale(tiny, score, frozen, buffer, everything)
+    buffer = score_stale(tiny, score, current, buffer, everything)
     old = buffer.trajectories.reference_log_prob.copy()
     moved = jax.tree.map(lambda leaf: leaf * 1.5, tiny.params)
-    renewed = reference.reset(frozen, moved, config=tiny.config)
+    renewed = reference.reset(current, moved, config=tiny.config)
     assert renewed.version == 1
     buffer = score_stale(tiny, score, renewed, buffer, everything[:4])
     np.testing.assert_array_equal(buffer.trajectories.reference_version, [1] * 4 + [0] * 4)
@@ -73,21 +73,21 @@ def test_a_reset_makes_every_row_stale_and_no_batch_mixes_versions():
 
 def test_the_reference_survives_the_donation_of_the_parameters_it_was_made_from():
     tiny = tiny_programs.tiny()
-    frozen = reference.init(tiny.params, config=tiny.config)
+    current = reference.init(tiny.params, config=tiny.config)
     jax.jit(lambda params: jax.tree.map(lambda leaf: leaf * 0, params), donate_argnums=0)(tiny.params)
-    assert all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(frozen.params))
+    assert all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(current.params))
 
 
 def test_in_bfloat16_the_reference_scores_what_the_policy_it_was_made_from_does():
     """The learner uses its norms' scales in float32, so a copy that rounded them would be another model."""
     tiny = tiny_programs.tiny(model={"compute_dtype": "bfloat16"})
-    frozen = reference.init(tiny.params, config=tiny.config)
-    assert {leaf.dtype.name for leaf in jax.tree.leaves(frozen.params)} == {"bfloat16", "float32"}
+    current = reference.init(tiny.params, config=tiny.config)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(current.params)} == {"bfloat16", "float32"}
     score = reference.make_scorer(tiny.architecture, tiny.mesh, config=tiny.config)
     trajectories = tiny_programs.random_trajectories(8)
     copied, own = (
         reference.score(score, params, trajectories, tiny.mesh, limits=tiny.limits)
-        for params in (reference.place(frozen.params, "device"), tiny.params)
+        for params in (reference.place(current.params, "device"), tiny.params)
     )
     for one, other in zip(copied, own, strict=True):
         np.testing.assert_array_equal(one, other)
@@ -95,12 +95,12 @@ def test_in_bfloat16_the_reference_scores_what_the_policy_it_was_made_from_does(
 
 def test_the_residual_is_bitwise_zero_when_both_sides_run_the_same_program():
     tiny = tiny_programs.tiny()
-    frozen = reference.init(tiny.params, config=tiny.config)
+    current = reference.init(tiny.params, config=tiny.config)
     score = reference.make_scorer(tiny.architecture, tiny.mesh, config=tiny.config)
     trajectories = tiny_programs.random_trajectories(8)
     (reference_log_prob, reference_value), (log_prob, value) = (
         reference.score(score, params, trajectories, tiny.mesh, limits=tiny.limits)
-        for params in (reference.place(frozen.params, "device"), tiny.params)
+        for params in (reference.place(current.params, "device"), tiny.params)
     )
     residual = objective.reval_residual(
         value, reference_value, log_prob, reference_log_prob, np.zeros(8, np.float32), beta=0.002

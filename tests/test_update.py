@@ -185,7 +185,7 @@ def test_a_width_and_a_vocabulary_that_do_not_divide_give_the_same_gradients():
 
 @pytest.mark.parametrize("remat", ["none", pytest.param("full", marks=pytest.mark.slow)])
 def test_weights_are_gathered_and_gradients_scattered_in_the_loop_and_nothing_crosses_data_there(remat):
-    """Reads the compiled program: what lies in the loop over micro-batches is what every micro-batch pays."""
+    """Reads the compiled program: every micro-batch pays for the collectives inside the loop over them."""
     tiny = tiny_programs.tiny(data=2, fsdp=2, tensor=2, model={"remat": remat})
     rows = batch.pack(tiny_programs.random_trajectories(8), tiny.mesh, limits=tiny.limits)
     loss = tiny.algorithm.loss
@@ -308,12 +308,12 @@ def test_the_donated_state_is_updated_in_place():
     with jax.numpy_dtype_promotion("standard"):
         rows = batch.pack(tiny_programs.random_trajectories(8), tiny.mesh, limits=tiny.limits)
         memory = step.lower(state, rows).compile().memory_analysis()
-    of_state = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(state))
-    assert memory.alias_size_in_bytes >= of_state
+    state_bytes = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(state))
+    assert memory.alias_size_in_bytes >= state_bytes
 
 
 def test_the_update_takes_no_reference_parameters():
-    """A replayed update runs no reference forward pass: it is given nothing to run one with."""
+    """A replayed update runs no reference forward pass: its program has no argument to run one with."""
     tiny = tiny_programs.tiny()
     step, state = stepper(tiny)
     with jax.numpy_dtype_promotion("standard"):
@@ -322,9 +322,9 @@ def test_the_update_takes_no_reference_parameters():
     entry = text[text.index("\nENTRY ") :]
     weights = [leaf.shape for leaf in jax.tree.leaves(tiny.params)]
     matrices = [shape for shape in weights if len(shape) >= 2]
-    given = [tuple(map(int, found.split(","))) for found in re.findall(r"= f32\[([\d,]+)\]\S* parameter\(", entry)]
+    arguments = [tuple(map(int, sizes.split(","))) for sizes in re.findall(r"= f32\[([\d,]+)\]\S* parameter\(", entry)]
     # Parameters and Adam's two moments: three arrays of each shape, not four.
-    assert all(given.count(shape) == 3 * matrices.count(shape) for shape in set(matrices))
+    assert all(arguments.count(shape) == 3 * matrices.count(shape) for shape in set(matrices))
 
 
 @pytest.mark.slow

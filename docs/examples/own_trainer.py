@@ -47,11 +47,11 @@ for update in range(600):
     head = step(head, jax.random.fold_in(jax.random.key(1), update))
 
 expected = jax.nn.softmax(reference_head[0] + reward / BETA)
-found = jax.nn.softmax(head[0])
+learned = jax.nn.softmax(head[0])
 log_z = jax.nn.logsumexp(jax.nn.log_softmax(reference_head[0]) + reward / BETA)
 value_gap = jax.nn.logsumexp(head[0]) - jax.nn.logsumexp(reference_head[0])
-print("pi        ", found.round(3))
+print("pi        ", learned.round(3))
 print("minimizer ", expected.round(3))
 print(f"V - V_ref {value_gap:.3f}, log Z {log_z:.3f}")
-if not (jnp.allclose(found, expected, atol=1e-2) and abs(value_gap - log_z) < 1e-2):
+if not (jnp.allclose(learned, expected, atol=1e-2) and abs(value_gap - log_z) < 1e-2):
     raise SystemExit("the minimizer was not reached")
