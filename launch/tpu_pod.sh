@@ -31,7 +31,7 @@ shift 2
 # Quoted for the worker's shell, so that an argument with blanks arrives as one.
 printf -v arguments ' %q' "$@"
 printf -v directory '%q' "${DIRECTORY:-reval_jax}"
-# `auto`: reval_jax.mesh.start() joins the other workers without being told their addresses.
+# `auto`: reval_jax.distributed.start() joins the other workers without being told their addresses.
 remote="cd $directory && JAX_COORDINATOR_ADDRESS=auto .venv/bin/reval$arguments"
 
 command=(gcloud compute tpus tpu-vm ssh "$tpu" "--zone=$zone" --worker=all "--command=$remote")

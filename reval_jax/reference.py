@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from reval_jax import batch, model, policy, types
+from reval_jax import batch, distributed, model, policy, types
 from reval_jax import config as config_lib
 from reval_jax import mesh as mesh_lib
 
@@ -107,5 +107,5 @@ def score(
     """
     arrangement = batch.arrange(trajectories, mesh, limits=limits)
     packed = batch.pack(trajectories, mesh, limits=limits, arrangement=arrangement)
-    log_prob, value = mesh_lib.fetch(scorer(params, packed))
+    log_prob, value = distributed.fetch(scorer(params, packed))
     return batch.per_trajectory(log_prob, arrangement), batch.per_trajectory(value, arrangement)

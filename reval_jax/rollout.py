@@ -3,39 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import signal
-from types import FrameType
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from reval_jax import config as config_lib
-from reval_jax import evaluate, journal, keys, mesh, prompts, replay, sampler, types
+from reval_jax import distributed, evaluate, journal, keys, prompts, replay, sampler, types
 from reval_jax import trajectories as trajectories_lib
 from reval_jax.setup import Parts, Run
-
-
-class Preemption:
-    """Notes SIGTERM: sampling then stops at its next look, anything else is finished with the round, and the process leaves."""
-
-    def __init__(self) -> None:
-        self.is_asked = False
-        self.is_agreed = False  # as of the last `agree`: a signal that comes later waits for the next round's end
-
-    def __enter__(self) -> Preemption:
-        self._previous = signal.signal(signal.SIGTERM, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGTERM, self._previous)
-
-    def agree(self) -> None:
-        """Sets `is_agreed` if any process was asked to stop: a collective call, so that all stop after the same round."""
-        self.is_agreed = b"1" in mesh.gather_bytes(b"1" if self.is_asked else b"0")
-
-    def _note(self, signum: int, frame: FrameType | None) -> None:
-        self.is_asked = True
 
 
 class Sampled(NamedTuple):
@@ -47,7 +23,7 @@ class Sampled(NamedTuple):
     cursor: int  # behind the prompts that were asked
 
 
-def sample_round(parts: Parts, params: Any, run: Run, preemption: Preemption) -> Sampled:
+def sample_round(parts: Parts, params: Any, run: Run, preemption: distributed.Preemption) -> Sampled:
     """The round's graded trajectories; with `rollout.filter_groups` in as many waves as it takes, or may take.
 
     Raises:
@@ -72,7 +48,7 @@ def sample_round(parts: Parts, params: Any, run: Run, preemption: Preemption) ->
 
 
 def sample_trajectories(
-    parts: Parts, params: Any, asked: types.Prompts, run: Run, preemption: Preemption, *, wave: int
+    parts: Parts, params: Any, asked: types.Prompts, run: Run, preemption: distributed.Preemption, *, wave: int
 ) -> types.Trajectories:
     """The graded trajectories of these prompts, the same on every process; each process samples and grades its own.
 
@@ -104,7 +80,7 @@ def sample_trajectories(
             finished=finished.read(first, len(mine.texts)),
             on_finished=lambda responses: finished.add(responses, first),
             on_progress=report,
-            should_stop=lambda: preemption.is_asked,
+            should_stop=lambda: preemption.is_requested,
         )
     # A process that was asked to stop comes here early; the others learn of it here, so that none waits for its trajectories.
     preemption.agree()

@@ -14,6 +14,7 @@ import optax
 from reval_jax import (
     algorithms,
     checkpoint,
+    distributed,
     evaluate,
     keys,
     mesh,
@@ -74,7 +75,7 @@ def prepare(config: config_lib.Config, run_dir: Path, *, console: console_lib.Co
     """
     config_lib.check(config)
     verifier.check(config.verifier)
-    mesh.start()
+    distributed.start()
     if jax.process_index() > 0:
         console = console_lib.Console(is_quiet=True)
     algorithm = algorithms.choose(config)
@@ -104,7 +105,7 @@ def prepare(config: config_lib.Config, run_dir: Path, *, console: console_lib.Co
     for note in _notes(config, architecture, learner_mesh):
         console.say(f"note: {note}")
     identity = f"{config_lib.results_hash(config)} {data.fingerprint} {architecture} after round {latest}"
-    mesh.check_agreement(identity, "settings, training data, model or checkpoint")
+    distributed.check_agreement(identity, "settings, training data, model or checkpoint")
     is_writer = jax.process_index() == 0
     if is_writer:
         metrics.check(directory.metrics, keep_bytes=run.progress.metrics_bytes)
@@ -235,7 +236,7 @@ def load_policy(config: config_lib.Config, run_dir: Path | None, *, round: int |
         raise ValueError(
             f"--round {round} names a checkpoint, but no run to take it from. Add --run-dir, or leave it out."
         )
-    mesh.start()
+    distributed.start()
     devices = mesh.make(config.mesh)
     architecture, tokenizer, model_stop_ids = weights.read(config.model.path)
     stop_ids = prompts.stop_ids(config.task, tokenizer, model_stop_ids)

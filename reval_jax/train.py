@@ -14,8 +14,8 @@ import numpy as np
 from reval_jax import (
     batch,
     checkpoint,
+    distributed,
     evaluate,
-    mesh,
     metrics,
     reference,
     replay,
@@ -50,7 +50,7 @@ def train(config: config_lib.Config, run_dir: Path, *, console: console_lib.Cons
       verifier.UnreliableError: grading failed for more than `verifier.max_failed_share` of a round; the last checkpoint stands.
     """
     parts, run = setup.prepare(config, run_dir, console=console)
-    preemption = rollout_lib.Preemption()
+    preemption = distributed.Preemption()
     try:
         with preemption:
             if run.progress.round == 0:
@@ -79,7 +79,7 @@ def train(config: config_lib.Config, run_dir: Path, *, console: console_lib.Cons
     return Outcome(run_dir, run.progress.round, is_preempted, metrics.read(parts.run.metrics))
 
 
-def play_round(parts: Parts, run: Run, preemption: rollout_lib.Preemption) -> Run:
+def play_round(parts: Parts, run: Run, preemption: distributed.Preemption) -> Run:
     """One iteration of Algorithm 1, its rollouts and its metrics line on disk.
 
     Raises:
@@ -166,7 +166,7 @@ def learn(
                 packed = batch.pack(replay.gather(buffer.trajectories, rows), parts.mesh, limits=limits)
                 num_programs = parts.step._cache_size()
                 state, result = parts.step(state, packed)
-                seen.append({name: float(value) for name, value in mesh.fetch(result).items()})
+                seen.append({name: float(value) for name, value in distributed.fetch(result).items()})
             if parts.step._cache_size() > num_programs:
                 parts.console.say(f"the update's program for rows of {packed.tokens.shape[2]} tokens is ready")
             buffer = replay.with_uses(buffer, rows)
@@ -271,7 +271,9 @@ def check_processes_agree(buffer: replay.Buffer, cursor: int, num_updates: int) 
     digest = hashlib.sha256()
     for name, values in buffer.trajectories._asdict().items():
         digest.update(name.encode() + values.tobytes())
-    mesh.check_agreement(f"{cursor} {num_updates} {digest.hexdigest()}", "prompt cursor, updates and replay buffer")
+    distributed.check_agreement(
+        f"{cursor} {num_updates} {digest.hexdigest()}", "prompt cursor, updates and replay buffer"
+    )
 
 
 def describe_distance(parts: Parts, fresh: types.Trajectories) -> dict[str, float]:

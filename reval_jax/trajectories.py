@@ -8,9 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from reval_jax import algorithms, replay, types
+from reval_jax import algorithms, distributed, replay, types
 from reval_jax import config as config_lib
-from reval_jax import mesh as mesh_lib
 
 
 def trajectories(
@@ -108,7 +107,7 @@ def gather(mine: types.Trajectories) -> types.Trajectories:
     """The trajectories of all processes, in process order, the same on every one."""
     buffer = io.BytesIO()
     np.savez(buffer, **mine._asdict())
-    payloads = mesh_lib.gather_bytes(buffer.getvalue())
+    payloads = distributed.gather_bytes(buffer.getvalue())
     parts = [dict(np.load(io.BytesIO(payload), allow_pickle=False)) for payload in payloads]
     return replay.concatenate([types.Trajectories(**part) for part in parts])
 

@@ -150,13 +150,13 @@ def test_gathering_in_one_process_changes_nothing_and_several_join_in_process_or
     for found, expected in zip(trajectories_lib.gather(first), first, strict=True):
         np.testing.assert_array_equal(found, expected)
         assert found.dtype == expected.dtype
-    own = trajectories_lib.mesh_lib.gather_bytes
+    own = trajectories_lib.distributed.gather_bytes
     other: list[bytes] = []
     monkeypatch.setattr(
-        trajectories_lib.mesh_lib, "gather_bytes", lambda payload: other.append(payload) or own(payload)
+        trajectories_lib.distributed, "gather_bytes", lambda payload: other.append(payload) or own(payload)
     )
     trajectories_lib.gather(second)
-    monkeypatch.setattr(trajectories_lib.mesh_lib, "gather_bytes", lambda payload: [payload, other[0]])
+    monkeypatch.setattr(trajectories_lib.distributed, "gather_bytes", lambda payload: [payload, other[0]])
     joined = trajectories_lib.gather(first)
     for name in types.Trajectories._fields:
         np.testing.assert_array_equal(

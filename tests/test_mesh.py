@@ -1,4 +1,4 @@
-"""Meshes, the table from logical axes to mesh axes, and the way between host and devices."""
+"""Device meshes, the table from logical axes to mesh axes, and placement of arrays on devices."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from support import hf_checkpoints, tiny_programs
 
 from reval_jax import config as config_lib
-from reval_jax import mesh, model
+from reval_jax import distributed, mesh, model
 
 
 def test_minus_one_takes_the_devices_that_are_left():
@@ -25,7 +25,7 @@ def test_every_weight_is_placed_and_comes_back_as_it_was(table):
     tiny = tiny_programs.tiny(data=2, fsdp=2, tensor=2)
     host = hf_checkpoints.tiny_params(tiny.architecture)
     placement = mesh.shardings(tiny.mesh, model.logical_axes(tiny.architecture), host, table)
-    jax.tree.map(np.testing.assert_array_equal, mesh.fetch(mesh.put(host, placement)), host)
+    jax.tree.map(np.testing.assert_array_equal, distributed.fetch(mesh.put(host, placement)), host)
 
 
 def test_the_learner_holds_a_part_of_the_large_weights_on_each_device():
@@ -42,10 +42,6 @@ def test_heads_that_tensor_does_not_divide_stay_whole():
     assert key.addressable_shards[0].data.shape == key.shape
 
 
-def test_payloads_come_back_in_process_order():
-    assert mesh.gather_bytes(b"abc") == [b"abc"]
-
-
 def test_what_is_kept_whole_is_named():
     architecture = hf_checkpoints.tiny_architecture(num_heads=9, num_kv_heads=3)
     tiny = tiny_programs.tiny(tensor=4, architecture=architecture)
@@ -53,7 +49,3 @@ def test_what_is_kept_whole_is_named():
     notes = mesh.kept_whole(tiny.mesh, model.logical_axes(architecture), shapes, mesh.LEARNER_AXES)
     assert [note.split(" is kept")[0] for note in notes] == ["heads (9)", "kv_heads (3)"]
     assert "mesh.tensor=4 does not divide it" in notes[0]
-
-
-def test_agreement_of_one_process_is_given():
-    mesh.check_agreement("anything", "settings")

@@ -16,7 +16,7 @@ import pytest
 from orbax.checkpoint._src.serialization import serialization
 from support import tiny_programs, tiny_runs
 
-from reval_jax import console, metrics, reference, rollout, setup, train, weights
+from reval_jax import console, distributed, metrics, reference, setup, train, weights
 
 LIVES = {
     # Each word ends one process; the same command then starts the next, and the last goes on to the end.
@@ -386,7 +386,7 @@ def test_updates_that_are_not_finite_stop_the_run_and_the_last_checkpoint_stands
     broken = jax.tree.map(lambda leaf: leaf * np.float32("nan"), run.reference.params)
     run = run._replace(reference=run.reference._replace(params=broken, version=run.reference.version + 1))
     with jax.numpy_dtype_promotion("standard"), pytest.raises(FloatingPointError, match=r"update\.max_skipped=3"):
-        train.play_round(parts, train.play_round(parts, run, rollout.Preemption()), rollout.Preemption())
+        train.play_round(parts, train.play_round(parts, run, distributed.Preemption()), distributed.Preemption())
     parts.store.close()
     assert tiny_runs.different_arrays(tiny_runs.saved_arrays(copy), before) == []
     assert metrics.read(copy / "metrics.jsonl")[: len(lines)] == lines

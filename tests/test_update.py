@@ -11,7 +11,7 @@ import optax
 import pytest
 from support import hf_checkpoints, tiny_programs
 
-from reval_jax import algorithms, batch, mesh, update
+from reval_jax import algorithms, batch, distributed, mesh, update
 
 OBJECTIVES = (
     "reval",
@@ -31,7 +31,7 @@ def loss_and_gradients(tiny, trajectories):
         )
     )
     value, gradients, metrics = run(tiny.params, packed)
-    return float(value), mesh.fetch(gradients), {name: float(metric) for name, metric in metrics.items()}
+    return float(value), distributed.fetch(gradients), {name: float(metric) for name, metric in metrics.items()}
 
 
 def stepper(tiny):
@@ -140,7 +140,7 @@ def assert_same(axes, trajectories, **overrides):
         optax.apply_updates(params, step.update(gradient, step.init(params))[0])
         for params, gradient in (
             (jax.device_get(single.params), gradients),
-            (mesh.fetch(sharded.params), sharded_gradients),
+            (distributed.fetch(sharded.params), sharded_gradients),
         )
     ]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6 * largest + 1e-7, rtol=0), *moved)
@@ -246,7 +246,7 @@ def test_a_step_is_adamw_behind_a_global_norm_clip():
 
     expected = jax.tree.map(by_hand, params, gradients)
     # Entries whose clipped gradient is near Adam's epsilon amplify rounding of the gradient.
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), mesh.fetch(state.params), expected)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), distributed.fetch(state.params), expected)
     assert int(state.num_updates) == 1
 
 
@@ -297,7 +297,7 @@ def test_a_step_on_eight_devices_moves_as_one_device_does():
         step, state = stepper(tiny)
         with jax.numpy_dtype_promotion("standard"):
             state, _ = step(state, batch.pack(trajectories, tiny.mesh, limits=tiny.limits))
-        moved.append(mesh.fetch(state.params))
+        moved.append(distributed.fetch(state.params))
     # Adam's first step is lr·sign(g), so an entry whose gradient is all rounding may go either way.
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-3), *moved)
 

@@ -33,10 +33,10 @@ def _bench_scores(given: arguments.BenchScores) -> dict[str, Any]:
             "Give one width for each vocabulary."
         )
 
-    from reval_jax import mesh
+    from reval_jax import distributed
     from reval_jax.tools import bench
 
-    mesh.start()
+    distributed.start()
     return bench.scores.run(
         tokens=given.tokens,
         shapes=list(zip(given.vocabulary, given.width, strict=True)),
@@ -53,10 +53,10 @@ def _bench_update(given: arguments.BenchUpdate) -> dict[str, Any]:
             f"--prompt_tokens {given.prompt_tokens} leaves no room for a response in --tokens {given.tokens}. Use fewer."
         )
 
-    from reval_jax import mesh, weights
+    from reval_jax import distributed, weights
     from reval_jax.tools import bench
 
-    mesh.start()
+    distributed.start()
     architecture, source = weights.find_architecture(given.model)
     output.say(given.json, f"the shape of {source}")
     return bench.update.run(
@@ -71,10 +71,10 @@ def _bench_update(given: arguments.BenchUpdate) -> dict[str, Any]:
 
 
 def _bench_sampler(given: arguments.BenchSampler) -> dict[str, Any]:
-    from reval_jax import mesh, weights
+    from reval_jax import distributed, weights
     from reval_jax.tools import bench
 
-    mesh.start()
+    distributed.start()
     architecture, source = weights.find_architecture(given.model)
     output.say(given.json, f"the shape of {source}")
     return bench.sampler.run(

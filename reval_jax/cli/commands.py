@@ -70,13 +70,13 @@ def export(argv: list[str]) -> int:
     given = parsing.parse(arguments.Export, "export", argv)
     config = config_lib.load(given.run_dir / "config.yaml")
 
-    from reval_jax import mesh, setup, weights
+    from reval_jax import distributed, setup, weights
 
     policy = setup.load_policy(config, given.run_dir, round=given.round)
     weights.export(
         given.output,
         policy.architecture,
-        mesh.fetch(policy.params),
+        distributed.fetch(policy.params),
         policy.tokenizer,
         eos_token_ids=policy.stop_ids,
         dtype=given.dtype,

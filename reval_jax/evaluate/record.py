@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from reval_jax import config as config_lib
-from reval_jax import mesh, run_directory, types
+from reval_jax import distributed, run_directory, types
 from reval_jax.evaluate import intervals, results
 
 FORMAT = 1
@@ -28,7 +28,7 @@ def fingerprint(params: Any) -> str:
     """
     digest = hashlib.blake2b(digest_size=8)
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        whole = np.ascontiguousarray(mesh.fetch(leaf))
+        whole = np.ascontiguousarray(distributed.fetch(leaf))
         digest.update(f"{jax.tree_util.keystr(path)} {whole.shape} {whole.dtype}\n".encode())
         digest.update(whole.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from reval_jax import mesh, run_directory, scores, xla_guard
+from reval_jax import distributed, run_directory, scores, xla_guard
 
 
 class Finding(NamedTuple):
@@ -26,10 +26,10 @@ class Finding(NamedTuple):
 
 def examine() -> list[Finding]:
     """Versions, devices, memory, disk, the compilation cache, and two computations against NumPy in float64."""
-    mesh.start()
+    distributed.start()
     devices = jax.devices()
     kinds = ", ".join(sorted({device.device_kind for device in devices}))
-    cache = str(mesh.compilation_cache())
+    cache = str(distributed.compilation_cache())
     findings = [
         Finding("python", f"{platform.python_version()} on {platform.platform()}, {os.cpu_count()} cores", True),
         *(_version(name) for name in run_directory.PACKAGES),

@@ -15,12 +15,12 @@ import jax
 import numpy as np
 import optax
 
-from reval_jax import batch, config, mesh, update
+from reval_jax import batch, config, distributed, mesh, update
 from support import tiny_programs
 
 
 def main(file: str, tensor: int) -> None:
-    mesh.start()
+    distributed.start()
     devices = mesh.make(config.Mesh(data=2, tensor=tensor))
     tiny = tiny_programs.on_mesh(devices)
     rows = batch.pack(tiny_programs.random_trajectories(8), devices, limits=tiny.limits)
@@ -33,9 +33,9 @@ def main(file: str, tensor: int) -> None:
     value, gradients, _ = run(tiny.params, rows)
     sgd = optax.sgd(0.1)
     moved = jax.jit(lambda p, g: optax.apply_updates(p, sgd.update(g, sgd.init(p))[0]))(tiny.params, gradients)
-    arrays = {"loss": np.asarray(mesh.fetch(value))}
+    arrays = {"loss": np.asarray(distributed.fetch(value))}
     for name, tree in (("gradient", gradients), ("moved", moved)):
-        leaves, _ = jax.tree_util.tree_flatten_with_path(mesh.fetch(tree))
+        leaves, _ = jax.tree_util.tree_flatten_with_path(distributed.fetch(tree))
         arrays |= {name + jax.tree_util.keystr(path): leaf for path, leaf in leaves}
     if jax.process_index() == 0:
         np.savez(file, **arrays)

@@ -1,0 +1,114 @@
+"""Several processes as one program: start, exchange of host data, agreement, and preemption by SIGTERM."""
+
+from __future__ import annotations
+
+import os
+import signal
+from types import FrameType
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+
+def start(*, cache_directory: str | None = None) -> None:
+    """Join the other processes, if there are any, and turn on the persistent compilation cache.
+
+    The processes are named by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. On a TPU pod set only
+    JAX_COORDINATOR_ADDRESS, to the word `auto`. The cache is JAX_COMPILATION_CACHE_DIR, else `cache_directory`, else
+    ~/.cache/reval_jax/xla.
+
+    Raises:
+      ValueError: an address is set, but not the number of processes and the index of this one.
+    """
+    address = os.environ.get("JAX_COORDINATOR_ADDRESS")
+    if address == "auto":
+        # jax would read the word itself as an address.
+        del os.environ["JAX_COORDINATOR_ADDRESS"]
+        jax.distributed.initialize()
+    elif address:
+        try:
+            count, index = int(os.environ["JAX_NUM_PROCESSES"]), int(os.environ["JAX_PROCESS_ID"])
+        except (KeyError, ValueError) as error:
+            raise ValueError(
+                f"JAX_COORDINATOR_ADDRESS={address} asks for several processes, but JAX_NUM_PROCESSES and JAX_PROCESS_ID are "
+                "not both set to integers. Set them, or unset JAX_COORDINATOR_ADDRESS to run one process."
+            ) from error
+        if os.environ.get("JAX_PLATFORMS", "") == "cpu":
+            jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        jax.distributed.initialize(address, count, index)
+    if compilation_cache() is None:
+        default = os.path.join(os.path.expanduser("~"), ".cache", "reval_jax", "xla")
+        jax.config.update("jax_compilation_cache_dir", cache_directory or default)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def compilation_cache() -> str | None:
+    """The directory of the persistent compilation cache, None while it is off."""
+    directory: str | None = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    return directory
+
+
+def fetch(tree: Any) -> Any:
+    """Device arrays as NumPy arrays, whole on every process: a collective call."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    return jax.tree.map(lambda leaf: np.asarray(multihost_utils.process_allgather(leaf, tiled=True)), tree)
+
+
+def gather_bytes(payload: bytes) -> list[bytes]:
+    """Every process's payload, in process order, on every process: a collective call.
+
+    Bytes, because jax would narrow 64-bit arrays on the way.
+    """
+    if jax.process_count() == 1:
+        return [payload]
+    sizes = multihost_utils.process_allgather(np.int32(len(payload)))
+    padded = np.zeros(int(sizes.max()), np.uint8)
+    padded[: len(payload)] = np.frombuffer(payload, np.uint8)
+    payloads = multihost_utils.process_allgather(padded)
+    return [bytes(row[:size]) for row, size in zip(payloads, sizes, strict=True)]
+
+
+def check_agreement(value: str, name: str) -> None:
+    """Check that every process computed the same value: a collective call.
+
+    Args:
+      value: computed by each process on its own.
+      name: of the value, for the message.
+
+    Raises:
+      ValueError: the values differ; on every process alike.
+    """
+    values = gather_bytes(value.encode())
+    if len(set(values)) > 1:
+        listed = "; ".join(f"process {index}: {text.decode()}" for index, text in enumerate(values))
+        raise ValueError(
+            f"the processes do not have the same {name} ({listed}). Start the same command on the same files."
+        )
+
+
+class Preemption:
+    """Turns SIGTERM into a stop that all processes agree on.
+
+    A signal during sampling ends it after the current decode window; a later one takes effect at the end of the round.
+    """
+
+    def __init__(self) -> None:
+        self.is_requested = False  # this process received SIGTERM
+        self.is_agreed = False  # some process had, at the last `agree`; a later signal waits for the next one
+
+    def __enter__(self) -> Preemption:
+        self._previous = signal.signal(signal.SIGTERM, self._on_signal)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGTERM, self._previous)
+
+    def agree(self) -> None:
+        """Set `is_agreed` if any process received SIGTERM: a collective call, so that all stop after the same round."""
+        self.is_agreed = b"1" in gather_bytes(b"1" if self.is_requested else b"0")
+
+    def _on_signal(self, signum: int, frame: FrameType | None) -> None:
+        self.is_requested = True

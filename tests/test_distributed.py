@@ -1,0 +1,43 @@
+"""Exchange between processes and preemption, as one process sees them; test_processes starts two."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from reval_jax import distributed
+
+
+def test_the_payload_of_one_process_is_its_own():
+    assert distributed.gather_bytes(b"abc") == [b"abc"]
+
+
+def test_one_process_agrees_with_itself():
+    distributed.check_agreement("anything", "settings")
+
+
+def test_processes_that_disagree_are_listed(monkeypatch):
+    monkeypatch.setattr(distributed, "gather_bytes", lambda payload: [payload, b"other"])
+    with pytest.raises(ValueError, match=r"do not have the same settings \(process 0: mine; process 1: other\)"):
+        distributed.check_agreement("mine", "settings")
+
+
+def test_sigterm_is_agreed_on_at_the_next_agree_and_its_handler_is_restored():
+    before = signal.getsignal(signal.SIGTERM)
+    with distributed.Preemption() as preemption:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert preemption.is_requested
+        assert not preemption.is_agreed
+        preemption.agree()
+        assert preemption.is_agreed
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_signal_to_another_process_stops_this_one_too(monkeypatch):
+    preemption = distributed.Preemption()
+    monkeypatch.setattr(distributed, "gather_bytes", lambda payload: [payload, b"1"])
+    preemption.agree()
+    assert preemption.is_agreed
+    assert not preemption.is_requested
