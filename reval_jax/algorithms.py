@@ -33,17 +33,14 @@ log-probabilities.
 from __future__ import annotations
 
 import functools
-import importlib
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from reval_jax import batch, keys, objective, policy, replay, types
+from reval_jax import batch, keys, objective, plugins, policy, replay, types
 from reval_jax import config as config_lib
 
 Metrics = dict[str, jax.Array]
@@ -264,7 +261,12 @@ def _own(config: config_lib.Config) -> Algorithm:
       ValueError: the function cannot be imported or fails, or does not return an algorithm.
     """
     name = f"update.objective={config.update.objective}"
-    make = _load(config.update.objective, config.update.objective_path)
+    make = plugins.load(
+        "update.objective",
+        config.update.objective,
+        directory=config.update.objective_path,
+        directory_setting="update.objective_path",
+    )
     algorithm = _call(name, make, config)
     if not isinstance(algorithm, Algorithm):
         raise ValueError(f"{name} returned {type(algorithm).__name__}. {_CONTRACT}")
@@ -275,32 +277,6 @@ def _own(config: config_lib.Config) -> Algorithm:
         )
     _check_loss(name, algorithm.loss)
     return algorithm
-
-
-def _load(name: str, path: str) -> Callable[[config_lib.Config], Any]:
-    """The function MODULE:FUNCTION; its module is looked for in the directory first, then where Python finds modules.
-
-    Raises:
-      ValueError: no such directory, module or function, or its module fails.
-    """
-    directory = Path(path).resolve()
-    if not directory.is_dir():
-        raise ValueError(
-            f"update.objective_path={path} is no directory. Name the directory of the module of update.objective."
-        )
-    module_name, _, function_name = name.partition(":")
-    # The directory stays on the path: the module may import others of it later.
-    if str(directory) not in sys.path:
-        sys.path.insert(0, str(directory))
-    importlib.invalidate_caches()
-    try:
-        function: Any = functools.reduce(getattr, function_name.split("."), importlib.import_module(module_name))
-    except Exception as error:  # a module of the user's may fail in any way
-        raise ValueError(
-            f"update.objective={name} cannot be loaded: {type(error).__name__}: {error} (looked for in {directory}, then "
-            "where Python finds its modules). Write MODULE:FUNCTION, and set update.objective_path to the module's directory."
-        ) from error
-    return function
 
 
 def _call(name: str, function: Callable[..., Any], *arguments: Any) -> Any:
