@@ -218,6 +218,8 @@ class Run:
     # Mean score of a fresh round that ends the run early.
     stop_score: Annotated[float, pydantic.Field(ge=0, le=1)] | None = None
     stop_rounds: PositiveInt = 2  # rounds in a row that must reach stop_score
+    # Where metrics go besides metrics.jsonl: tensorboard, or MODULE:FUNCTION of your own (docs/howto/metric_sink.md).
+    sinks: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -264,6 +266,7 @@ MAY_CHANGE_FIELDS = (
     ("run", "rounds"),
     ("run", "stop_score"),
     ("run", "stop_rounds"),
+    ("run", "sinks"),
     ("rollout", "decode_window"),
     # A verdict depends on the answer and on the limits of CPU time and memory, not on these.
     ("verifier", "workers"),

@@ -25,6 +25,7 @@ from reval_jax import (
     replay,
     run_directory,
     sampler,
+    sinks,
     update,
     verifier,
     weights,
@@ -54,6 +55,7 @@ class Parts(NamedTuple):
     store: checkpoint.Store
     run: run_directory.RunDirectory
     writer: metrics.Writer
+    sinks: sinks.Sinks
     clock: metrics.Clock
     console: console_lib.Console
 
@@ -79,6 +81,7 @@ def prepare(config: config_lib.Config, run_dir: Path, *, console: console_lib.Co
     if jax.process_index() > 0:
         console = console_lib.Console(is_quiet=True)
     algorithm = algorithms.choose(config)
+    opens = sinks.choose(config.run.sinks)
     learner_mesh = mesh.make(config.mesh)
     trajectories_lib.check_divides(config.rollout.prompts_per_round, jax.process_count())
     changes = run_directory.inspect(run_dir, config)
@@ -127,6 +130,7 @@ def prepare(config: config_lib.Config, run_dir: Path, *, console: console_lib.Co
         store=store or checkpoint.Store(directory.checkpoints, config.checkpoint),
         run=directory,
         writer=metrics.Writer(directory.metrics, keep_bytes=run.progress.metrics_bytes, is_active=is_writer),
+        sinks=sinks.Sinks(opens if is_writer else {}, config, run_dir, say=console.say),
         clock=metrics.Clock(),
         console=console,
     )

@@ -75,6 +75,7 @@ def train(config: config_lib.Config, run_dir: Path, *, console: console_lib.Cons
     finally:
         parts.grader.close()
         parts.store.close()
+        parts.sinks.close()
     is_preempted = preemption.is_agreed and not is_done(config, run.progress)
     return Outcome(run_dir, run.progress.round, is_preempted, metrics.read(parts.run.metrics))
 
@@ -307,7 +308,9 @@ def write_line(parts: Parts, line: dict[str, Any]) -> None:
             seconds["perf/update_tokens_per_s"] = line["training/update_tokens"] / seconds["timing_s/update"]
             seconds["perf/mfu"] = seconds["perf/update_tokens_per_s"] / parts.peak_tokens_per_s
         parts.console.round_line(parts.config.run.rounds, line | seconds)
-    parts.writer.write({**line, **seconds})
+    line = {**line, **seconds}
+    parts.writer.write(line)
+    parts.sinks.write(line)
 
 
 def write_rollouts(parts: Parts, sampled: rollout_lib.Sampled, round: int) -> None:

@@ -22,6 +22,7 @@ FREE = {(section, field) for section, field in FIELDS if section in ("eval", "ch
     ("run", "rounds"),
     ("run", "stop_score"),
     ("run", "stop_rounds"),
+    ("run", "sinks"),
     ("rollout", "decode_window"),
     ("verifier", "workers"),
     ("verifier", "wall_limit"),

@@ -1,0 +1,117 @@
+"""Metric sinks: a sink of one's own gets every line, and no sink can fail, block or change a run."""
+
+from __future__ import annotations
+
+import sys
+import threading
+
+import pytest
+from support import tiny_runs
+
+from reval_jax import config as config_lib
+from reval_jax import metrics, sinks
+
+LINE = {"training/round": 3, "critic/score/mean": 0.5}
+TOY_SINK = """
+import json
+
+def open_sink(config, run_dir):
+    path = run_dir / "toy.jsonl"
+    def write(round, values):
+        with path.open("a") as file:
+            file.write(json.dumps([round, config.run.seed, values]) + "\\n")
+    return write
+"""
+
+
+def started(tmp_path, messages=None, **opens):
+    say = (messages if messages is not None else []).append
+    return sinks.Sinks(opens, config_lib.Config(), tmp_path, say=say)
+
+
+@pytest.fixture
+def toy_module(tmp_path, monkeypatch):
+    """The sink of a file of its own, in the working directory, importable by no other test."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "toy_metric_sink.py").write_text(TOY_SINK)
+    yield "toy_metric_sink:open_sink"
+    sys.modules.pop("toy_metric_sink", None)
+
+
+def test_a_sink_gets_every_line_in_order(tmp_path):
+    got = []
+    ours = started(tmp_path, own=lambda config, run_dir: lambda round, values: got.append((round, values)))
+    lines = [{**LINE, "training/round": round} for round in range(5)]
+    for line in lines:
+        ours.write(line)
+    ours.close()
+    assert got == [(line["training/round"], line) for line in lines]
+
+
+def test_a_sink_that_raises_is_named_once_and_the_others_go_on(tmp_path):
+    messages, got = [], []
+
+    def fail(round, values):
+        raise ConnectionError("no network")
+
+    ours = started(
+        tmp_path,
+        messages,
+        bad=lambda config, run_dir: fail,
+        good=lambda config, run_dir: lambda round, values: got.append(round),
+    )
+    for _ in range(3):
+        ours.write(LINE)
+    ours.close()
+    assert got == [3, 3, 3]
+    assert len(messages) == 1
+    assert "run.sinks=bad failed: ConnectionError: no network" in messages[0]
+
+
+def test_a_sink_that_cannot_open_is_named_and_dropped(tmp_path):
+    messages = []
+    ours = started(tmp_path, messages, bad=lambda config, run_dir: {}["missing"])
+    ours.close()
+    assert len(messages) == 1
+    assert "run.sinks=bad failed: KeyError" in messages[0]
+
+
+def test_a_sink_that_hangs_delays_neither_a_line_nor_the_end_for_long(tmp_path, monkeypatch):
+    monkeypatch.setattr(sinks, "CLOSE_SECONDS", 0.05)
+    monkeypatch.setattr(sinks, "MAX_WAITING", 2)
+    messages, forever = [], threading.Event()
+    ours = started(tmp_path, messages, slow=lambda config, run_dir: lambda round, values: forever.wait())
+    for _ in range(5):
+        ours.write(LINE)
+    ours.close()
+    assert len(messages) == 1
+    assert "run.sinks=slow is 2 rounds behind" in messages[0]
+    other = started(tmp_path, messages, slow=lambda config, run_dir: lambda round, values: forever.wait())
+    other.write(LINE)
+    other.close()
+    assert "run.sinks=slow did not finish within 0.05 s" in messages[1]
+    forever.set()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("tensorbord", "no sink has the name 'tensorbord'. Use tensorboard, or MODULE:FUNCTION"),
+        ("no_such_module:write", "run.sinks=no_such_module:write cannot be loaded"),
+    ],
+)
+def test_a_sink_that_does_not_exist_is_refused(name, message):
+    with pytest.raises(ValueError, match=message):
+        sinks.choose([name])
+
+
+def test_a_toy_sink_takes_a_file_of_its_own_and_a_name(tmp_path, toy_module, monkeypatch):
+    """In a run: MODULE:FUNCTION needs no more; a built-in is one more entry of SINKS."""
+    monkeypatch.setitem(sinks.SINKS, "toy", sinks.choose([toy_module])[toy_module])
+    file = tiny_runs.write_files(tmp_path)
+    for name in (toy_module, "toy"):
+        run_dir = tmp_path / name.partition(":")[0]
+        tiny_runs.play(file, run_dir, run__sinks=[name], run__rounds=1)
+        wanted = [[line["training/round"], 0, line] for line in metrics.read(run_dir / "metrics.jsonl")]
+        assert metrics.read(run_dir / "toy.jsonl") == wanted
