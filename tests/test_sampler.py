@@ -9,9 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import scipy.stats
 from hypothesis import strategies
-from jax.sharding import PartitionSpec
 from support import hf_checkpoints, tiny_programs
 
 from reval_jax import config as config_lib
@@ -414,132 +412,6 @@ def test_an_int8_cache_draws_nearly_the_same():
     gap = np.abs(exact.log_prob[first[0]] - rounded.log_prob[first[1]])[is_same]
     assert is_same.mean() > 0.8
     assert 0 < gap.max() < 0.05
-
-
-# --- one draw --------------------------------------------------------------------------------------------------------
-
-
-def draws(logits, n, sampling, seed=0):
-    """n tokens from the same row of logits, and what is recorded of them."""
-    row_keys = jax.random.split(keys.named_key(seed, "draws"), n)
-    params = sampler_programs.sampling_params(sampling.temperature, sampling.top_k, sampling.top_p)
-    return jax.jit(
-        lambda k: sampling_op.sample_token(
-            k, jnp.broadcast_to(jnp.asarray(logits, jnp.float32), (n, len(logits))), params
-        )
-    )(row_keys)
-
-
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
-@pytest.mark.parametrize("size", [6, 700])
-def test_frequencies_follow_the_softmax(temperature, size):
-    logits = np.array([2.0, 1.0, 0.0, -1.0, 0.5, 1.0])
-    if size > 6:  # several groups, the last one not full
-        logits = np.random.default_rng(0).normal(0, 2, size)
-    drawn = draws(logits, 40_000, sampler.Sampling(temperature))
-    expected = tiny_programs.log_softmax(logits / temperature)
-    order = np.argsort(expected)[::-1]
-    # Rare tokens share a bin, so that each bin expects enough.
-    bins = np.minimum(np.argsort(order), 60)
-    counts = np.bincount(bins[np.asarray(drawn.token)], minlength=bins.max() + 1)
-    chances = np.bincount(bins, weights=np.exp(expected))
-    assert scipy.stats.chisquare(counts, counts.sum() * chances / chances.sum()).pvalue > 1e-3
-    np.testing.assert_allclose(drawn.log_prob, expected[drawn.token], atol=1e-5)
-    np.testing.assert_array_equal(drawn.log_prob, drawn.truncated_log_prob)
-
-
-def kept_by_sorting(logits, top_k, top_p):
-    """The token ids that stay, by the definition: an oracle in float64 that sorts."""
-    order = np.lexsort((np.arange(len(logits)), -logits))[: top_k or len(logits)]
-    chance = np.exp(logits[order] - logits.max())
-    before = np.cumsum(chance) - chance
-    return {int(token) for token, mass in zip(order, before / chance.sum(), strict=True) if mass < top_p or mass == 0}
-
-
-@pytest.mark.parametrize(
-    "sampling",
-    [
-        sampler.Sampling(top_k=1),
-        sampler.Sampling(top_k=3),
-        sampler.Sampling(top_k=2),  # tokens 1 and 5 tie: the lower id stays
-        sampler.Sampling(top_p=0.01),
-        sampler.Sampling(top_p=0.51),  # token 0 holds 0.497
-        sampler.Sampling(top_p=0.9),
-        sampler.Sampling(top_k=3, top_p=0.99),
-        sampler.Sampling(top_k=99, top_p=0.6),
-    ],
-)
-def test_truncation_keeps_exactly_the_tokens_it_says(sampling):
-    logits = np.array([2.0, 1.0, 0.0, -1.0, 0.5, 1.0])
-    kept = kept_by_sorting(logits, sampling.top_k, sampling.top_p)
-    drawn = draws(logits, 4_000, sampling)
-    assert set(np.asarray(drawn.token).tolist()) == kept
-    np.testing.assert_allclose(drawn.log_prob, tiny_programs.log_softmax(logits)[drawn.token], atol=1e-6)
-    left = np.where(np.isin(np.arange(6), list(kept)), logits, -np.inf)
-    np.testing.assert_allclose(drawn.truncated_log_prob, tiny_programs.log_softmax(left)[drawn.token], atol=1e-6)
-
-
-@hypothesis.settings(max_examples=60, deadline=None)
-@hypothesis.given(
-    values=strategies.lists(
-        strategies.sampled_from((-40.0, -1.5, -0.0, 0.0, 0.25, 1.0, 3.0)), min_size=600, max_size=600
-    ),
-    top_k=strategies.sampled_from((0, 1, 2, 5, 300, 599, 600, 1000)),
-    top_p=strategies.sampled_from((1e-6, 0.05, 0.3, 0.7, 0.999, 1.0)),
-)
-def test_truncation_with_many_ties_is_the_one_by_sorting(values, top_k, top_p):
-    logits = np.array(values)
-    drawn = draws(logits, 64, sampler.Sampling(top_k=top_k, top_p=top_p))
-    kept = np.array(sorted(kept_by_sorting(logits, top_k, top_p)))
-    chance = np.exp(logits - logits.max())
-    # Masses are float32 sums: a token whose turn comes within rounding of top_p may stay or go.
-    mass, slack = chance[kept].sum(), 1e-5 * chance.sum()
-    found = np.exp(tiny_programs.log_softmax(logits)[drawn.token] - np.asarray(drawn.truncated_log_prob)) * chance.sum()
-    assert np.all(np.abs(found - mass) <= slack + chance[kept].min() * (1 + 1e-6))
-    ranks = np.lexsort((np.arange(len(logits)), -logits))
-    assert set(np.asarray(drawn.token).tolist()) <= set(ranks[: len(kept) + 1].tolist())
-
-
-def test_zeros_of_both_signs_tie():
-    logits = np.where(np.arange(600) % 2, 0.0, -0.0)
-    drawn = draws(logits, 256, sampler.Sampling(top_k=100))
-    assert set(np.asarray(drawn.token).tolist()) <= set(range(100))
-    assert set((np.asarray(drawn.token) % 2).tolist()) == {0, 1}
-
-
-def test_a_one_hot_row_always_gives_its_token():
-    logits = np.full(50, -1e30)
-    logits[31] = 0
-    drawn = draws(logits, 100, sampler.Sampling())
-    assert set(np.asarray(drawn.token).tolist()) == {31}
-    assert not np.any(drawn.log_prob)
-
-
-@pytest.mark.parametrize("sampling", [sampler.Sampling(), sampler.Sampling(0.7, 40, 0.8)])
-def test_a_split_vocabulary_gives_the_same_tokens_and_gathers_no_logits(sampling):
-    rows, size, parts = 64, 1200, 4  # 300 columns a device: groups of 256 begin and end inside a part
-    logits = np.random.default_rng(1).normal(0, 2, (rows, size)).astype(np.float32)
-    logits[:, ::7] = 1.5  # ties
-    row_keys = jax.random.split(keys.named_key(0, "draws"), rows)
-    params = sampler_programs.sampling_params(sampling.temperature, sampling.top_k, sampling.top_p)
-    whole = jax.jit(sampling_op.sample_token)(row_keys, jnp.asarray(logits), params)
-    mesh = jax.sharding.Mesh(np.array(jax.devices()[:parts]), ("tensor",))
-    split = jax.jit(
-        jax.shard_map(
-            lambda *arguments: sampling_op.sample_token(*arguments, axis="tensor"),
-            mesh=mesh,
-            in_specs=(PartitionSpec(), PartitionSpec(None, "tensor"), PartitionSpec()),
-            out_specs=PartitionSpec(),
-            check_vma=False,
-        )
-    )
-    found = split(row_keys, logits, params)
-    np.testing.assert_array_equal(found.token, whole.token)
-    np.testing.assert_allclose(found.log_prob, whole.log_prob, atol=1e-5)
-    np.testing.assert_allclose(found.truncated_log_prob, whole.truncated_log_prob, atol=1e-5)
-    text = split.lower(row_keys, logits, params).compile().as_text()
-    assert "all-reduce" in text
-    assert "all-gather" not in text
 
 
 def test_an_engine_can_be_told_apart_by_each_of_its_settings():
