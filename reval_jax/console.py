@@ -1,4 +1,4 @@
-"""What a person sees while a run works: a live bar on a terminal, one line a round everywhere."""
+"""Progress of a run for a person: a live bar on a terminal, one line per round everywhere."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ import rich.console
 import rich.progress
 
 Report = Callable[[int, int], None]
+"""(steps done, steps in total) → None."""
 
 
 class Console:
-    """Prints to standard error, so that standard output stays for results."""
+    """Prints to standard error; standard output is for results."""
 
     def __init__(self, *, is_quiet: bool = False) -> None:
         self._console = rich.console.Console(stderr=True, quiet=is_quiet, highlight=False, soft_wrap=True)
 
     def say(self, text: str) -> None:
-        """One line."""
+        """Print one line."""
         self._console.print(text, markup=False)
 
     @contextlib.contextmanager
     def working(self, what: str) -> Iterator[Report]:
-        """A bar that lives as long as the block, on a terminal only; yields `report(done, total)`."""
+        """Show a progress bar during the block, on a terminal only; yields `report(done, total)`."""
         if not self._console.is_terminal:
             yield lambda done, total: None
             return
@@ -39,23 +40,23 @@ class Console:
             yield lambda done, total: bars.update(task, completed=done, total=total)
 
     def round_line(self, rounds: int, line: Mapping[str, Any]) -> None:
-        """One round, on one line: score, loss, gradient norm, distance to the reference, seconds."""
+        """Print one round: score, loss, gradient norm, distance to the reference, seconds."""
         seconds = " ".join(
             f"{phase} {line[f'timing_s/{phase}']:.1f}s"
             for phase in ("generate", "verify", "reference", "update", "eval", "round")
             if f"timing_s/{phase}" in line
         )
-        learned = "no update  "
+        update = "no update  "
         if "actor/loss" in line:
-            learned = f"loss {line['actor/loss']:10.4g}  grad {line['actor/grad_norm']:9.3g}"
+            update = f"loss {line['actor/loss']:10.4g}  grad {line['actor/grad_norm']:9.3g}"
         kl = f"  kl_ref {line['actor/kl_ref']:7.3f}" if "actor/kl_ref" in line else ""
         self.say(
             f"round {line['training/round']:>4}/{rounds}  score {line['critic/score/mean']:.3f} "
-            f"{_bar(line['critic/score/mean'])}  {learned}{kl}  "
+            f"{_bar(line['critic/score/mean'])}  {update}{kl}  "
             f"length {line['response_length/mean']:.1f}  {seconds}"
         )
 
 
-def _bar(share: float, width: int = 20) -> str:
-    filled = round(share * width)
+def _bar(fraction: float, width: int = 20) -> str:
+    filled = round(fraction * width)
     return "█" * filled + "·" * (width - filled)

@@ -1,4 +1,4 @@
-"""Random keys by name: every draw is a function of what it is for, never of where or when it is made."""
+"""Random keys by name: every draw depends on its purpose and indices, never on the place or time of the computation."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import numpy as np
 
 
 def named_key(seed: int, purpose: str, *numbers: int) -> jax.Array:
-    """The typed threefry2x32 key of one purpose, for example `named_key(seed, "rollout", round)`.
+    """The typed threefry2x32 key for one purpose, for example `named_key(seed, "rollout", round)`.
 
-    The implementation is named because `rbg`, which a user may have made jax's default, gives other bits under vmap.
+    The implementation is fixed, because a user may have set jax's default to `rbg`, whose bits change under vmap.
 
     Args:
       seed: `run.seed`.
-      purpose: a word; its CRC-32 is folded in, so that equal numbers of two purposes share nothing.
-      numbers: indices that tell one draw from the next (round, update, …), each in [0, 2**32).
+      purpose: a word; its CRC-32 is folded in, so that two purposes with equal numbers get different keys.
+      numbers: indices that distinguish draws (round, update, …), each in [0, 2**32).
     """
     key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), zlib.crc32(purpose.encode()))
     for number in numbers:
@@ -25,9 +25,9 @@ def named_key(seed: int, purpose: str, *numbers: int) -> jax.Array:
 
 
 def host_permutation(key: jax.Array, size: int) -> np.ndarray:
-    """i64[size]: a uniformly random order of 0 … size − 1, made on the host without compiling anything.
+    """i64[size]: a uniformly random permutation of 0 … size − 1, on the host; compiles nothing.
 
-    Raw Philox words under a stable sort, not a library's shuffle: their stream is fixed, a shuffle's algorithm is not.
+    Sorts raw Philox words, whose stream is fixed; a library may change the algorithm of its shuffle.
 
     Args:
       key: from `named_key`; consumed.

@@ -1,4 +1,4 @@
-"""Names → numbers: the clock of a round's phases, and metrics.jsonl, the record of truth."""
+"""Phase timer and the metrics.jsonl writer; the file is the record of truth."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Clock:
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Adds the block's duration to `timing_s/{name}`."""
+        """Add the duration of the block to `timing_s/{name}`."""
         start = time.perf_counter()
         try:
             yield
@@ -29,7 +29,7 @@ class Clock:
             self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - start
 
     def read(self) -> dict[str, float]:
-        """Seconds by `timing_s/{phase}` and `timing_s/round`; starts anew."""
+        """Seconds by `timing_s/{phase}` and `timing_s/round`; then restart from zero."""
         now = time.perf_counter()
         seconds = {f"timing_s/{name}": value for name, value in self._seconds.items()}
         seconds["timing_s/round"] = now - self._start
@@ -41,7 +41,7 @@ class Writer:
     """Appends lines to a metrics file; only one process writes."""
 
     def __init__(self, path: Path, *, keep_bytes: int, is_active: bool) -> None:
-        """Drops what lies behind `keep_bytes`: lines of rounds that were not saved and will be run again.
+        """Open the file and drop everything after `keep_bytes`: rounds after the last checkpoint are played again.
 
         Raises:
           ValueError: as `check`.
@@ -53,7 +53,7 @@ class Writer:
             os.truncate(path, keep_bytes)
 
     def write(self, values: Mapping[str, Any]) -> None:
-        """One JSON line, on disk when this returns; numbers that are not finite become null."""
+        """Append one JSON line; it is on disk when this returns. Numbers that are not finite become null."""
         if not self._is_active:
             return
         line = json.dumps({name: _plain(value) for name, value in values.items()}) + "\n"
@@ -65,15 +65,15 @@ class Writer:
 
 
 def check(path: Path, *, keep_bytes: int) -> None:
-    """Refuses a metrics file that has lost lines of saved rounds; writes nothing.
+    """Refuse a metrics file that has lost lines of saved rounds; writes nothing.
 
     Raises:
       ValueError: the file is shorter than `keep_bytes`, its length at the last save.
     """
-    found = path.stat().st_size if path.exists() else 0
-    if found < keep_bytes:
+    size = path.stat().st_size if path.exists() else 0
+    if size < keep_bytes:
         raise ValueError(
-            f"{path} has {found} bytes, but had {keep_bytes} when the last checkpoint was saved, so lines are lost. "
+            f"{path} has {size} bytes, but had {keep_bytes} when the last checkpoint was saved, so lines are lost. "
             "Restore the file, or start a new run with another --run-dir."
         )
 
@@ -82,7 +82,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics file.
 
     Raises:
-      ValueError: a line is not whole; a run that is killed while it writes leaves one, and drops it when it goes on.
+      ValueError: a line is incomplete. A run killed while it writes leaves such a line, and drops it when it resumes.
     """
     lines = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
@@ -90,7 +90,7 @@ def read(path: Path) -> list[dict[str, Any]]:
             lines.append(json.loads(line))
         except json.JSONDecodeError as error:
             raise ValueError(
-                f"{path}:{number} is not a whole line. Start the run again, which mends it, or delete that line."
+                f"{path}:{number} is an incomplete line. Resume the run, which drops it, or delete that line."
             ) from error
     return lines
 

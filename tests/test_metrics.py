@@ -1,4 +1,4 @@
-"""metrics.jsonl and the clock: what is written is there, what was not saved is dropped, what is lost is refused."""
+"""metrics.jsonl and the phase timer: a written line is on disk, unsaved lines are dropped, lost lines are refused."""
 
 from __future__ import annotations
 
