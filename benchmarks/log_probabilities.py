@@ -14,9 +14,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from reval_jax import algorithms, batch, keys, mesh, policy, sampler, types, weights
+from reval_jax import algorithms, batch, keys, mesh, policy, sampler, trajectories, types, weights
 from reval_jax import config as config_lib
-from reval_jax import trajectories as trajectories_lib
 from reval_jax.tools import demo
 
 QUESTIONS = ("2+2=", "Q: What is 5 times 5?\nA:", "The capital of France is")
@@ -72,7 +71,7 @@ def measure(loaded: Any, dtype: str, cache: sampler.CacheSetting) -> dict[str, n
     order = np.arange(len(QUESTIONS))
     ids = tuple(np.array(loaded.tokenizer(text)["input_ids"], np.int32) for text in QUESTIONS)
     asked = types.Prompts(order, order, QUESTIONS, ids, ("",) * len(QUESTIONS))
-    rollout = sampler.generate(
+    responses = sampler.generate(
         engine,
         sampler.hand_over(params, devices, engine),
         asked,
@@ -82,8 +81,8 @@ def measure(loaded: Any, dtype: str, cache: sampler.CacheSetting) -> dict[str, n
     )
     verdicts = types.Verdicts(np.zeros(num, np.float32), np.ones(num, np.int8), ("",) * num)
     algorithm = algorithms.choose(config)
-    sampled = trajectories_lib.trajectories(
-        asked, rollout, verdicts, round=0, policy_version=0, config=config, shape_reward=algorithm.shape_reward
+    sampled = trajectories.join(
+        asked, responses, verdicts, round=0, policy_version=0, config=config, shape_reward=algorithm.shape_reward
     )
     packed = batch.pack(sampled, devices, limits=batch.limits(config, step_size=algorithm.step_size))
 

@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from reval_jax import config as config_lib
 from reval_jax import mesh as mesh_lib
-from reval_jax import types
+from reval_jax import ragged, types
 
 
 class Batch(NamedTuple):
@@ -213,7 +213,7 @@ def pack(rows: types.Trajectories, mesh: Mesh, *, limits: Limits, arrangement: A
     place = arrangement or arrange(rows, mesh, limits=limits)
     shape = place.shape
     length, response_length = rows.length.astype(np.int64), rows.response_length.astype(np.int64)
-    source = _Source(rows, place, _offsets(length), _offsets(response_length))
+    source = _Source(rows, place, ragged.offsets(length), ragged.offsets(response_length))
     # (row, column) of every token, of every response token, and (row, slot) of every trajectory.
     index = {
         "tokens": (np.repeat(place.row, length), np.repeat(place.start, length) + source.offset),
@@ -277,9 +277,3 @@ def specs() -> Batch:
 def sharding(mesh: Mesh) -> NamedSharding:
     """The sharding of a batch's arrays: rows over data and fsdp."""
     return NamedSharding(mesh, PartitionSpec(None, mesh_lib.ROWS))
-
-
-def _offsets(lengths: np.ndarray) -> np.ndarray:
-    """0, 1, … for each of the ragged rows, end to end."""
-    starts = np.cumsum(lengths) - lengths
-    return np.arange(lengths.sum()) - np.repeat(starts, lengths)

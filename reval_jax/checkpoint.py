@@ -14,8 +14,8 @@ from reval_jax import config as config_lib
 from reval_jax import types
 
 
-class Everything(NamedTuple):
-    """What a run is, between two rounds."""
+class CheckpointState(NamedTuple):
+    """Everything that a run needs to resume."""
 
     params: Any  # nested dict of device arrays
     optimizer: Any  # optax's state and the update counters: any pytree of device arrays
@@ -78,7 +78,7 @@ class Store:
         """The last committed round, or None."""
         return self._manager.latest_step()
 
-    def save(self, round: int, everything: Everything, config: config_lib.Config) -> None:
+    def save(self, round: int, everything: CheckpointState, config: config_lib.Config) -> None:
         """Begin to save; returns when the arrays are copied to the host, so that the caller may donate them."""
         arrays = {
             "params": everything.params,
@@ -96,7 +96,7 @@ class Store:
             round, args=ocp.args.Composite(arrays=ocp.args.PyTreeSave(arrays), notes=ocp.args.JsonSave(notes))
         )
 
-    def restore(self, round: int, like: Everything) -> Everything:
+    def restore(self, round: int, like: CheckpointState) -> CheckpointState:
         """What `save` was given.
 
         Args:
@@ -115,7 +115,7 @@ class Store:
         )
         arrays = restored.arrays
         structure = jax.tree.structure(like.optimizer)
-        return Everything(
+        return CheckpointState(
             params=arrays["params"],
             optimizer=jax.tree.unflatten(structure, [arrays["optimizer"][name] for name in _flat(like.optimizer)]),
             reference=arrays.get("reference"),

@@ -27,6 +27,7 @@ Decay = Annotated[float, pydantic.Field(ge=0, lt=1)]
 _FUNCTION = r"\w+(?:\.\w+)*:\w+(?:\.\w+)*"
 BuiltIn = Literal["reval", "tbrm", "regression", "grpo"]
 OBJECTIVES: tuple[str, ...] = typing.get_args(BuiltIn)
+ENGINES = ("jax",)
 
 
 def _known_objective(name: object) -> object:
@@ -44,7 +45,19 @@ def _known_objective(name: object) -> object:
     )
 
 
+def _known_engine(name: object) -> object:
+    """The name, if a sampler's engine can have it.
+
+    Raises:
+      ValueError: it is neither a built-in's nor MODULE:FUNCTION.
+    """
+    if name in ENGINES or (isinstance(name, str) and re.fullmatch(_FUNCTION, name)):
+        return name
+    raise ValueError(f"no engine has this name. Use {', '.join(ENGINES)}, or MODULE:FUNCTION of your own")
+
+
 Objective = Annotated[BuiltIn | str, pydantic.BeforeValidator(_known_objective)]
+Engine = Annotated[str, pydantic.BeforeValidator(_known_engine)]
 AnswerFormat = Literal["boxed", "first_number", "last_number"]
 STRICT = pydantic.ConfigDict(extra="forbid")
 
@@ -120,6 +133,8 @@ class Rollout:
     decode_window: PositiveInt = 16  # tokens between two looks by the host: TPU 8-64, GPU and CPU 1-16
     # How decoding runs through the model's layers: loop compiles one of them, unrolled all; auto is unrolled on CPU.
     decode_layers: Literal["auto", "loop", "unrolled"] = "auto"
+    # What samples: jax, this package's own sampler, or MODULE:FUNCTION of your own (docs/howto/sampler_engine.md).
+    engine: Engine = "jax"
     # Keys and values of decoded tokens: as model.compute_dtype, or int8 with a scale a token and head: half of bfloat16's memory,
     # and log-probabilities a little off the learner's.
     kv_cache: Literal["compute", "int8"] = "compute"

@@ -13,7 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from reval_jax import types
+from reval_jax import ragged, types
+
+RAGGED = ("tokens", "log_prob", "truncated_log_prob")
+"""Fields of a response with a number for each of its tokens."""
 
 
 class Journal:
@@ -68,26 +71,17 @@ def _joined(responses: list[types.Response]) -> dict[str, np.ndarray]:
         "sample": np.array([response.sample for response in responses], np.int32),
         "length": np.array([len(response.tokens) for response in responses], np.int32),
         "is_truncated": np.array([response.is_truncated for response in responses], bool),
-        **{
-            name: np.concatenate([getattr(response, name) for response in responses])
-            for name in ("tokens", "log_prob", "truncated_log_prob")
-        },
+        **{name: np.concatenate([getattr(response, name) for response in responses]) for name in RAGGED},
     }
 
 
 def _split(stored: dict[str, np.ndarray]) -> list[types.Response]:
-    cuts = np.cumsum(stored["length"])[:-1]
-    tokens, log_prob, truncated_log_prob = (
-        np.split(stored[name], cuts) for name in ("tokens", "log_prob", "truncated_log_prob")
+    """The responses that `_joined` joined."""
+    parts = zip(*(ragged.split(stored[name], stored["length"]) for name in RAGGED), strict=True)
+    rows = zip(
+        stored["prompt"].tolist(), stored["sample"].tolist(), parts, stored["is_truncated"].tolist(), strict=True
     )
     return [
-        types.Response(
-            int(stored["prompt"][index]),
-            int(stored["sample"][index]),
-            tokens[index],
-            log_prob[index],
-            truncated_log_prob[index],
-            bool(stored["is_truncated"][index]),
-        )
-        for index in range(len(stored["length"]))
+        types.Response(prompt, sample, tokens, log_prob, truncated_log_prob, is_truncated)
+        for prompt, sample, (tokens, log_prob, truncated_log_prob), is_truncated in rows
     ]

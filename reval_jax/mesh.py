@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -46,6 +46,23 @@ def make(settings: config_lib.Mesh, devices: Sequence[jax.Device] | None = None)
     if num_local % tensor:
         raise ValueError(f"mesh.tensor={tensor} does not divide the {num_local} devices of a process. Use a divisor.")
     return Mesh(np.array(devices).reshape(data, fsdp, tensor), AXES)
+
+
+class Meshes(NamedTuple):
+    """The devices of the two halves of the program; nothing may assume that they are the same devices."""
+
+    learner: Mesh  # every device of every process, axes (data, fsdp, tensor)
+    sampler: Mesh  # devices of this process, axes (rows, tensor)
+
+
+def make_meshes(settings: config_lib.Mesh) -> Meshes:
+    """The learner's mesh and the sampler's: here this process's part of the learner's devices.
+
+    Raises:
+      ValueError: as `make`.
+    """
+    learner = make(settings)
+    return Meshes(learner, local(learner))
 
 
 def local(mesh: Mesh, process_index: int | None = None) -> Mesh:

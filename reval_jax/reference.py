@@ -39,6 +39,24 @@ def reset(reference: Reference, params: model.Params, *, config: config_lib.Conf
     return Reference(_copy(params, config), reference.version + 1)
 
 
+def restored(params: model.Params, version: int, *, config: config_lib.Config) -> Reference:
+    """pi_ref from a checkpoint's arrays, in the memory where `update.reference_memory` keeps it."""
+    return Reference(place(params, config.update.reference_memory), version)
+
+
+def abstract(params: model.Params, *, config: config_lib.Config) -> model.Params:
+    """Shapes, dtypes and shardings of pi_ref's parameters.
+
+    Args:
+      params: the learner's, arrays or ShapeDtypeStructs with shardings.
+    """
+    return jax.tree.map(
+        lambda leaf, dtype: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding),
+        params,
+        model.compute_dtypes(params, config.model.compute_dtype),
+    )
+
+
 def _copy(params: model.Params, config: config_lib.Config) -> model.Params:
     def copy(leaf: jax.Array, dtype: jnp.dtype) -> jax.Array:
         # copy=True: where the dtype is the parameters' own, a view would be donated with them.

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from reval_jax import keys, types
+from reval_jax import keys, ragged, types
 
 _EMPTY = types.Trajectories(
     tokens=np.zeros(0, np.int32),
@@ -48,14 +48,14 @@ def empty() -> types.Trajectories:
 
 
 def gather(trajectories: types.Trajectories, rows: np.ndarray) -> types.Trajectories:
-    """The trajectories at `rows` i[n], in that order; a row may stand several times.
+    """The trajectories at `rows` i[n], in that order; a row may occur several times.
 
     Raises:
       ValueError: a row outside [0, size).
     """
     rows = _checked_rows(trajectories, rows)
-    token_index = _ragged_index(trajectories.length, rows)
-    response_index = _ragged_index(trajectories.response_length, rows)
+    token_index = ragged.indices(trajectories.length, rows)
+    response_index = ragged.indices(trajectories.response_length, rows)
     fields = {name: getattr(trajectories, name)[rows] for name in _ROW_FIELDS}
     return types.Trajectories(
         tokens=trajectories.tokens[token_index], log_prob=trajectories.log_prob[response_index], **fields
@@ -151,12 +151,12 @@ def with_uses(buffer: Buffer, rows: np.ndarray) -> Buffer:
     """The buffer with one more use counted at each of `rows`, which are different rows.
 
     Raises:
-      ValueError: a row outside the buffer, or one that stands twice.
+      ValueError: a row outside the buffer, or one that occurs twice.
     """
     rows = _checked_rows(buffer.trajectories, rows)
     if len(np.unique(rows)) != len(rows):
         raise ValueError(
-            "a row stands twice in one batch, but a batch is drawn without replacement. Pass different rows."
+            "a row occurs twice in one batch, but a batch is drawn without replacement. Pass different rows."
         )
     old = buffer.trajectories
     return buffer._replace(
@@ -168,14 +168,6 @@ def _with_values(array: np.ndarray, rows: np.ndarray, values: np.ndarray | int) 
     changed = array.copy()
     changed[rows] = values
     return changed
-
-
-def _ragged_index(lengths: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """i64[sum of lengths[rows]] where, in a flat array of parts of these lengths, the parts `rows` lie, end to end."""
-    starts = np.cumsum(lengths, dtype=np.int64) - lengths
-    taken = lengths[rows].astype(np.int64)
-    ends = np.cumsum(taken)
-    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts[rows] - (ends - taken), taken)
 
 
 def _checked_rows(trajectories: types.Trajectories, rows: np.ndarray) -> np.ndarray:

@@ -6,11 +6,15 @@ import importlib.metadata
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from reval_jax import config as config_lib
+from reval_jax import ragged, types
+
+if TYPE_CHECKING:
+    import transformers
 
 PACKAGES = ("reval-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy", "math-verify")
 
@@ -120,3 +124,35 @@ def _version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
+
+
+def write_rollouts(
+    file: Path,
+    prompts: types.Prompts,
+    trajectories: types.Trajectories,
+    tokenizer: transformers.PreTrainedTokenizerBase,
+) -> None:
+    """A round's prompts, responses and verdicts, one JSON line each.
+
+    Args:
+      prompts: with consecutive cursors; those of all the trajectories.
+    """
+    tokens = ragged.split(trajectories.tokens, trajectories.length)
+    responses = [part[start:].tolist() for part, start in zip(tokens, trajectories.prompt_length, strict=True)]
+    texts = tokenizer.batch_decode(responses, skip_special_tokens=False)
+    log_probs = ragged.split(trajectories.log_prob, trajectories.response_length)
+    first = int(prompts.cursor[0])
+    with file.open("w", encoding="utf-8") as lines:
+        for index, text in enumerate(texts):
+            prompt = int(trajectories.cursor[index]) - first
+            row = {
+                "prompt": prompts.texts[prompt],
+                "response": text,
+                "answer": prompts.answers[prompt],
+                "verdict": types.VERDICTS[trajectories.verdict[index]],
+                "reward": float(trajectories.raw_reward[index]),
+                "is_truncated": bool(trajectories.is_truncated[index]),
+                "num_tokens": int(trajectories.response_length[index]),
+                "log_prob": float(log_probs[index].sum()),
+            }
+            lines.write(json.dumps(row, ensure_ascii=False) + "\n")

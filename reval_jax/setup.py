@@ -1,11 +1,10 @@
-"""Config → everything a run is made of, every refusal before anything is written."""
+"""Sets up a run: the components it is made of and its state. Everything wrong is refused here, before anything is written."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import numpy as np
@@ -16,7 +15,6 @@ from reval_jax import (
     checkpoint,
     distributed,
     evaluate,
-    keys,
     mesh,
     metrics,
     model,
@@ -26,6 +24,7 @@ from reval_jax import (
     run_directory,
     sampler,
     sinks,
+    timing,
     update,
     verifier,
     weights,
@@ -33,35 +32,40 @@ from reval_jax import (
 from reval_jax import config as config_lib
 from reval_jax import console as console_lib
 from reval_jax import trajectories as trajectories_lib
-from reval_jax.tools.bench import timing
+
+if TYPE_CHECKING:
+    import transformers
 
 
-class Parts(NamedTuple):
-    """What a run is made of: built once, never changed."""
+class Components(NamedTuple):
+    """The parts of a run that never change."""
 
     config: config_lib.Config
-    tokenizer: Any
-    mesh: jax.sharding.Mesh
+    tokenizer: transformers.PreTrainedTokenizerBase
+    meshes: mesh.Meshes
     data: prompts.Dataset
     benchmarks: list[evaluate.Benchmark]
     algorithm: algorithms.Algorithm
-    engine: sampler.Engine
+    sampler: sampler.Sampler
     sampling: sampler.Sampling  # of a round; its stop_ids are the model's and the template's
-    grader: verifier.Grader  # its processes start with the first answer that needs one; whoever trains closes it
+    grader: verifier.Grader  # starts its processes with the first answer that needs one; `train` closes it
     optimizer: optax.GradientTransformation
-    step: Any  # update.make_step
+    step: jax.stages.Wrapped  # of update.make_step
     score: reference.Scorer | None  # None where the algorithm has no reference
-    peak_tokens_per_s: float  # of an update whose 6 · parameters · tokens ran at the matmul's rate: what MFU divides by
+    peak_tokens_per_s: (
+        float  # MFU's denominator: of an update whose 6 · parameters · tokens FLOPs run at the matmul's rate
+    )
     store: checkpoint.Store
-    run: run_directory.RunDirectory
+    directory: run_directory.RunDirectory
     writer: metrics.Writer
     sinks: sinks.Sinks
     clock: metrics.Clock
     console: console_lib.Console
+    row_lengths: set[int]  # tokens of the batch rows that the update is compiled for so far
 
 
-class Run(NamedTuple):
-    """What a run has become, between two rounds."""
+class RunState(NamedTuple):
+    """The parts of a run that change, between two rounds."""
 
     state: update.TrainState
     reference: reference.Reference | None
@@ -69,8 +73,8 @@ class Run(NamedTuple):
     progress: checkpoint.Progress
 
 
-def prepare(config: config_lib.Config, run_dir: Path, *, console: console_lib.Console) -> tuple[Parts, Run]:
-    """The parts of the run in `run_dir` and its state: from its last checkpoint, or new.
+def prepare(config: config_lib.Config, run_dir: Path, *, console: console_lib.Console) -> tuple[Components, RunState]:
+    """The components of the run in `run_dir` and its state: from its last checkpoint, or new.
 
     Raises:
       ValueError: the config, the devices, the model, the data or the directory can't be used; nothing was written.
@@ -82,7 +86,7 @@ def prepare(config: config_lib.Config, run_dir: Path, *, console: console_lib.Co
         console = console_lib.Console(is_quiet=True)
     algorithm = algorithms.choose(config)
     opens = sinks.choose(config.run.sinks)
-    learner_mesh = mesh.make(config.mesh)
+    meshes = mesh.make_meshes(config.mesh)
     trajectories_lib.check_divides(config.rollout.prompts_per_round, jax.process_count())
     changes = run_directory.inspect(run_dir, config)
 
@@ -91,21 +95,22 @@ def prepare(config: config_lib.Config, run_dir: Path, *, console: console_lib.Co
     data = prompts.load(config.task, tokenizer)
     benchmarks = evaluate.load(config, tokenizer)
     prompt_tokens = [*data.tokens, *(tokens for each in benchmarks for tokens in each.prompts.tokens)]
-    engine = sampler.from_config(architecture, learner_mesh, config, max_prompt_tokens=longest(prompt_tokens))
+    make_sampler = sampler.engines.choose(config.rollout.engine)
     sampling = sampler.sampling_of(config.rollout, stop_ids)
     optimizer = update.make_optimizer(config.optimizer)
     directory = run_directory.RunDirectory(run_dir)
     # Opening the checkpoints of a new run makes the directory, and the weights can still be refused.
     store = checkpoint.Store(directory.checkpoints, config.checkpoint) if directory.checkpoints.exists() else None
     latest = store.latest() if store else None
+    start = _Start(config, algorithm, architecture, optimizer, meshes.learner)
     if store is None or latest is None:
-        run = _begin(config, algorithm, architecture, optimizer, learner_mesh)
+        run = start.new()
     else:
-        run = _resume(config, algorithm, architecture, optimizer, learner_mesh, store, latest)
+        run = start.resumed(store, latest)
         console.say(f"resuming {run_dir} after round {latest}")
     for change in changes:
         console.say(f"resuming with {change}")
-    for note in _notes(config, architecture, learner_mesh):
+    for note in _notes(config, architecture, meshes.learner):
         console.say(f"note: {note}")
     identity = f"{config_lib.results_hash(config)} {data.fingerprint} {architecture} after round {latest}"
     distributed.check_agreement(identity, "settings, training data, model or checkpoint")
@@ -113,28 +118,29 @@ def prepare(config: config_lib.Config, run_dir: Path, *, console: console_lib.Co
     if is_writer:
         metrics.check(directory.metrics, keep_bytes=run.progress.metrics_bytes)
         run_directory.claim(run_dir, config, data_fingerprint=data.fingerprint, round=run.progress.round)
-    parts = Parts(
+    components = Components(
         config=config,
         tokenizer=tokenizer,
-        mesh=learner_mesh,
+        meshes=meshes,
         data=data,
         benchmarks=benchmarks,
         algorithm=algorithm,
-        engine=engine,
+        sampler=make_sampler(architecture, meshes, config, longest(prompt_tokens)),
         sampling=sampling,
         grader=verifier.Grader(config, say=console.say),
         optimizer=optimizer,
-        step=update.make_step(architecture, optimizer, learner_mesh, loss=algorithm.loss, config=config),
-        score=reference.make_scorer(architecture, learner_mesh, config=config) if algorithm.has_reference else None,
+        step=update.make_step(architecture, optimizer, meshes.learner, loss=algorithm.loss, config=config),
+        score=reference.make_scorer(architecture, meshes.learner, config=config) if algorithm.has_reference else None,
         peak_tokens_per_s=_peak_tokens_per_s(architecture, config.model.compute_dtype),
         store=store or checkpoint.Store(directory.checkpoints, config.checkpoint),
-        run=directory,
+        directory=directory,
         writer=metrics.Writer(directory.metrics, keep_bytes=run.progress.metrics_bytes, is_active=is_writer),
         sinks=sinks.Sinks(opens if is_writer else {}, config, run_dir, say=console.say),
         clock=metrics.Clock(),
         console=console,
+        row_lengths=set(),
     )
-    return parts, run
+    return components, run
 
 
 def _notes(config: config_lib.Config, architecture: model.Architecture, devices: jax.sharding.Mesh) -> list[str]:
@@ -155,9 +161,9 @@ def _peak_tokens_per_s(architecture: model.Architecture, compute_dtype: str) -> 
     return jax.device_count() * timing.device_peak(compute_dtype) / (6 * num_params)
 
 
-def everything(run: Run) -> checkpoint.Everything:
+def checkpoint_state(run: RunState) -> checkpoint.CheckpointState:
     """The run in the form checkpoints take it: the learner's counters travel with the optimizer."""
-    return checkpoint.Everything(
+    return checkpoint.CheckpointState(
         params=run.state.params,
         optimizer=run.state._replace(params=None),  # type: ignore[arg-type]
         reference=run.reference.params if run.reference else None,
@@ -166,162 +172,49 @@ def everything(run: Run) -> checkpoint.Everything:
     )
 
 
-def _begin(
-    config: config_lib.Config,
-    algorithm: algorithms.Algorithm,
-    architecture: model.Architecture,
-    optimizer: optax.GradientTransformation,
-    devices: jax.sharding.Mesh,
-) -> Run:
-    params = place_params(weights.load(config.model.path).params, architecture, devices)
-    start = reference.init(params, config=config) if algorithm.has_reference else None
-    state = update.init(params, optimizer, devices)
-    return Run(state, start, replay.init(config.replay.capacity), checkpoint.Progress())
+class _Start(NamedTuple):
+    """What a run's first state is made from."""
 
+    config: config_lib.Config
+    algorithm: algorithms.Algorithm
+    architecture: model.Architecture
+    optimizer: optax.GradientTransformation
+    mesh: jax.sharding.Mesh  # the learner's
 
-def _resume(
-    config: config_lib.Config,
-    algorithm: algorithms.Algorithm,
-    architecture: model.Architecture,
-    optimizer: optax.GradientTransformation,
-    devices: jax.sharding.Mesh,
-    store: checkpoint.Store,
-    latest: int,
-) -> Run:
-    params = update.abstract_params(architecture, devices)
-    state = update.abstract(params, optimizer, devices)
-    frozen = None
-    if algorithm.has_reference:
-        frozen = jax.tree.map(
-            lambda leaf, dtype: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding),
-            params,
-            model.compute_dtypes(params, config.model.compute_dtype),
+    def new(self) -> RunState:
+        """The state before the first round, with the published weights."""
+        params = place_params(weights.load(self.config.model.path).params, self.architecture, self.mesh)
+        start = reference.init(params, config=self.config) if self.algorithm.has_reference else None
+        state = update.init(params, self.optimizer, self.mesh)
+        return RunState(state, start, replay.init(self.config.replay.capacity), checkpoint.Progress())
+
+    def resumed(self, store: checkpoint.Store, round: int) -> RunState:
+        """The state that was saved after this round."""
+        params = update.abstract_params(self.architecture, self.mesh)
+        abstract = checkpoint.CheckpointState(
+            params=params,
+            optimizer=update.abstract(params, self.optimizer, self.mesh)._replace(params=None),  # type: ignore[arg-type]
+            reference=reference.abstract(params, config=self.config) if self.algorithm.has_reference else None,
+            replay=replay.empty(),
+            progress=checkpoint.Progress(),
         )
-    buffer = replay.init(config.replay.capacity)
-    like = Run(state, reference.Reference(frozen, 0) if frozen else None, buffer, checkpoint.Progress())
-    saved = store.restore(latest, everything(like))
-    return Run(
-        state=saved.optimizer._replace(params=saved.params),
-        reference=reference.Reference(
-            reference.place(saved.reference, config.update.reference_memory), saved.progress.reference_version
+        saved = store.restore(round, abstract)
+        return RunState(
+            state=saved.optimizer._replace(params=saved.params),
+            reference=None
+            if saved.reference is None
+            else reference.restored(saved.reference, saved.progress.reference_version, config=self.config),
+            buffer=replay.init(self.config.replay.capacity)._replace(trajectories=saved.replay),
+            progress=saved.progress,
         )
-        if saved.reference is not None
-        else None,
-        buffer=buffer._replace(trajectories=saved.replay),
-        progress=saved.progress,
-    )
 
 
-def place_params(params: Any, architecture: model.Architecture, devices: jax.sharding.Mesh) -> Any:
+def place_params(params: model.Params, architecture: model.Architecture, devices: jax.sharding.Mesh) -> model.Params:
     """Host parameters on the learner's mesh."""
     placement = jax.tree.map(lambda leaf: leaf.sharding, update.abstract_params(architecture, devices))
     return mesh.put(params, placement)
 
 
-class Policy(NamedTuple):
-    """A policy to look at."""
-
-    params: Any  # float32, on the learner's mesh
-    architecture: model.Architecture
-    tokenizer: Any
-    stop_ids: tuple[int, ...]
-    mesh: jax.sharding.Mesh
-    source: str  # what was loaded
-    round: int  # of the checkpoint; 0 for published weights
-
-
-def load_policy(config: config_lib.Config, run_dir: Path | None, *, round: int | None = None) -> Policy:
-    """The last checkpoint (or `round`'s) of a run; without a run, or for its round 0, the published weights.
-
-    Raises:
-      ValueError: the run has no such checkpoint, or the model can't be read.
-    """
-    if round is not None and run_dir is None:
-        raise ValueError(
-            f"--round {round} names a checkpoint, but no run to take it from. Add --run-dir, or leave it out."
-        )
-    distributed.start()
-    devices = mesh.make(config.mesh)
-    architecture, tokenizer, model_stop_ids = weights.read(config.model.path)
-    stop_ids = prompts.stop_ids(config.task, tokenizer, model_stop_ids)
-    if run_dir is None or round == 0:
-        params = place_params(weights.load(config.model.path).params, architecture, devices)
-        return Policy(params, architecture, tokenizer, stop_ids, devices, config.model.path, 0)
-    store = checkpoint.Store.open(run_dir / "checkpoints")
-    chosen = store.choose(round)
-    params = store.restore_params(chosen, update.abstract_params(architecture, devices))
-    store.close()
-    return Policy(params, architecture, tokenizer, stop_ids, devices, f"{run_dir}, round {chosen}", chosen)
-
-
-def sampling_copy(policy: Policy, config: config_lib.Config, *, max_prompt_tokens: int) -> tuple[Any, sampler.Engine]:
-    """The sampler's parameters and engine for the policy, and prompts of up to `max_prompt_tokens`."""
-    engine = sampler.from_config(policy.architecture, policy.mesh, config, max_prompt_tokens=max_prompt_tokens)
-    return sampler.hand_over(policy.params, policy.mesh, engine), engine
-
-
 def longest(prompt_tokens: Iterable[np.ndarray]) -> int:
     """Tokens of the longest prompt."""
     return max(len(tokens) for tokens in prompt_tokens)
-
-
-def respond(
-    policy: Policy,
-    config: config_lib.Config,
-    question: str,
-    num_samples: int,
-    *,
-    on_text: Callable[[int, str, bool], None] | None = None,
-) -> list[dict[str, Any]]:
-    """Responses to one question: text, tokens, log-probability, whether cut.
-
-    Args:
-      on_text: called with (sample, what is new of its text, whether it is complete) while responses are sampled.
-
-    Raises:
-      ValueError: the rendered prompt is longer than `task.max_prompt_tokens`.
-    """
-    asked = prompts.from_question(question, config.task, policy.tokenizer)
-    devices = jax.local_device_count()
-    slots = min(config.rollout.decode_slots, max(2, -(-num_samples // devices)) * devices)
-    settings = dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, decode_slots=slots))
-    params, engine = sampling_copy(policy, settings, max_prompt_tokens=longest(asked.tokens))
-    rollout = sampler.generate(
-        engine,
-        params,
-        asked,
-        keys.named_key(config.run.seed, "sample"),
-        samples_per_prompt=num_samples,
-        sampling=sampler.sampling_of(config.rollout, policy.stop_ids),
-        on_tokens=_text_of(policy.tokenizer, on_text) if on_text else None,
-    )
-    texts = evaluate.decode(policy.tokenizer, rollout.tokens, rollout.length)
-    cuts = np.cumsum(rollout.length)[:-1]
-    log_probs, truncated_log_probs = np.split(rollout.log_prob, cuts), np.split(rollout.truncated_log_prob, cuts)
-    return [
-        {
-            "text": text,
-            "num_tokens": int(rollout.length[index]),
-            "log_prob": float(log_probs[index].sum()),
-            "truncated_log_prob": float(truncated_log_probs[index].sum()),
-            "is_truncated": bool(rollout.is_truncated[index]),
-        }
-        for index, text in enumerate(texts)
-    ]
-
-
-def _text_of(tokenizer: Any, on_text: Callable[[int, str, bool], None]) -> Callable[[list[sampler.Tokens]], None]:
-    """A listener to tokens that passes text on; a character whose bytes are not all there yet waits for them."""
-    seen: dict[int, tuple[list[int], str]] = {}
-
-    def listen(made: list[sampler.Tokens]) -> None:
-        for new in made:
-            tokens, before = seen.get(new.sample, ([], ""))
-            tokens = tokens + new.tokens.tolist()
-            text = tokenizer.decode(tokens, skip_special_tokens=True)
-            if not new.is_finished:
-                text = text.rstrip("\ufffd")
-            seen[new.sample] = tokens, text
-            on_text(new.sample, text[len(before) :], new.is_finished)
-
-    return listen

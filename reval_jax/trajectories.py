@@ -1,4 +1,4 @@
-"""Prompts, their rollout and its verdicts → finished trajectories with their shaped reward."""
+"""Finished trajectories: responses and their verdicts in one flat record, with shaped rewards; shares and groups of prompts."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from reval_jax import algorithms, distributed, replay, types
+from reval_jax import algorithms, distributed, ragged, replay, types
 from reval_jax import config as config_lib
 
 
-def trajectories(
+def join(
     prompts: types.Prompts,
-    rollout: types.Rollout,
+    responses: Sequence[types.Response],
     verdicts: types.Verdicts,
     *,
     round: int,
@@ -22,7 +22,7 @@ def trajectories(
     config: config_lib.Config,
     shape_reward: algorithms.ShapeReward,
 ) -> types.Trajectories:
-    """B trajectories in the rollout's order, with their shaped reward.
+    """B trajectories in the order of the responses, with their shaped rewards.
 
     The group of a trajectory is its prompt's samples of this round. A replayed group is incomplete, so everything that needs
     the group is computed here.
@@ -30,26 +30,22 @@ def trajectories(
     Args:
       shape_reward: the algorithm's.
     """
-    num = rollout.length.shape[0]
-    prompt_length = np.array([len(tokens) for tokens in prompts.tokens], np.int32)[rollout.prompt]
-    offsets = np.cumsum(rollout.length) - rollout.length
-    pieces: list[np.ndarray] = []
-    for index in range(num):
-        pieces += [prompts.tokens[rollout.prompt[index]], rollout.tokens[offsets[index] :][: rollout.length[index]]]
+    num = len(responses)
+    prompt = np.array([response.prompt for response in responses], np.int32)
+    length = np.array([len(response.tokens) for response in responses], np.int32)
+    prompt_tokens = [prompts.tokens[index] for index in prompt]
+    reward = designed_reward(verdicts.reward, config.update, penalty=length_penalty(length, config.rollout))
     return types.Trajectories(
-        tokens=np.concatenate(pieces).astype(np.int32),
-        log_prob=rollout.log_prob,
-        prompt_length=prompt_length,
-        response_length=rollout.length.astype(np.int32),
-        is_truncated=rollout.is_truncated,
+        tokens=ragged.interleave(prompt_tokens, [response.tokens for response in responses]).astype(np.int32),
+        log_prob=np.concatenate([response.log_prob for response in responses]),
+        prompt_length=np.array([len(tokens) for tokens in prompt_tokens], np.int32),
+        response_length=length,
+        is_truncated=np.array([response.is_truncated for response in responses], np.bool_),
         raw_reward=verdicts.reward,
-        reward=shape_reward(
-            designed_reward(verdicts.reward, config.update, penalty=overlong_penalty(rollout.length, config.rollout)),
-            rollout.prompt,
-        ).astype(np.float32),
+        reward=shape_reward(reward, prompt).astype(np.float32),
         verdict=verdicts.kind,
-        cursor=prompts.cursor[rollout.prompt],
-        sample=rollout.sample,
+        cursor=prompts.cursor[prompt],
+        sample=np.array([response.sample for response in responses], np.int32),
         round=np.full(num, round, np.int32),
         policy_version=np.full(num, policy_version, np.int32),
         use_count=np.zeros(num, np.int32),
@@ -59,8 +55,10 @@ def trajectories(
     )
 
 
-def overlong_penalty(length: np.ndarray, settings: config_lib.Rollout) -> np.ndarray:
-    """f32[B] from 0 to 1: what responses of these lengths, in tokens, lose (DAPO's soft overlong punishment, 2503.14476).
+def length_penalty(length: np.ndarray, settings: config_lib.Rollout) -> np.ndarray:
+    """f32[B] from 0 to 1: the reward that responses of these lengths, in tokens, lose.
+
+    DAPO's soft overlong punishment (arXiv 2503.14476).
 
     It grows linearly over the last `penalty_tokens` tokens before the limit, to 1 at the limit.
     """
@@ -96,17 +94,17 @@ def check_divides(prompts_per_round: int, num_processes: int) -> None:
         )
 
 
-def share_of(prompts: types.Prompts, index: int, count: int) -> types.Prompts:
-    """The prompts that process `index` of `count` decodes: a contiguous part, so that parts join in prompt order."""
+def share(prompts: types.Prompts, index: int, count: int) -> types.Prompts:
+    """The prompts that process `index` of `count` decodes: a contiguous part, so that the parts join in prompt order."""
     total = len(prompts.texts)
     part = slice(index * total // count, (index + 1) * total // count)
     return types.Prompts._make(field[part] for field in prompts)
 
 
-def gather(mine: types.Trajectories) -> types.Trajectories:
-    """The trajectories of all processes, in process order, the same on every one."""
+def gather(local: types.Trajectories) -> types.Trajectories:
+    """The trajectories of all processes, in process order, equal on all of them: a collective call."""
     buffer = io.BytesIO()
-    np.savez(buffer, **mine._asdict())
+    np.savez(buffer, **local._asdict())
     payloads = distributed.gather_bytes(buffer.getvalue())
     parts = [dict(np.load(io.BytesIO(payload), allow_pickle=False)) for payload in payloads]
     return replay.concatenate([types.Trajectories(**part) for part in parts])

@@ -40,18 +40,6 @@ class Response(NamedTuple):
     is_truncated: bool  # cut at the length limit
 
 
-class Rollout(NamedTuple):
-    """B = n·N sampled responses in (prompt, sample) order; ragged parts lie end to end."""
-
-    prompt: np.ndarray  # i32[B] index into the prompts the rollout was made from
-    sample: np.ndarray  # i32[B] 0 … N−1
-    tokens: np.ndarray  # i32[sum of length] response tokens as sampled, the end-of-sequence token included
-    log_prob: np.ndarray  # f32[sum of length] nats, of each token under the untruncated softmax(logits / temperature)
-    truncated_log_prob: np.ndarray  # f32[sum of length] nats, after top-k and top-p: what it was sampled from
-    length: np.ndarray  # i32[B] response tokens, at least 1
-    is_truncated: np.ndarray  # bool[B] cut at the length limit, so without an end-of-sequence token
-
-
 class Verdicts(NamedTuple):
     """B graded responses."""
 

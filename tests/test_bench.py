@@ -12,9 +12,8 @@ import pytest
 from support import hf_checkpoints
 
 from benchmarks import log_probabilities
-from reval_jax import cli, weights
+from reval_jax import cli, timing, weights
 from reval_jax.tools import bench
-from reval_jax.tools.bench import timing
 
 SMALL = bench.update.Shape(rows=2, tokens=64, prompt_tokens=8)
 

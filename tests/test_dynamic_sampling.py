@@ -44,9 +44,9 @@ def test_groups_whose_rewards_differ_come_first_and_others_fill_what_is_missing(
 
 def test_the_penalty_climbs_over_the_buffer_to_one_at_the_limit():
     settings = config.Rollout(max_response_tokens=100, truncated="penalty", penalty_tokens=20)
-    found = trajectories.overlong_penalty(np.array([1, 79, 80, 81, 90, 100]), settings)
+    found = trajectories.length_penalty(np.array([1, 79, 80, 81, 90, 100]), settings)
     np.testing.assert_allclose(found, [0, 0, 0, 0.05, 0.5, 1], rtol=1e-6)
-    assert not trajectories.overlong_penalty(np.array([1, 100]), config.Rollout(max_response_tokens=100)).any()
+    assert not trajectories.length_penalty(np.array([1, 100]), config.Rollout(max_response_tokens=100)).any()
 
 
 def test_the_penalty_is_taken_off_before_groups_are_compared():

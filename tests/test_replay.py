@@ -221,7 +221,7 @@ def test_scores_of_another_number_of_rows_are_refused() -> None:
 
 
 def test_a_row_used_twice_in_one_batch_is_refused() -> None:
-    with pytest.raises(ValueError, match="stands twice"):
+    with pytest.raises(ValueError, match="occurs twice"):
         replay.with_uses(filled(3), np.array([1, 1]))
 
 

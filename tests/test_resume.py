@@ -16,7 +16,7 @@ import pytest
 from orbax.checkpoint._src.serialization import serialization
 from support import tiny_programs, tiny_runs
 
-from reval_jax import console, distributed, metrics, reference, setup, train, weights
+from reval_jax import console, distributed, metrics, reference, rollout, setup, train, weights
 
 LIVES = {
     # Each word ends one process; the same command then starts the next, and the last goes on to the end.
@@ -309,20 +309,20 @@ def test_no_batch_mixes_reference_versions_across_a_reset(file, tmp_path, monkey
 def test_stored_scores_are_what_the_reference_of_their_version_says(file, copy):
     """Rows scored since the reset agree with the checkpoint's reference parameters, and rows from before it do not."""
     config = tiny_runs.with_overrides(file, {})
-    parts, run = setup.prepare(config, copy, console=console.Console(is_quiet=True))
-    parts.store.close()
+    components, run = setup.prepare(config, copy, console=console.Console(is_quiet=True))
+    components.store.close()
     assert run.reference.version == 1
     rows = run.buffer.trajectories
     fresh = np.flatnonzero(rows.reference_version == run.reference.version)
     assert 0 < fresh.size < rows.size, "nothing is left stale, so nothing is shown"
     chosen = train.replay.gather(rows, fresh[:8])
     params, limits = reference.load(run.reference), tiny_programs.limits(config)
-    log_prob, value = reference.score(parts.score, params, chosen, parts.mesh, limits=limits)
+    log_prob, value = reference.score(components.score, params, chosen, components.meshes.learner, limits=limits)
     # Rows of another batch stand at other places of a product: float32 rounding.
     np.testing.assert_allclose(chosen.reference_log_prob, log_prob, atol=1e-4)
     np.testing.assert_allclose(chosen.reference_value, value, atol=1e-4)
     stale = train.replay.gather(rows, np.setdiff1d(np.arange(rows.size), fresh)[:8])
-    log_prob, _ = reference.score(parts.score, params, stale, parts.mesh, limits=limits)
+    log_prob, _ = reference.score(components.score, params, stale, components.meshes.learner, limits=limits)
     assert np.abs(stale.reference_log_prob - log_prob).max() > 1e-2, "the references are too alike for this test"
 
 
@@ -381,12 +381,13 @@ def test_grpo_which_has_no_reference_resumes_as_if_never_stopped(file, tmp_path)
 @pytest.mark.slow
 def test_updates_that_are_not_finite_stop_the_run_and_the_last_checkpoint_stands(file, copy):
     before, lines = tiny_runs.saved_arrays(copy), metrics.read(copy / "metrics.jsonl")
-    parts, run = setup.prepare(tiny_runs.with_overrides(file, {}), copy, console=console.Console(is_quiet=True))
-    parts = parts._replace(config=tiny_runs.with_overrides(file, {"update.max_skipped": 3}))
+    components, run = setup.prepare(tiny_runs.with_overrides(file, {}), copy, console=console.Console(is_quiet=True))
+    components = components._replace(config=tiny_runs.with_overrides(file, {"update.max_skipped": 3}))
     broken = jax.tree.map(lambda leaf: leaf * np.float32("nan"), run.reference.params)
     run = run._replace(reference=run.reference._replace(params=broken, version=run.reference.version + 1))
+    actor = rollout.synchronous(components, distributed.Preemption())
     with jax.numpy_dtype_promotion("standard"), pytest.raises(FloatingPointError, match=r"update\.max_skipped=3"):
-        train.play_round(parts, train.play_round(parts, run, distributed.Preemption()), distributed.Preemption())
-    parts.store.close()
+        train.play_round(components, train.play_round(components, run, actor), actor)
+    components.store.close()
     assert tiny_runs.different_arrays(tiny_runs.saved_arrays(copy), before) == []
     assert metrics.read(copy / "metrics.jsonl")[: len(lines)] == lines

@@ -36,7 +36,7 @@ def test_sampling_log_probabilities_are_the_learners_in_float32(smollm2):
         decode_window=5,
     )
     asked = tiny_programs.prompts(*(tuple(loaded.tokenizer(text)["input_ids"]) for text in PROMPTS))
-    rollout = sampler.generate(
+    responses = sampler.generate(
         engine,
         sampler.hand_over(params, devices, engine),
         asked,
@@ -45,9 +45,9 @@ def test_sampling_log_probabilities_are_the_learners_in_float32(smollm2):
         sampling=sampler.Sampling(stop_ids=loaded.eos_token_ids),
     )
     verdicts = types.Verdicts(np.zeros(48, np.float32), np.ones(48, np.int8), ("",) * 48)
-    trajectories = trajectories_lib.trajectories(
+    trajectories = trajectories_lib.join(
         asked,
-        rollout,
+        responses,
         verdicts,
         round=0,
         policy_version=0,
@@ -65,7 +65,7 @@ def test_sampling_log_probabilities_are_the_learners_in_float32(smollm2):
         )
     )(params, packed)
     gap = np.abs(np.asarray(scores.log_prob - packed.behaviour_log_prob[0]))[np.asarray(scores.response_mask)]
-    assert gap.size == rollout.length.sum()
+    assert gap.size == sum(len(response.tokens) for response in responses)
     assert (gap <= 1e-4).mean() >= 0.999
     assert gap.max() <= 1e-3
 

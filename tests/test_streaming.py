@@ -7,7 +7,7 @@ import numpy as np
 from hypothesis import strategies
 from support import hf_checkpoints
 
-from reval_jax import sampler, setup
+from reval_jax import inference, sampler
 
 
 class Bytes:
@@ -21,13 +21,13 @@ class Bytes:
 def new(sample, tokens, *, is_finished=False, prompt=0):
     """One window's tokens of one response."""
     scores = np.zeros(len(tokens), np.float32)
-    return sampler.Tokens(prompt, sample, np.array(tokens, np.int32), scores, scores, is_finished)
+    return sampler.Chunk(prompt, sample, np.array(tokens, np.int32), scores, scores, is_finished)
 
 
 def stream(windows, tokenizer=None):
     """What a listener passes on for the windows, call by call."""
     said = []
-    listen = setup._text_of(tokenizer or Bytes(), lambda *heard: said.append(heard))
+    listen = inference.streamed_text(tokenizer or Bytes(), lambda *heard: said.append(heard))
     for window in windows:
         listen(window)
     return said

@@ -80,7 +80,7 @@ def one_rollout(engine: sampler.Engine, params: Any, asked: peer.Requests) -> Ca
     calls = iter(range(1 << 30))
 
     def rollout() -> dict[str, float]:
-        made = sampler.generate(
+        responses = sampler.generate(
             engine,
             params,
             prompts,
@@ -89,7 +89,7 @@ def one_rollout(engine: sampler.Engine, params: Any, asked: peer.Requests) -> Ca
             sampling=sampler.Sampling(),
             max_tokens=asked.lengths,
         )
-        return {"tokens": made.tokens.size}
+        return {"tokens": sum(len(response.tokens) for response in responses)}
 
     return rollout
 

@@ -40,16 +40,19 @@ def sample(argv: list[str]) -> int:
     if not given.prompt:
         raise ValueError("--prompt is empty. Give the question, for example --prompt '2+2='.")
 
-    from reval_jax import setup
+    from reval_jax import inference
 
-    policy = setup.load_policy(config, given.run_dir, round=given.round)
+    policy = inference.load_policy(config, given.run_dir, round=given.round)
     show = functools.partial(_show_text, given.json, {}, given.samples)
-    responses = setup.respond(policy, config, given.prompt, given.samples, on_text=show)
+    responses = inference.respond(policy, config, given.prompt, given.samples, on_text=show)
     for index, response in enumerate(responses):
-        cut = ", cut" if response["is_truncated"] else ""
-        facts = f"{response['num_tokens']} tokens{cut}, log-probability {response['log_prob']:.2f}"
+        cut = ", cut" if response.is_truncated else ""
+        facts = f"{response.num_tokens} tokens{cut}, log-probability {response.log_prob:.2f}"
         output.say(given.json, f"--- {index + 1} of {given.samples}: {facts}")
-    output.write_json(given.json, {"model": policy.source, "prompt": given.prompt, "responses": responses})
+    output.write_json(
+        given.json,
+        {"model": policy.source, "prompt": given.prompt, "responses": [response._asdict() for response in responses]},
+    )
     return 0
 
 
@@ -70,9 +73,9 @@ def export(argv: list[str]) -> int:
     given = parsing.parse(arguments.Export, "export", argv)
     config = config_lib.load(given.run_dir / "config.yaml")
 
-    from reval_jax import distributed, setup, weights
+    from reval_jax import distributed, inference, weights
 
-    policy = setup.load_policy(config, given.run_dir, round=given.round)
+    policy = inference.load_policy(config, given.run_dir, round=given.round)
     weights.export(
         given.output,
         policy.architecture,

@@ -136,26 +136,23 @@ def _measure(
     Raises:
       ValueError: the model or a benchmark can't be used, or its problems would not be the baselines'.
     """
-    from reval_jax import evaluate, setup, verifier
+    from reval_jax import evaluate, inference, verifier
 
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, path=asked.model_path))
-    policy = setup.load_policy(config, asked.run_dir, round=asked.round)
+    policy = inference.load_policy(config, asked.run_dir, round=asked.round)
     benchmarks = evaluate.load(config, policy.tokenizer)
     if baselines:
         evaluate.check_same_problems(benchmarks, baselines)
-    longest = setup.longest(tokens for each in benchmarks for tokens in each.prompts.tokens)
-    params, engine = setup.sampling_copy(policy, config, max_prompt_tokens=longest)
+    prompt_tokens = (tokens for each in benchmarks for tokens in each.prompts.tokens)
+    sampling_policy = inference.ready(policy, config, prompt_tokens)
     found = []
     with verifier.Grader(config, say=shown.say) as grader:
         for benchmark in benchmarks:
             with shown.working(f"evaluating {benchmark.name}") as report:
                 result = evaluate.run(
-                    engine,
-                    params,
-                    policy.tokenizer,
+                    sampling_policy,
                     benchmark,
                     config=config,
-                    stop_ids=policy.stop_ids,
                     round=policy.round,
                     grader=grader,
                     on_progress=report,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from reval_jax import prompts
 from reval_jax.evaluate import estimators, intervals, record, results
-from reval_jax.evaluate.evaluation import check_same_problems, decode, load, run
+from reval_jax.evaluate.evaluation import check_same_problems, load, run
 from reval_jax.evaluate.results import Benchmark, Result, as_metrics, comparison, differences, sentence
 
 __all__ = [
@@ -17,7 +17,6 @@ __all__ = [
     "as_metrics",
     "check_same_problems",
     "comparison",
-    "decode",
     "differences",
     "estimators",
     "intervals",

@@ -57,58 +57,50 @@ def check_same_problems(ours: list[Benchmark], baselines: list[Benchmark]) -> No
 
 
 def run(
-    engine: sampler.Engine,
-    params: Any,
-    tokenizer: Any,
+    policy: sampler.SamplingPolicy,
     benchmark: Benchmark,
     *,
     config: config_lib.Config,
-    stop_ids: tuple[int, ...],
     round: int,
     grader: verifier.Grader,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Result:
-    """Samples `eval.samples_per_prompt` responses a question and grades them.
+    """Samples `eval.samples_per_prompt` responses to each question and grades them.
 
     In a run of several processes each evaluates the whole benchmark: the result is the same everywhere.
 
     Args:
-      params: from `sampler.hand_over`.
-      round: names the draws, so that evaluations of different rounds are independent.
+      round: names the random draws, so that evaluations of different rounds are independent.
 
     Raises:
       verifier.UnreliableError: more than `verifier.max_failed_share` of the verdicts say nothing about the answer.
     """
-    rollout = sampler.generate(
-        engine,
-        params,
+    settings = config.eval
+    responses = policy.sampler.generate(
+        policy.params,
         benchmark.prompts,
         keys.named_key(config.run.seed, f"eval/{benchmark.name}", round),
-        samples_per_prompt=config.eval.samples_per_prompt,
-        sampling=sampler.Sampling(config.eval.temperature, 0, config.eval.top_p, stop_ids),
-        on_progress=on_progress,
+        samples_per_prompt=settings.samples_per_prompt,
+        sampling=sampler.Sampling(settings.temperature, 0, settings.top_p, policy.stop_ids),
+        hooks=sampler.Hooks(on_progress=on_progress),
     )
-    texts = decode(tokenizer, rollout.tokens, rollout.length)
-    answers = [benchmark.prompts.answers[index] for index in rollout.prompt]
+    texts = prompts.decode(policy.tokenizer, [response.tokens for response in responses])
+    answers = [benchmark.prompts.answers[response.prompt] for response in responses]
     verdicts = grader.score(texts, answers, thinks=benchmark.thinks)
     verifier.check_failures(verdicts.kind, most=config.verifier.max_failed_share)
-    outcomes = _outcomes(rollout, verdicts, config.eval.samples_per_prompt)
+    outcomes = _outcomes(responses, verdicts, settings.samples_per_prompt)
     return Result(benchmark.name, outcomes, intervals.estimates(outcomes), tuple(texts))
 
 
-def _outcomes(rollout: types.Rollout, verdicts: types.Verdicts, num_samples: int) -> estimators.Outcomes:
-    """The graded rollout with a row a problem."""
-    starts = range(0, len(verdicts.answer), num_samples)
+def _outcomes(responses: list[types.Response], verdicts: types.Verdicts, num_samples: int) -> estimators.Outcomes:
+    """The graded responses, a row for each problem."""
+    starts = range(0, len(responses), num_samples)
+    length = np.array([len(response.tokens) for response in responses], np.int32)
+    is_truncated = np.array([response.is_truncated for response in responses], np.bool_)
     return estimators.Outcomes(
         reward=verdicts.reward.reshape(-1, num_samples),
         answer=tuple(verdicts.answer[start : start + num_samples] for start in starts),
         verdict=verdicts.kind.reshape(-1, num_samples),
-        length=rollout.length.reshape(-1, num_samples),
-        is_truncated=rollout.is_truncated.reshape(-1, num_samples),
+        length=length.reshape(-1, num_samples),
+        is_truncated=is_truncated.reshape(-1, num_samples),
     )
-
-
-def decode(tokenizer: Any, tokens: np.ndarray, lengths: np.ndarray) -> list[str]:
-    """The text of each response, special tokens left out."""
-    pieces = np.split(tokens, np.cumsum(lengths)[:-1])
-    return tokenizer.batch_decode([piece.tolist() for piece in pieces], skip_special_tokens=True)

@@ -9,12 +9,13 @@ from __future__ import annotations
 from reval_jax.data import rows
 from reval_jax.data.rows import Row, name, only_split, read
 from reval_jax.prompts import templates
-from reval_jax.prompts.dataset import Dataset, from_question, load, take
+from reval_jax.prompts.dataset import Dataset, decode, from_question, load, take
 from reval_jax.prompts.templates import stop_ids
 
 __all__ = [
     "Dataset",
     "Row",
+    "decode",
     "from_question",
     "load",
     "name",

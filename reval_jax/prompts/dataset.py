@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -123,6 +124,11 @@ def take(dataset: Dataset, cursor: int, n: int, *, seed: int) -> tuple[types.Pro
         answers=tuple(dataset.answers[i] for i in row),
     )
     return prompts, cursor + n
+
+
+def decode(tokenizer: transformers.PreTrainedTokenizerBase, tokens: Sequence[np.ndarray]) -> list[str]:
+    """The text of each token sequence i32[n], special tokens left out."""
+    return tokenizer.batch_decode([part.tolist() for part in tokens], skip_special_tokens=True)
 
 
 @functools.lru_cache(maxsize=4)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,22 +12,7 @@ from reval_jax import batch, types
 from reval_jax.sampler import sampling_op
 from reval_jax.sampler import steps as programs_lib
 from reval_jax.sampler.engine import Engine
-
-
-class Tokens(NamedTuple):
-    """A response's tokens of one window."""
-
-    prompt: int
-    sample: int
-    tokens: np.ndarray  # i32[n]
-    log_prob: np.ndarray  # f32[n]
-    truncated_log_prob: np.ndarray  # f32[n]
-    is_finished: bool
-
-
-class Interrupted(Exception):  # noqa: N818  It is no error: the caller asked.
-    """Sampling was stopped between two windows because `should_stop` said so."""
-
+from reval_jax.sampler.interface import Chunk, Interrupted
 
 _Placed = tuple[int, int, tuple[int, int]]  # slot, row of the prefilled prompts, (prompt, sample)
 
@@ -94,7 +79,7 @@ def run(
     max_tokens: np.ndarray,
     should_stop: Callable[[], bool],
     choose_slots: Callable[[list[int]], Iterable[int]] = lambda free: free,
-) -> Iterable[list[Tokens]]:
+) -> Iterable[list[Chunk]]:
     """Samples a response to each (prompt, sample) request, in this order of admission; yields each window's new tokens.
 
     Args:
@@ -167,7 +152,7 @@ def _admissions(
     return entries
 
 
-def _collect(slots: _Slots, made: Any) -> list[Tokens]:
+def _collect(slots: _Slots, made: Any) -> list[Chunk]:
     """The new tokens of a `programs.Window` on the host, by response; finished responses leave their slots."""
     found = []
     for slot, request in enumerate(slots.request):
@@ -177,7 +162,7 @@ def _collect(slots: _Slots, made: Any) -> list[Tokens]:
         slots.num_tokens[slot] = made.step[slot]
         is_finished = not made.is_active[slot]
         found.append(
-            Tokens(
+            Chunk(
                 *request,
                 made.token[slot, :new],
                 made.log_prob[slot, :new],

@@ -22,7 +22,7 @@ import rich.console
 import rich.table
 import tyro
 
-from reval_jax import cli, evaluate, setup, train, verifier
+from reval_jax import cli, evaluate, inference, train, verifier
 from reval_jax import config as config_lib
 from reval_jax import console as console_lib
 
@@ -147,20 +147,17 @@ def _measure(
 ) -> dict[str, evaluate.Result]:
     """avg@k of every task, of the published model or of the run's last checkpoint."""
     some = next(iter(configs.values()))
-    policy = setup.load_policy(some, run_dir)
+    policy = inference.load_policy(some, run_dir)
     benchmarks = {task: evaluate.load(config, policy.tokenizer)[0] for task, config in configs.items()}
-    longest = setup.longest(tokens for each in benchmarks.values() for tokens in each.prompts.tokens)
-    params, engine = setup.sampling_copy(policy, some, max_prompt_tokens=longest)
+    prompt_tokens = (tokens for each in benchmarks.values() for tokens in each.prompts.tokens)
+    sampling_policy = inference.ready(policy, some, prompt_tokens)
     results = {}
     for task, config in configs.items():
         with verifier.Grader(config, say=console.say) as grader, console.working(f"measuring {task}") as report:
             results[task] = evaluate.run(
-                engine,
-                params,
-                policy.tokenizer,
+                sampling_policy,
                 benchmarks[task],
                 config=config,
-                stop_ids=policy.stop_ids,
                 round=0,
                 grader=grader,
                 on_progress=report,

@@ -20,7 +20,8 @@ import pytest
 import yaml
 
 from reval_jax import config as config_lib
-from reval_jax import console, journal, sampler, train
+from reval_jax import console, journal, train
+from reval_jax.sampler import sampler as engine
 from support import hf_checkpoints
 
 TESTS = Path(__file__).resolve().parent.parent
@@ -104,14 +105,14 @@ def stopped_when(is_time: Callable[[int, int], bool]) -> Iterator[None]:
 @contextlib.contextmanager
 def given_back() -> Iterator[list[int]]:
     """A list that grows by the number of finished responses that each call of the sampler is given."""
-    generate, given = sampler.generate, []
+    generate, given = engine.generate, []
 
     def noted(*arguments: Any, finished: Any, **options: Any) -> Any:
         given.append(len(finished))
         return generate(*arguments, finished=finished, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sampler, "generate", noted)
+        patch.setattr(engine, "generate", noted)
         yield given
 
 

@@ -19,7 +19,8 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from reval_jax import checkpoint, cli, journal, metrics, sampler, train
+from reval_jax import checkpoint, cli, journal, metrics, train
+from reval_jax.sampler import sampler as engine
 
 
 def arrange(end: str) -> None:
@@ -33,11 +34,11 @@ def arrange(end: str) -> None:
             os.kill(os.getpid(), number)
 
     play, phase, save, write = train.play_round, metrics.Clock.phase, checkpoint.Store.save, metrics.Writer.write
-    add, generate = journal.Journal.add, sampler.generate
+    add, generate = journal.Journal.add, engine.generate
 
-    def noted_round(parts: Any, run: Any, preemption: Any) -> Any:
+    def noted_round(components: Any, run: Any, actor: Any) -> Any:
         now["round"] = run.progress.round + 1
-        return play(parts, run, preemption)
+        return play(components, run, actor)
 
     def noted_add(finished: journal.Journal, responses: Any, first: int) -> None:
         add(finished, responses, first)
@@ -79,7 +80,7 @@ def arrange(end: str) -> None:
         (metrics.Writer, "write", noted_write),
         (checkpoint.Store, "save", noted_save),
         (journal.Journal, "add", noted_add),
-        (sampler, "generate", noted_generate),
+        (engine, "generate", noted_generate),
     ]
     for owner, attribute, patch in patches:
         setattr(owner, attribute, patch)

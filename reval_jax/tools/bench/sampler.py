@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from reval_jax import batch, keys, mesh, model, sampler, types
+from reval_jax import batch, keys, mesh, model, sampler, timing, types
 from reval_jax import config as config_lib
 from reval_jax.sampler import sampling_op
 from reval_jax.sampler import steps as steps_lib
-from reval_jax.tools.bench import timing, update
+from reval_jax.tools.bench import update
 
 
 class Shape(NamedTuple):
@@ -106,11 +106,11 @@ def measure(engine: sampler.Engine, params: Any, shape: Shape, lengths: str, *, 
     asked = prompts_of(shape, len(limits), engine.architecture.vocab_size)
     windows: list[int] = []
 
-    def sample() -> types.Rollout:
+    def sample() -> list[types.Response]:
         windows.append(0)
         key = keys.named_key(0, "bench", len(windows))
 
-        def count(_: list[sampler.Tokens]) -> None:
+        def count(_: list[sampler.Chunk]) -> None:
             windows[-1] += 1
 
         return sampler.generate(
@@ -121,7 +121,7 @@ def measure(engine: sampler.Engine, params: Any, shape: Shape, lengths: str, *, 
             samples_per_prompt=shape.samples,
             sampling=sampler.Sampling(),
             max_tokens=limits,
-            on_tokens=count,
+            hooks=sampler.Hooks(on_chunks=count),
         )
 
     start = time.perf_counter()

@@ -10,8 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from reval_jax import scores
-from reval_jax.tools.bench import timing
+from reval_jax import scores, timing
 
 Scores = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 

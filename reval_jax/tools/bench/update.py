@@ -9,9 +9,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from reval_jax import algorithms, batch, mesh, model, reference, types, update
+from reval_jax import algorithms, batch, mesh, model, reference, timing, types, update
 from reval_jax import config as config_lib
-from reval_jax.tools.bench import timing
 
 
 class Shape(NamedTuple):

@@ -6,6 +6,7 @@ import hypothesis
 import numpy as np
 import pytest
 from hypothesis import strategies
+from support import responses
 
 from reval_jax import algorithms, config, types
 from reval_jax import trajectories as trajectories_lib
@@ -25,7 +26,7 @@ def make(seed=0):
     )
     pieces = [rng.integers(1, 99, rng.integers(1, 9)).astype(np.int32) for _ in range(PROMPTS * SAMPLES)]
     length = np.array([len(piece) for piece in pieces], np.int32)
-    rollout = types.Rollout(
+    rollout = responses.Flat(
         prompt=np.repeat(np.arange(PROMPTS, dtype=np.int32), SAMPLES),
         sample=np.tile(np.arange(SAMPLES, dtype=np.int32), PROMPTS),
         tokens=np.concatenate(pieces),
@@ -41,9 +42,9 @@ def make(seed=0):
 def finished(seed=0, **settings):
     prompts, rollout, verdicts, _ = make(seed)
     every = config.Config(update=config.Update(**settings))
-    return trajectories_lib.trajectories(
+    return trajectories_lib.join(
         prompts,
-        rollout,
+        responses.unflat(rollout),
         verdicts,
         round=4,
         policy_version=9,
@@ -131,7 +132,7 @@ def test_the_raw_reward_is_kept_beside_the_shaped_one():
 @pytest.mark.parametrize("count", [1, 5])
 def test_the_shares_of_all_processes_join_to_the_prompts(count):
     prompts, *_ = make()
-    shares = [trajectories_lib.share_of(prompts, index, count) for index in range(count)]
+    shares = [trajectories_lib.share(prompts, index, count) for index in range(count)]
     assert [text for share in shares for text in share.texts] == list(prompts.texts)
     assert np.concatenate([share.cursor for share in shares]).tolist() == prompts.cursor.tolist()
     assert len({len(share.texts) for share in shares}) == 1

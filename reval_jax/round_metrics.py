@@ -1,0 +1,114 @@
+"""The metrics of a round: every name once, beside its definition. docs/metrics.md explains them.
+
+The names that begin with `reval/` and `actor/loss`, `actor/grad_norm`, `actor/lr` are computed on the devices, in
+`algorithms` and `update`; `timing_s/` comes from `metrics.Clock`, `val-core/` from `evaluate`. The others are here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from reval_jax import config as config_lib
+from reval_jax import ragged, trajectories, types
+
+SAMPLER_MISMATCH = "training/sampler_learner_logprob_diff"
+
+
+def rollout(config: config_lib.Config, sampled: types.Trajectories, trained_on: types.Trajectories) -> dict[str, float]:
+    """Of the trajectories sampled this round, and of those that entered the buffer."""
+    counts = np.bincount(sampled.verdict, minlength=len(types.VERDICTS))
+    described = {
+        "critic/score/mean": float(sampled.raw_reward.mean()),
+        "response_length/mean": float(sampled.response_length.mean()),
+        "response_length/max": int(sampled.response_length.max()),
+        "response_length/clip_ratio": float(sampled.is_truncated.mean()),
+        # The sampled tokens' mean surprise: an unbiased estimate of the entropy per token, without a pass over the vocabulary.
+        "actor/entropy": -float(sampled.log_prob.mean()),
+        "training/sampled": sampled.size,
+        **{f"verifier/{kind}": int(count) for kind, count in zip(types.VERDICTS, counts, strict=True)},
+    }
+    if config.rollout.filter_groups:
+        mixed = trajectories.is_mixed(sampled)
+        described |= {
+            "filter_groups/waves": sampled.size / config.fresh_size,
+            "filter_groups/mixed": float(mixed.mean()),
+            "filter_groups/all_right": float((~mixed & (sampled.raw_reward > 0)).mean()),
+            "filter_groups/all_wrong": float((~mixed & (sampled.raw_reward == 0)).mean()),
+            "filter_groups/filled": float((~trajectories.is_mixed(trained_on)).mean()),
+        }
+    if config.rollout.truncated == "mask":
+        described["overlong/masked"] = float(trained_on.is_truncated.mean())
+    if config.rollout.truncated == "penalty":
+        penalty = trajectories.length_penalty(sampled.response_length, config.rollout)
+        described["overlong/penalty"] = float(penalty.mean())
+    return described
+
+
+class Updates(NamedTuple):
+    """What a round's updates did, for their metrics."""
+
+    metrics: Sequence[Mapping[str, float]]  # of each update, from the device
+    batches: Sequence[np.ndarray]  # rows of each update
+    begins_fresh: bool  # the first update trained on the fresh batch
+    num_skipped: int  # updates skipped since the run began
+
+
+def updates(done: Updates, buffer: types.Trajectories, round: int) -> dict[str, float]:
+    """The updates' mean metrics, and what they trained on.
+
+    Args:
+      buffer: the trajectories that the batches' rows refer to.
+    """
+    skipped = {"training/skipped": done.num_skipped}
+    if not done.metrics:  # rollout.truncated=mask, and every response was truncated
+        return {**skipped, "training/update_tokens": 0}
+    rows = np.concatenate(done.batches)
+    means = {
+        name: float(np.mean([each[name] for each in done.metrics]))
+        for name in done.metrics[0]
+        if name != SAMPLER_MISMATCH
+    }
+    # Only before the first update is the learner the policy that sampled: only then is a difference an error.
+    mismatch = {SAMPLER_MISMATCH: done.metrics[0][SAMPLER_MISMATCH]} if done.begins_fresh else {}
+    return {
+        **means,
+        **mismatch,
+        **skipped,
+        "replay/fresh_fraction": float((buffer.round[rows] == round).mean()),
+        "training/update_tokens": int(buffer.length[rows].sum()),
+    }
+
+
+def buffer(kept: types.Trajectories, round: int) -> dict[str, float]:
+    """Of the buffer after the round."""
+    age = round - kept.round
+    return {
+        "replay/size": kept.size,
+        "replay/age_mean": float(age.mean()),
+        "replay/age_max": int(age.max()),
+        "replay/reuse_mean": float(kept.use_count.mean()),
+    }
+
+
+def distance(fresh: types.Trajectories) -> dict[str, float]:
+    """How far the policy that sampled is from the reference, in nats a trajectory, over the fresh ones it has scored."""
+    is_scored = fresh.reference_version != types.NOT_SCORED
+    if not is_scored.any():
+        return {}
+    totals = ragged.sums(fresh.log_prob, fresh.response_length)
+    return {"actor/kl_ref": float((totals - fresh.reference_log_prob)[is_scored].mean())}
+
+
+def speed(line: Mapping[str, float], seconds: Mapping[str, float], peak_tokens_per_s: float) -> dict[str, float]:
+    """Tokens a second, and the share of the matmul's peak, of a round with these metrics and seconds by phase."""
+    if "critic/score/mean" not in line:  # the evaluation before the first round
+        return {}
+    num_sampled = line["response_length/mean"] * line["training/sampled"]
+    measured = {"perf/rollout_tokens_per_s": num_sampled / seconds["timing_s/generate"]}
+    if line["training/update_tokens"]:
+        measured["perf/update_tokens_per_s"] = line["training/update_tokens"] / seconds["timing_s/update"]
+        measured["perf/mfu"] = measured["perf/update_tokens_per_s"] / peak_tokens_per_s
+    return measured

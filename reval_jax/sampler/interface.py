@@ -1,0 +1,103 @@
+"""What a sampler promises, and the records that callers and engines exchange.
+
+- Every response is drawn from softmax(logits / temperature), or from what top-k and top-p leave of it, and its
+  log-probabilities are recorded under both. It ends with a stop token, which belongs to it, or is cut at the limit.
+- Every random number is named by (key, prompt cursor, sample, position): neither slots, nor the order of admission, nor windows,
+  nor processes, nor an interruption change it. With the same parameters and engine the responses are the same, bit for bit.
+- Nothing leaves the process: hosts decode their own prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import jax
+import numpy as np
+
+from reval_jax import types
+
+if TYPE_CHECKING:
+    import transformers
+
+
+class Sampling(NamedTuple):
+    """How tokens are drawn and what ends a response; runtime values, so that changing them compiles nothing."""
+
+    temperature: float = 1.0  # logits are divided by it
+    top_k: int = 0  # tokens kept; 0 keeps all
+    top_p: float = 1.0  # probability mass kept; 1 keeps all
+    stop_ids: tuple[int, ...] = ()  # token ids that end a response
+
+
+class Chunk(NamedTuple):
+    """The n tokens that one window added to a response."""
+
+    prompt: int  # index into the prompts
+    sample: int  # 0 … N−1
+    tokens: np.ndarray  # i32[n]
+    log_prob: np.ndarray  # f32[n] as of types.Response
+    truncated_log_prob: np.ndarray  # f32[n] as of types.Response
+    is_finished: bool
+
+
+class Interrupted(Exception):  # noqa: N818  It is no error: the caller wanted it.
+    """Sampling was stopped between two windows because `Hooks.should_stop` returned True."""
+
+
+class Hooks(NamedTuple):
+    """Functions that `generate` calls between two windows; by default none."""
+
+    on_progress: Callable[[int, int], None] | None = None  # (finished responses, all responses)
+    on_chunks: Callable[[list[Chunk]], None] | None = None  # the new tokens of every response under way
+    on_finished: Callable[[list[types.Response]], None] | None = None  # the responses that the window finished
+    should_stop: Callable[[], bool] = lambda: False  # whether to stop here, with `Interrupted`
+
+
+NO_HOOKS = Hooks()
+
+
+class Generate(Protocol):
+    """Samples `samples_per_prompt` responses to each prompt; the result is in (prompt, sample) order.
+
+    Args:
+      params: from `Sampler.sync_weights`.
+      prompts: n prompts, each of at least one token.
+      key: a round's key (`keys.named_key(seed, purpose, round)`); consumed.
+      max_tokens: the limit of each response, in tokens, its stop token included; i32[n, samples_per_prompt] or one for all. By
+        default `rollout.max_response_tokens`, which none may exceed.
+      finished: responses by (prompt, sample) of an interrupted call with the same arguments; they are not sampled again.
+
+    Raises:
+      Interrupted: `hooks.should_stop` returned True; finished responses have been passed to `hooks.on_finished`.
+      ValueError: a prompt is empty or too long, or the settings exceed what the engine was made for.
+    """
+
+    def __call__(  # noqa: D102
+        self,
+        params: Any,
+        prompts: types.Prompts,
+        key: jax.Array,
+        *,
+        samples_per_prompt: int,
+        sampling: Sampling,
+        max_tokens: np.ndarray | int | None = None,
+        finished: Mapping[tuple[int, int], types.Response] | None = None,
+        hooks: Hooks = NO_HOOKS,
+    ) -> list[types.Response]: ...
+
+
+class Sampler(NamedTuple):
+    """An engine that is ready to sample: all that the loop, evaluation and `reval sample` know of it."""
+
+    sync_weights: Callable[[Any], Any]  # the learner's parameters → the sampler's own copy, in its form
+    generate: Generate
+
+
+class SamplingPolicy(NamedTuple):
+    """A policy that is ready to sample."""
+
+    sampler: Sampler
+    params: Any  # from `sampler.sync_weights`
+    tokenizer: transformers.PreTrainedTokenizerBase
+    stop_ids: tuple[int, ...]  # token ids that end a response
