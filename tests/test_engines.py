@@ -76,4 +76,4 @@ def test_an_engine_that_does_not_exist_is_refused_before_anything_is_written(tmp
 def test_config_lists_the_engines_that_there_are():
     from reval_jax.sampler import engines
 
-    assert config.ENGINES == tuple(engines.ENGINES)
+    assert tuple(engines.ENGINES) == config.ENGINES
