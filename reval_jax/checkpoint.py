@@ -1,4 +1,4 @@
-"""Orbax save and restore of everything resume needs, in one commit."""
+"""Orbax save and restore of everything that resume needs, in one commit."""
 
 from __future__ import annotations
 
@@ -11,27 +11,29 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from reval_jax import config as config_lib
-from reval_jax import types
+from reval_jax import model, types
 
 
 class CheckpointState(NamedTuple):
     """Everything that a run needs to resume."""
 
-    params: Any  # nested dict of device arrays
-    optimizer: Any  # optax's state and the update counters: any pytree of device arrays
-    reference: Any | None  # nested dict of device arrays; None where the objective has no reference
+    params: model.Params  # f32, on the learner's mesh
+    optimizer: (
+        Any  # optax's state and the update counters: a pytree of device arrays whose type depends on the settings
+    )
+    reference: model.Params | None  # None where the algorithm has no reference
     replay: types.Trajectories
     progress: Progress
 
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """Counters of a run between two rounds; plain values."""
+    """Counters of a run between two rounds; plain numbers."""
 
     round: int = 0  # rounds finished
-    cursor: int = 0  # next prompt of the endless order
+    cursor: int = 0  # of the next prompt
     reference_version: int = 0  # resets of the reference so far
-    rounds_at_stop_score: int = 0  # in a row, up to now
+    rounds_at_stop_score: int = 0  # in a row, up to the last
     metrics_bytes: int = 0  # length of metrics.jsonl after the last finished round
 
 
@@ -39,15 +41,15 @@ class Store:
     """The checkpoints of one run directory."""
 
     def __init__(self, directory: Path, settings: config_lib.Checkpoint | None) -> None:
-        """Opens the run's checkpoints to go on with the run; without settings only to read, beside a run that writes."""
+        """Open the checkpoints to write and read; without settings only to read, even while another process writes."""
         if settings is None:
             options = ocp.CheckpointManagerOptions(create=False, enable_async_checkpointing=False)
         else:
-            # Temporary directories are what a killed process was saving; each is as large as a checkpoint.
+            # A killed process leaves its unfinished save in a temporary directory as large as a checkpoint.
             options = ocp.CheckpointManagerOptions(
                 max_to_keep=settings.keep, enable_async_checkpointing=True, cleanup_tmp_directories=True
             )
-        # Named, so that a manager that has saved nothing yet can read what an earlier process saved.
+        # Named handlers let a manager that has not saved yet restore what an earlier process saved.
         handlers = {"arrays": ocp.PyTreeCheckpointHandler(), "notes": ocp.JsonCheckpointHandler()}
         self._manager = ocp.CheckpointManager(directory.resolve(), options=options, item_handlers=handlers)
 
@@ -56,39 +58,39 @@ class Store:
         """The checkpoints of an existing run, to read.
 
         Raises:
-          ValueError: there are none.
+          ValueError: the run has none.
         """
         if not directory.is_dir():
             raise ValueError(f"{directory.parent} has no checkpoints. Name the directory of a run that has saved one.")
         return cls(directory, None)
 
     def choose(self, round: int | None) -> int:
-        """The given round, or the last.
+        """The round, if it was saved; for None the last saved round.
 
         Raises:
-          ValueError: that round was not saved; names those that were.
+          ValueError: the round was not saved; the message lists those that were.
         """
         saved = sorted(self._manager.all_steps())
         if not saved or (round is not None and round not in saved):
-            asked = "any" if round is None else f"round {round}"
-            raise ValueError(f"no checkpoint of {asked} was found; there are {saved or 'none'}. Name one of those.")
+            wanted = "any" if round is None else f"round {round}"
+            raise ValueError(f"no checkpoint of {wanted} exists; saved rounds: {saved or 'none'}. Name one of those.")
         return saved[-1] if round is None else round
 
     def latest(self) -> int | None:
-        """The last committed round, or None."""
+        """The last saved round, or None."""
         return self._manager.latest_step()
 
-    def save(self, round: int, everything: CheckpointState, config: config_lib.Config) -> None:
-        """Begin to save; returns when the arrays are copied to the host, so that the caller may donate them."""
+    def save(self, round: int, state: CheckpointState, config: config_lib.Config) -> None:
+        """Begin to save; returns once the arrays are copied to the host, so that the caller may donate them."""
         arrays = {
-            "params": everything.params,
-            "optimizer": _flat(everything.optimizer),
-            "replay": {name: np.asarray(value) for name, value in everything.replay._asdict().items()},
+            "params": state.params,
+            "optimizer": _flat(state.optimizer),
+            "replay": {name: np.asarray(value) for name, value in state.replay._asdict().items()},
         }
-        if everything.reference is not None:
-            arrays["reference"] = everything.reference
+        if state.reference is not None:
+            arrays["reference"] = state.reference
         notes = {
-            "progress": dataclasses.asdict(everything.progress),
+            "progress": dataclasses.asdict(state.progress),
             "config": config_lib.to_tree(config),
             "config_hash": config_lib.results_hash(config),
         }
@@ -97,11 +99,11 @@ class Store:
         )
 
     def restore(self, round: int, like: CheckpointState) -> CheckpointState:
-        """What `save` was given.
+        """The state saved after a round.
 
         Args:
-          round: a committed round.
-          like: arrays or ShapeDtypeStructs with shardings for params, optimizer and reference; its other fields are not read.
+          round: a saved round.
+          like: arrays or ShapeDtypeStructs with shardings for params, optimizer and reference; other fields are ignored.
         """
         target = {
             "params": _abstract(like.params),
@@ -123,8 +125,8 @@ class Store:
             progress=Progress(**restored.notes["progress"]),
         )
 
-    def restore_params(self, round: int, like: Any) -> Any:
-        """Only the policy's parameters.
+    def restore_params(self, round: int, like: model.Params) -> model.Params:
+        """The policy's parameters, without the rest.
 
         Args:
           like: arrays or ShapeDtypeStructs with shardings.
@@ -134,7 +136,7 @@ class Store:
         return restored.arrays["params"]
 
     def wait(self) -> None:
-        """Block until a save that has begun is committed; raises what it raised."""
+        """Block until the last save is committed; raises its error if it failed."""
         self._manager.wait_until_finished()
 
     def close(self) -> None:
@@ -142,7 +144,7 @@ class Store:
         self._manager.close()
 
     def _replay_like(self, round: int) -> dict[str, np.ndarray]:
-        """NumPy arrays of the saved shapes: as NumPy they are restored with their 64-bit types."""
+        """NumPy arrays of the saved shapes; as jax arrays, 64-bit ones would be narrowed."""
         saved = self._manager.item_metadata(round)["arrays"].tree["replay"]
         return {name: np.empty(leaf.shape, leaf.dtype) for name, leaf in saved.items()}
 
@@ -153,7 +155,7 @@ def _restore(target: Any, *, is_partial: bool = False) -> ocp.args.PyTreeRestore
 
 
 def _flat(tree: Any) -> dict[str, Any]:
-    """Leaves by path, so that a checkpoint holds no class of optax."""
+    """Leaves by path: a checkpoint then holds no class of optax."""
     return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 

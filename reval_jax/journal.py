@@ -1,6 +1,6 @@
-"""Responses of the round under way, kept on disk as they finish, so that an interruption loses none of them.
+"""Finished responses of an unfinished round, on disk, so that an interruption loses none of them.
 
-A cache: what is missing is sampled again, bit for bit, and what belongs to another round or policy is never used.
+The journal is a cache: a missing response is sampled again, bit for bit, and one of another round or policy is never used.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ import numpy as np
 from reval_jax import ragged, types
 
 RAGGED = ("tokens", "log_prob", "truncated_log_prob")
-"""Fields of a response with a number for each of its tokens."""
+"""Fields of a response that hold one number per token."""
 
 
 class Journal:
-    """One process's finished responses of one round: a file for each window in which some finished."""
+    """One process's finished responses of one round, one file per decode window that finished any."""
 
     def __init__(self, directory: Path, identity: str) -> None:
-        """Opens the journal, and deletes what other rounds or policies left there.
+        """Open the journal and delete those of other rounds or policies.
 
         Args:
-          directory: this process's own; made when first written to.
-          identity: everything that the responses depend on, as text without a path's separators: settings, round, policy.
+          directory: of this process alone; created by the first `add`.
+          identity: names everything that the responses depend on (settings, round, policy); a valid file name.
         """
         self._path = directory / identity
         for other in directory.glob("*"):
@@ -35,37 +35,40 @@ class Journal:
                 shutil.rmtree(other)
 
     def read(self, first: int, num_prompts: int) -> dict[tuple[int, int], types.Response]:
-        """The responses to `num_prompts` of the round's prompts by (prompt, sample), prompts counted from `first`.
+        """Responses by (prompt, sample) to prompts first … first + num_prompts − 1 of the round, renumbered from 0.
 
-        A file that a crash left unreadable is skipped.
+        Files that a crash left unreadable are skipped.
         """
-        found: dict[tuple[int, int], types.Response] = {}
+        finished: dict[tuple[int, int], types.Response] = {}
         for file in sorted(self._path.glob("*.npz")):
             try:
                 with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as stored:
                     responses = _split({name: stored[name] for name in stored.files})
             except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
                 continue
-            mine = [response for response in responses if first <= response.prompt < first + num_prompts]
-            mine = [response._replace(prompt=response.prompt - first) for response in mine]
-            found |= {(response.prompt, response.sample): response for response in mine}
-        return found
+            renumbered = [
+                response._replace(prompt=response.prompt - first)
+                for response in responses
+                if first <= response.prompt < first + num_prompts
+            ]
+            finished |= {(response.prompt, response.sample): response for response in renumbered}
+        return finished
 
     def add(self, responses: list[types.Response], first: int) -> None:
-        """Writes finished responses, whole or not at all; their prompts are counted from prompt `first` of the round."""
+        """Write finished responses in one file, atomically; their prompt 0 is prompt `first` of the round."""
         self._path.mkdir(parents=True, exist_ok=True)
         index = sum(1 for _ in self._path.glob("*.npz"))
         temporary = self._path / "writing.tmp"
-        counted_on = [response._replace(prompt=response.prompt + first) for response in responses]
+        renumbered = [response._replace(prompt=response.prompt + first) for response in responses]
         with temporary.open("wb") as file:
-            np.savez(file, allow_pickle=False, **_joined(counted_on))
+            np.savez(file, allow_pickle=False, **_joined(renumbered))
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(self._path / f"{index:06d}.npz")
 
 
 def _joined(responses: list[types.Response]) -> dict[str, np.ndarray]:
-    """One array a field; ragged parts end to end."""
+    """One array per field; ragged parts end to end."""
     return {
         "prompt": np.array([response.prompt for response in responses], np.int32),
         "sample": np.array([response.sample for response in responses], np.int32),
@@ -76,7 +79,7 @@ def _joined(responses: list[types.Response]) -> dict[str, np.ndarray]:
 
 
 def _split(stored: dict[str, np.ndarray]) -> list[types.Response]:
-    """The responses that `_joined` joined."""
+    """The inverse of `_joined`."""
     parts = zip(*(ragged.split(stored[name], stored["length"]) for name in RAGGED), strict=True)
     rows = zip(
         stored["prompt"].tolist(), stored["sample"].tolist(), parts, stored["is_truncated"].tolist(), strict=True

@@ -1,7 +1,7 @@
 """First-in, first-out replay buffer of trajectories in host memory, as pure functions over flat arrays.
 
 Every host holds the same buffer and draws the same rows, because adding and sampling are functions of their arguments
-alone. Nothing here changes an array it was given.
+alone. No function changes its arguments.
 """
 
 from __future__ import annotations
@@ -63,12 +63,12 @@ def gather(trajectories: types.Trajectories, rows: np.ndarray) -> types.Trajecto
 
 
 def concatenate(parts: Sequence[types.Trajectories]) -> types.Trajectories:
-    """The trajectories of all parts, one part after the other; no parts give none."""
+    """The trajectories of all parts, in order; of no parts, none."""
     return types.Trajectories(*(np.concatenate(fields) for fields in zip(_EMPTY, *parts, strict=True)))
 
 
 def stale(trajectories: types.Trajectories, rows: np.ndarray, version: int) -> np.ndarray:
-    """i64[n]: those of `rows`, in their order, whose reference scores are missing or of another reference than `version`."""
+    """Those of `rows` i64[n], in their order, whose reference scores are missing or not of reference `version`."""
     return rows[trajectories.reference_version[rows] != version]
 
 
@@ -84,15 +84,15 @@ def init(capacity: int) -> Buffer:
 
 
 def add(buffer: Buffer, trajectories: types.Trajectories) -> Buffer:
-    """The buffer with `trajectories` as its newest, in their order; the oldest leave where there are too many.
+    """The buffer with `trajectories` added as the newest, in their order; the oldest leave if it overflows.
 
     Raises:
       ValueError: more trajectories than the buffer holds, or fields that do not fit together.
     """
     if trajectories.size > buffer.capacity:
         raise ValueError(
-            f"replay.capacity={buffer.capacity} is smaller than the {trajectories.size} trajectories added at once, of "
-            f"which some would leave unused. Set replay.capacity to at least {trajectories.size}."
+            f"replay.capacity={buffer.capacity} is smaller than the {trajectories.size} trajectories added at once, "
+            f"so some would leave unused. Set replay.capacity to at least {trajectories.size}."
         )
     _check_shapes(trajectories)
     surplus = max(0, buffer.trajectories.size + trajectories.size - buffer.capacity)
@@ -101,12 +101,12 @@ def add(buffer: Buffer, trajectories: types.Trajectories) -> Buffer:
 
 
 def newest(buffer: Buffer, n: int) -> np.ndarray:
-    """i64[n], the rows that entered last, in their order."""
+    """i64[n], the rows added last, in their order."""
     return np.arange(buffer.trajectories.size - n, buffer.trajectories.size)
 
 
 def sample(buffer: Buffer, key: jax.Array, n: int) -> np.ndarray:
-    """i64[n], n different rows of the buffer, every ordered choice equally likely: a function of (key, size, n).
+    """i64[n], n different rows, every ordered choice equally likely; depends on (key, size, n) only.
 
     Args:
       key: typed threefry2x32 key; consumed.
@@ -117,7 +117,7 @@ def sample(buffer: Buffer, key: jax.Array, n: int) -> np.ndarray:
     size = buffer.trajectories.size
     if not 0 <= n <= size:
         raise ValueError(
-            f"update.batch_size={n} was to be drawn without replacement from a buffer that holds {size} trajectories. "
+            f"update.batch_size={n} cannot be drawn without replacement from a buffer that holds {size} trajectories. "
             f"Use at most {size}."
         )
     return keys.host_permutation(key, size)[:n]
@@ -129,7 +129,7 @@ def with_reference_scores(
     """The buffer with log pi_ref(tau) f32[n] and V_ref(s1) f32[n], in nats, of reference `version` at `rows` i[n].
 
     Raises:
-      ValueError: a row outside the buffer, or other numbers of scores than of rows.
+      ValueError: a row outside the buffer, or numbers of scores and rows that differ.
     """
     rows = _checked_rows(buffer.trajectories, rows)
     if np.shape(log_prob) != rows.shape or np.shape(value) != rows.shape:
@@ -148,7 +148,7 @@ def with_reference_scores(
 
 
 def with_uses(buffer: Buffer, rows: np.ndarray) -> Buffer:
-    """The buffer with one more use counted at each of `rows`, which are different rows.
+    """The buffer with one more use of each of `rows`, which must differ.
 
     Raises:
       ValueError: a row outside the buffer, or one that occurs twice.

@@ -1,4 +1,4 @@
-"""The directory of one run: claimed before anything is computed, never shared between two configs."""
+"""The directory of one run: its files' names, and the checks that no two configs share one."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ class RunDirectory:
 
 
 def inspect(path: Path, config: config_lib.Config) -> list[str]:
-    """What of the config changed since the directory was claimed; nothing for a new one. Writes nothing.
+    """Settings that changed since the run in `path` began or last resumed; none for a new run. Writes nothing.
 
     Raises:
-      ValueError: the directory is not a run's, cannot be written, or belongs to a config with other results.
+      ValueError: the directory is not a run's, is not writable, or belongs to a run whose config gives other results.
     """
     run = RunDirectory(path)
     existing = next((parent for parent in (path, *path.absolute().parents) if parent.exists()), None)
     if existing is None or not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise ValueError(
-            f"--run-dir {path}: {existing} is not a directory that can be written. Choose another, or change its mode."
+            f"--run-dir {path}: {existing} is not a writable directory. Choose another, or change its mode."
         )
     if not run.config.exists():
-        # A claim that was killed leaves no more than its unfinished config file.
+        # A killed `claim` leaves at most its unfinished config file.
         if path.exists() and any(entry != run.config.with_suffix(".tmp") for entry in path.iterdir()):
             raise ValueError(
                 f"--run-dir {path} holds files but no config.yaml, so it is not a run. Choose an empty or new directory."
@@ -57,30 +57,30 @@ def inspect(path: Path, config: config_lib.Config) -> list[str]:
         return []
     if "about" not in config_lib.read_yaml(run.config):
         raise ValueError(
-            f"--run-dir {path} holds a config.yaml that no run has written, and a run would write over it. Choose an empty or "
+            f"--run-dir {path} holds a config.yaml that no run wrote, and a run would overwrite it. Choose an empty or "
             "new directory."
         )
     old = config_lib.load(run.config)
     altered = config_lib.changed_results(old, config)
     if altered:
         raise ValueError(
-            f"--run-dir {path} belongs to a run with other settings ({'; '.join(altered)}), and going on would mix two "
+            f"--run-dir {path} belongs to a run with other settings ({'; '.join(altered)}), and resuming would mix two "
             "experiments. Restore the settings, or start a new run with another --run-dir."
         )
     return config_lib.changed(old, config)
 
 
 def claim(path: Path, config: config_lib.Config, *, data_fingerprint: str, round: int) -> RunDirectory:
-    """Make the directory, or take it up again, and record the resolved config.
+    """Create the directory, or resume it, and write the resolved config.
 
-    Call after `inspect`, by one process only.
+    Call after `inspect`, in one process only.
 
     Args:
-      data_fingerprint: of the training set; a resumed run must find the same.
-      round: rounds finished so far, for the record of changes.
+      data_fingerprint: of the training set; the same whenever the run resumes.
+      round: rounds finished so far, for config_changes.jsonl.
 
     Raises:
-      ValueError: the training data is not what the run began with.
+      ValueError: the training data differs from what the run began with.
     """
     run = RunDirectory(path)
     if run.config.exists():
@@ -115,7 +115,7 @@ def claim(path: Path, config: config_lib.Config, *, data_fingerprint: str, round
 
 
 def package_versions() -> dict[str, str]:
-    """The installed version of every package that results may depend on."""
+    """The installed version of each package that results may depend on."""
     return {name: _version(name) for name in PACKAGES}
 
 
@@ -132,10 +132,10 @@ def write_rollouts(
     trajectories: types.Trajectories,
     tokenizer: transformers.PreTrainedTokenizerBase,
 ) -> None:
-    """A round's prompts, responses and verdicts, one JSON line each.
+    """Write a round's prompts, responses and verdicts, one JSON line per trajectory.
 
     Args:
-      prompts: with consecutive cursors; those of all the trajectories.
+      prompts: of all the trajectories, with consecutive cursors.
     """
     tokens = ragged.split(trajectories.tokens, trajectories.length)
     responses = [part[start:].tolist() for part, start in zip(tokens, trajectories.prompt_length, strict=True)]

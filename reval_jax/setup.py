@@ -1,4 +1,4 @@
-"""Sets up a run: the components it is made of and its state. Everything wrong is refused here, before anything is written."""
+"""Sets up a run: its components and its state. Everything wrong is refused here, before anything is written."""
 
 from __future__ import annotations
 
@@ -52,9 +52,7 @@ class Components(NamedTuple):
     optimizer: optax.GradientTransformation
     step: jax.stages.Wrapped  # of update.make_step
     score: reference.Scorer | None  # None where the algorithm has no reference
-    peak_tokens_per_s: (
-        float  # MFU's denominator: of an update whose 6 · parameters · tokens FLOPs run at the matmul's rate
-    )
+    peak_tokens_per_s: float  # of an update whose 6 · parameters · tokens FLOPs run at the matmul's rate: for MFU
     store: checkpoint.Store
     directory: run_directory.RunDirectory
     writer: metrics.Writer
@@ -96,6 +94,7 @@ def prepare(config: config_lib.Config, run_dir: Path, *, console: console_lib.Co
     benchmarks = evaluate.load(config, tokenizer)
     prompt_tokens = [*data.tokens, *(tokens for each in benchmarks for tokens in each.prompts.tokens)]
     make_sampler = sampler.engines.choose(config.rollout.engine)
+    engine = make_sampler(architecture, meshes, config, longest(prompt_tokens))
     sampling = sampler.sampling_of(config.rollout, stop_ids)
     optimizer = update.make_optimizer(config.optimizer)
     directory = run_directory.RunDirectory(run_dir)
@@ -125,7 +124,7 @@ def prepare(config: config_lib.Config, run_dir: Path, *, console: console_lib.Co
         data=data,
         benchmarks=benchmarks,
         algorithm=algorithm,
-        sampler=make_sampler(architecture, meshes, config, longest(prompt_tokens)),
+        sampler=engine,
         sampling=sampling,
         grader=verifier.Grader(config, say=console.say),
         optimizer=optimizer,
@@ -144,7 +143,7 @@ def prepare(config: config_lib.Config, run_dir: Path, *, console: console_lib.Co
 
 
 def _notes(config: config_lib.Config, architecture: model.Architecture, devices: jax.sharding.Mesh) -> list[str]:
-    """What works but a user would want to know before a long run."""
+    """Facts that a user wants to know before a long run, though the run works."""
     notes = mesh.kept_whole(
         devices, model.logical_axes(architecture), model.abstract_params(architecture), mesh.LEARNER_AXES
     )
@@ -162,7 +161,7 @@ def _peak_tokens_per_s(architecture: model.Architecture, compute_dtype: str) -> 
 
 
 def checkpoint_state(run: RunState) -> checkpoint.CheckpointState:
-    """The run in the form checkpoints take it: the learner's counters travel with the optimizer."""
+    """The run as a checkpoint stores it: the learner's counters are stored with the optimizer."""
     return checkpoint.CheckpointState(
         params=run.state.params,
         optimizer=run.state._replace(params=None),  # type: ignore[arg-type]
@@ -173,7 +172,7 @@ def checkpoint_state(run: RunState) -> checkpoint.CheckpointState:
 
 
 class _Start(NamedTuple):
-    """What a run's first state is made from."""
+    """The inputs of a run's first state."""
 
     config: config_lib.Config
     algorithm: algorithms.Algorithm

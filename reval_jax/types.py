@@ -32,7 +32,7 @@ class Prompts(NamedTuple):
 class Response(NamedTuple):
     """One sampled response, n tokens long."""
 
-    prompt: int  # index into the prompts it was asked of
+    prompt: int  # index into the prompts of the call
     sample: int  # 0 … N−1
     tokens: np.ndarray  # i32[n] the end-of-sequence token included
     log_prob: np.ndarray  # f32[n] nats, under the untruncated softmax(logits / temperature)
@@ -45,13 +45,13 @@ class Verdicts(NamedTuple):
 
     reward: np.ndarray  # f32[B] 1 for a right answer, else 0
     kind: np.ndarray  # i8[B] index into VERDICTS
-    answer: tuple[str, ...]  # B answers in normal form, as maj@k counts them; "" where nothing was found
+    answer: tuple[str, ...]  # B answers in normal form, for maj@k; "" where the response has none
 
 
 class Trajectories(NamedTuple):
-    """B finished trajectories: one array a field, ragged parts end to end.
+    """B finished trajectories: one array per field, ragged parts end to end (`ragged`).
 
-    What the sampler made, the buffer keeps and the batch is packed from is this one record.
+    One record from sampler to replay buffer to batch.
     """
 
     tokens: np.ndarray  # i32[sum of prompt_length + response_length] each prompt followed by its response
@@ -60,16 +60,16 @@ class Trajectories(NamedTuple):
     response_length: np.ndarray  # i32[B] tokens
     is_truncated: np.ndarray  # bool[B]
     raw_reward: np.ndarray  # f32[B] from the verifier
-    reward: np.ndarray  # f32[B] what the objective consumes: the shaped reward, or GRPO's advantage
+    reward: np.ndarray  # f32[B] shaped, for the objective: by update.reward_design, or GRPO's advantage
     verdict: np.ndarray  # i8[B] index into VERDICTS
     cursor: np.ndarray  # i64[B] prompt cursor
     sample: np.ndarray  # i32[B] sample index of that prompt
     round: np.ndarray  # i32[B] round it was sampled in
-    policy_version: np.ndarray  # i32[B] updates the sampling policy had seen
+    policy_version: np.ndarray  # i32[B] updates before the policy that sampled it
     use_count: np.ndarray  # i32[B] updates that trained on it
     reference_log_prob: np.ndarray  # f32[B] nats, log pi_ref(tau)
     reference_value: np.ndarray  # f32[B] nats, V_ref(s1)
-    reference_version: np.ndarray  # i32[B] version of the reference behind the two; NOT_SCORED before the first
+    reference_version: np.ndarray  # i32[B] version of the reference that computed the two; NOT_SCORED before the first
 
     @property
     def size(self) -> int:

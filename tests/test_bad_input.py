@@ -240,11 +240,11 @@ def test_a_data_set_without_usable_rows_is_refused(files, capsys, text, message)
 
 def test_a_run_directory_below_a_file_is_refused(files, capsys):
     said = refused(files, capsys, run_dir=files / "train.jsonl" / "run")
-    assert f"{files / 'train.jsonl'} is not a directory that can be written" in said
+    assert f"{files / 'train.jsonl'} is not a writable directory" in said
 
 
 def test_a_run_directory_that_is_a_file_is_refused(files, capsys):
-    assert "is not a directory that can be written" in refused(files, capsys, run_dir=files / "train.jsonl")
+    assert "is not a writable directory" in refused(files, capsys, run_dir=files / "train.jsonl")
 
 
 def test_a_directory_with_other_files_is_not_taken_for_a_run(files, capsys):
@@ -252,7 +252,7 @@ def test_a_directory_with_other_files_is_not_taken_for_a_run(files, capsys):
 
 
 def test_a_directory_with_the_users_own_config_is_not_written_over(files, capsys):
-    assert "holds a config.yaml that no run has written" in refused(files, capsys, run_dir=files)
+    assert "holds a config.yaml that no run wrote" in refused(files, capsys, run_dir=files)
 
 
 @pytest.fixture

@@ -228,7 +228,7 @@ def test_sample_speaks_for_a_model_without_a_run(files, capsys):
 
 def test_sample_names_the_rounds_there_are(run_dir, capsys):
     assert cli.main(["sample", "--run-dir", str(run_dir), "--prompt", "1+1=", "--round", "9"]) == 2
-    assert "round 9 was found; there are [1, 2]" in capsys.readouterr().err
+    assert "no checkpoint of round 9 exists; saved rounds: [1, 2]" in capsys.readouterr().err
 
 
 def test_eval_measures_what_the_run_measured(run_dir, capsys, tmp_path):

@@ -418,7 +418,7 @@ def test_published_weights_need_no_run(files, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--round", "0", "9"), "round 9 was found; there are [1, 2]"),
+        (("--round", "0", "9"), "no checkpoint of round 9 exists; saved rounds: [1, 2]"),
         (("--round", "0", "--round", "1"), "--round stands 2 times"),
         (("--run_dir", "elsewhere"), "--run_dir stands 2 times"),
         (("--json", "absent/e.json"), "--json absent/e.json cannot be written"),

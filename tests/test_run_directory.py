@@ -80,7 +80,7 @@ def test_a_claim_that_was_killed_can_be_made_again(tmp_path):
 @pytest.mark.parametrize("content", ["", "model: {path: mine}\n"])
 def test_a_users_own_config_is_not_taken_for_a_runs(tmp_path, content):
     (tmp_path / "config.yaml").write_text(content)
-    with pytest.raises(ValueError, match="no run has written"):
+    with pytest.raises(ValueError, match="no run wrote"):
         run_directory.inspect(tmp_path, SETTINGS)
 
 
@@ -93,7 +93,7 @@ def test_foreign_files_are_refused(tmp_path):
 def test_a_path_below_or_at_a_file_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "file" / "run", tmp_path / "file" / "deep" / "run"):
-        with pytest.raises(ValueError, match="file is not a directory that can be written"):
+        with pytest.raises(ValueError, match="file is not a writable directory"):
             run_directory.inspect(path, SETTINGS)
 
 
