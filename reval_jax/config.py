@@ -131,8 +131,6 @@ class Rollout:
     # Responses a process decodes at once, two or more a device; finished ones make room for the next.
     decode_slots: PositiveInt = 128
     decode_window: PositiveInt = 16  # tokens between two looks by the host: TPU 8-64, GPU and CPU 1-16
-    # How decoding runs through the model's layers: loop compiles one of them, unrolled all; auto is unrolled on CPU.
-    decode_layers: Literal["auto", "loop", "unrolled"] = "auto"
     # What samples: jax, this package's own sampler, or MODULE:FUNCTION of your own (docs/howto/sampler_engine.md).
     engine: Engine = "jax"
     # Keys and values of decoded tokens: as model.compute_dtype, or int8 with a scale a token and head: half of bfloat16's memory,
@@ -274,6 +272,10 @@ RENAMED = {
     "verifier.path": "verifier.function_path",
 }
 """Settings by the name they had before: refused, with the name they have now."""
+REMOVED = {
+    "rollout.decode_layers": "the platform chooses now how the sampler holds and runs the layers",
+}
+"""Former settings: refused, with the reason."""
 
 MAY_CHANGE = ("eval", "checkpoint")
 """Sections a resumed run may change: they choose what is looked at and kept, not what is computed."""
@@ -458,14 +460,16 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 
 def renamed(old: str) -> str:
-    """What to say to somebody who uses a setting's name of before."""
+    """The message for a setting's former name."""
+    if old in REMOVED:
+        return f"'{old}' is no setting any more: {REMOVED[old]}. Leave it out."
     return f"'{old}' is called '{RENAMED[old]}' now. Use that name."
 
 
 def _explain(problem: Any) -> str:
     where = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "unexpected_keyword_argument":
-        if where in RENAMED:
+        if where in RENAMED or where in REMOVED:
             return renamed(where)
         sections = to_tree(Config())
         known = [*sections, *(f"{section}.{field}" for section, fields in sections.items() for field in fields)]

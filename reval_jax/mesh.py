@@ -39,7 +39,7 @@ def make(settings: config_lib.Mesh, devices: Sequence[jax.Device] | None = None)
     if data * fsdp * tensor != len(devices):
         raise ValueError(
             f"mesh.data={data} x mesh.fsdp={settings.fsdp} x mesh.tensor={tensor} does not make {len(devices)}, the number of "
-            f"{devices[0].platform} devices. Use axes whose product is {len(devices)}, for example mesh.fsdp=-1 and "
+            f"{devices[0].device_kind} devices. Use axes whose product is {len(devices)}, for example mesh.fsdp=-1 and "
             "mesh.data=1, mesh.tensor=1."
         )
     num_local = sum(device.process_index == devices[0].process_index for device in devices)

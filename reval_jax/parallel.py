@@ -1,65 +1,75 @@
-"""What a layer needs to run on its part of a weight: collectives with their gradients.
+"""Tensor- and fsdp-parallel collectives with explicit gradients.
 
-For use inside a `jax.shard_map` over all mesh axes with `check_vma=False`, where every array is one device's part. Each
-function states its gradient itself, because there JAX cannot know which values are the same on all devices of an axis
+For use inside a `jax.shard_map` over all mesh axes with `check_vma=False`, where every array is one device's part. JAX
+cannot know there which values are the same on all devices of an axis, so each function states its own gradient
 (Megatron-LM's conjugate pair, arXiv 1909.08053, and fully sharded parameters, arXiv 2004.13336).
 """
 
 from __future__ import annotations
 
-import functools
+from typing import NamedTuple
 
 import jax
 
 DATA, FSDP, TENSOR = "data", "fsdp", "tensor"
-"""The learner's mesh axes: whole copies; parameters spread, gathered to be used; each product shared."""
+"""The learner's mesh axes: whole copies; sharded parameters, gathered before use; sharded matrix products."""
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def share(inputs: jax.Array, axis: str) -> jax.Array:
-    """`inputs`, the same on all devices of the axis, for use with each one's own part of a weight.
+class Split(NamedTuple):
+    """The logical axes of the weights of which each device holds only a part, inside a `shard_map` over the mesh."""
 
-    Each device's gradient is then a part of the whole: they are added up.
+    vocab: bool = False  # over tensor
+    heads: bool = False  # over tensor
+    kv_heads: bool = False  # over tensor; only if the query heads are split too
+    mlp: bool = False  # over tensor
+    width: bool = False  # over fsdp: a weight is gathered before each use
+
+
+@jax.custom_vjp
+def copy_to_tensor(inputs: jax.Array) -> jax.Array:
+    """`inputs`, equal on all devices of the tensor axis, for use with each device's own part of a weight.
+
+    Each device's gradient is then a part of the whole gradient: they are summed.
     """
     return inputs
 
 
-def _share_forward(inputs: jax.Array, axis: str) -> tuple[jax.Array, None]:
+def _copy_to_tensor_forward(inputs: jax.Array) -> tuple[jax.Array, None]:
     return inputs, None
 
 
-def _share_backward(axis: str, _: None, cotangent: jax.Array) -> tuple[jax.Array]:
-    return (jax.lax.psum(cotangent, axis),)
+def _copy_to_tensor_backward(_: None, cotangent: jax.Array) -> tuple[jax.Array]:
+    return (jax.lax.psum(cotangent, TENSOR),)
 
 
-share.defvjp(_share_forward, _share_backward)
+copy_to_tensor.defvjp(_copy_to_tensor_forward, _copy_to_tensor_backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def total(part: jax.Array, axis: str) -> jax.Array:
-    """The sum of each device's part, the same on all devices of the axis.
+@jax.custom_vjp
+def reduce_from_tensor(part: jax.Array) -> jax.Array:
+    """The sum of every device's part over the tensor axis, equal on all its devices.
 
-    What follows is computed alike on each of them, so its gradient is the whole gradient already.
+    Each device computes what follows alike, so its gradient is the whole gradient already.
     """
-    return jax.lax.psum(part, axis)
+    return jax.lax.psum(part, TENSOR)
 
 
-def _total_forward(part: jax.Array, axis: str) -> tuple[jax.Array, None]:
-    return jax.lax.psum(part, axis), None
+def _reduce_from_tensor_forward(part: jax.Array) -> tuple[jax.Array, None]:
+    return jax.lax.psum(part, TENSOR), None
 
 
-def _total_backward(axis: str, _: None, cotangent: jax.Array) -> tuple[jax.Array]:
+def _reduce_from_tensor_backward(_: None, cotangent: jax.Array) -> tuple[jax.Array]:
     return (cotangent,)
 
 
-total.defvjp(_total_forward, _total_backward)
+reduce_from_tensor.defvjp(_reduce_from_tensor_forward, _reduce_from_tensor_backward)
 
 
-def gather(shard: jax.Array, axis: str, dimension: int) -> jax.Array:
-    """The whole array, whose `dimension` the devices of the axis share."""
+def all_gather(shard: jax.Array, axis: str, dimension: int) -> jax.Array:
+    """The whole array, of which each device of the mesh axis holds a part along `dimension`."""
     return jax.lax.all_gather(shard, axis, axis=dimension, tiled=True)
 
 
-def scatter_sum(part: jax.Array, axis: str, dimension: int) -> jax.Array:
-    """This device's share, along `dimension`, of the sum of every device's `part`: a reduce-scatter."""
+def reduce_scatter(part: jax.Array, axis: str, dimension: int) -> jax.Array:
+    """This device's part, along `dimension`, of the sum of every device's `part`."""
     return jax.lax.psum_scatter(part, axis, scatter_dimension=dimension, tiled=True)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from reval_jax import batch, model, parallel, scores
 
@@ -21,13 +22,13 @@ class PolicyScores(NamedTuple):
 
 def score(
     architecture: model.Architecture,
-    params: Any,
+    params: model.Params,
     rows: batch.Batch,
     *,
     temperature: float,
-    compute_dtype: Any,
+    compute_dtype: DTypeLike,
     remat: str = "none",
-    attend: model.attention.Attend = model.attention.xla.attend,
+    kernels: model.Kernels = model.kernels.PLAIN,
 ) -> PolicyScores:
     """Scores of a micro-batch's trajectories under Q = logit / temperature.
 
@@ -35,7 +36,7 @@ def score(
     so that no logit of a prompt or of padding is computed; V(s1) is the logsumexp at the first of them.
 
     Args:
-      params: whole, or one device's part of each as `mesh.LEARNER_AXES` splits them, inside a `shard_map` over the mesh.
+      params: whole, or one device's part of each as `kernels.split` says, inside a `shard_map` over the mesh.
       rows: one micro-batch: a `batch.Batch` without the axis M, or this device's rows of it.
     """
     hidden = model.hidden_states(
@@ -46,7 +47,7 @@ def score(
         rows.segment_ids,
         compute_dtype=compute_dtype,
         remat=remat,
-        attend=attend,
+        kernels=kernels,
     )
     response_mask = rows.slot < rows.first.shape[1]
     targets = jnp.take_along_axis(rows.tokens, rows.target_index, axis=1)
@@ -57,8 +58,8 @@ def score(
         head,
         targets.reshape(-1),
         temperature=temperature,
-        gather_axis=parallel.FSDP if head.shape[0] < architecture.width else None,
-        vocab_axis=parallel.TENSOR if head.shape[1] < architecture.vocab_size else None,
+        gather_axis=parallel.FSDP if kernels.split.width else None,
+        vocab_axis=parallel.TENSOR if kernels.split.vocab else None,
     )
     log_prob = jnp.where(response_mask, log_prob.reshape(targets.shape), 0.0)
     first_value = jnp.take_along_axis(logsumexp.reshape(targets.shape), rows.first, axis=1)

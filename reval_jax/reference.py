@@ -82,9 +82,7 @@ def make_scorer(architecture: model.Architecture, mesh: Mesh, *, config: config_
     """The jitted forward pass, a `Scorer`."""
     axes, shapes = model.logical_axes(architecture), model.abstract_params(architecture)
     placement = mesh_lib.specs(mesh_lib.shardings(mesh, axes, shapes, mesh_lib.LEARNER_AXES))
-    attend = model.attention.choose(
-        config.model.attention, mesh, compute_dtype=config.model.compute_dtype, architecture=architecture
-    )
+    kernels = model.kernels.for_learner(config.model.attention, mesh, architecture, config.model.compute_dtype)
 
     def local_scores(params: model.Params, rows: batch.Batch) -> tuple[jax.Array, jax.Array]:
         def add_micro_batch(index: jax.Array, out: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -94,7 +92,7 @@ def make_scorer(architecture: model.Architecture, mesh: Mesh, *, config: config_
                 batch.micro_batch(rows, index),
                 temperature=config.rollout.temperature,
                 compute_dtype=config.model.compute_dtype,
-                attend=attend,
+                kernels=kernels,
             )
             return out[0].at[index].set(scores.trajectory_log_prob), out[1].at[index].set(scores.soft_value)
 

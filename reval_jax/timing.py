@@ -78,9 +78,8 @@ def memory_rate(seconds: float) -> float:
 
 def machine() -> dict[str, Any]:
     """Where the figures come from."""
-    device = jax.devices()[0]
     return {
-        "device": f"{device.platform}: {device.device_kind}",
+        "device": f"{jax.default_backend()}: {jax.devices()[0].device_kind}",
         "num_devices": jax.device_count(),
         "processor": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),

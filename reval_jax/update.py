@@ -122,9 +122,7 @@ def loss_and_gradients(
     gradients reduce-scattered over it; nothing crosses data until the one sum after the loop.
     """
     placement = mesh_lib.specs(jax.tree.map(lambda leaf: leaf.sharding, abstract_params(architecture, mesh)))
-    attend = model.attention.choose(
-        config.model.attention, mesh, compute_dtype=config.model.compute_dtype, architecture=architecture
-    )
+    kernels = model.kernels.for_learner(config.model.attention, mesh, architecture, config.model.compute_dtype)
 
     def micro_batch_loss(params: model.Params, rows: batch.Batch) -> tuple[jax.Array, algorithms.Metrics]:
         scores = policy.score(
@@ -134,7 +132,7 @@ def loss_and_gradients(
             temperature=config.rollout.temperature,
             compute_dtype=config.model.compute_dtype,
             remat=config.model.remat,
-            attend=attend,
+            kernels=kernels,
         )
         value, metrics = loss(scores, rows)
         return value, metrics | _mismatch(scores, rows)

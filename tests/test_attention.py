@@ -13,8 +13,8 @@ import pytest
 from jax.sharding import SingleDeviceSharding
 from support import hf_checkpoints
 
-from reval_jax import model
-from reval_jax.model import attention
+from reval_jax import mesh, model
+from reval_jax.model import attention, cpu, kernels
 
 SPLASH = functools.partial(attention.splash.attend, interpret=True)
 CUDNN = functools.partial(attention.cudnn._attend, implementation="xla")  # cuDNN's mask and padding, without a GPU
@@ -175,7 +175,8 @@ def test_no_gradient_flows_from_the_future_nor_from_another_segment(attend):
 
 def mesh_of(platform):
     """Only what the choice looks at."""
-    return types.SimpleNamespace(devices=np.array([[types.SimpleNamespace(platform=platform)]]), size=1)
+    devices = np.array([[types.SimpleNamespace(platform=platform)]])
+    return types.SimpleNamespace(devices=devices, shape=dict.fromkeys(mesh.AXES, 1))
 
 
 @pytest.mark.parametrize(
@@ -196,21 +197,21 @@ def mesh_of(platform):
     ],
 )
 def test_the_implementation_follows_the_platform_of_the_mesh(setting, platform, dtype, size, chosen):
-    found = attention.choose(
-        setting,
-        mesh_of(platform),
-        compute_dtype=jnp.dtype(dtype),
-        architecture=hf_checkpoints.tiny_architecture(head_size=size),
-    )
-    assert found is getattr(attention, chosen).attend
+    architecture, expected = hf_checkpoints.tiny_architecture(head_size=size), getattr(attention, chosen).attend
+    learner = kernels.for_learner(setting, mesh_of(platform), architecture, jnp.dtype(dtype))
+    sampler = kernels.for_sampler(setting, mesh_of(platform), architecture, jnp.dtype(dtype), cache_length=256)
+    assert learner.attend is sampler.attend is expected
+    is_on_cpu = platform == "cpu"
+    assert (learner.residuals is cpu.uint16_residuals) == is_on_cpu
+    assert (sampler == kernels.PLAIN._replace(attend=expected)) == (not is_on_cpu)
 
 
 @pytest.mark.parametrize(
     ("setting", "platform", "dtype", "message"),
     [
-        ("splash", "cpu", "bfloat16", "'splash' was asked for, but the mesh's devices are 'cpu'"),
-        ("splash", "gpu", "bfloat16", "'splash' was asked for, but the mesh's devices are 'gpu'"),
-        ("cudnn", "tpu", "bfloat16", "'cudnn' was asked for, but the mesh's devices are 'tpu'"),
+        ("splash", "cpu", "bfloat16", "'splash' cannot run: the mesh's devices are 'cpu'"),
+        ("splash", "gpu", "bfloat16", "'splash' cannot run: the mesh's devices are 'gpu'"),
+        ("cudnn", "tpu", "bfloat16", "'cudnn' cannot run: the mesh's devices are 'tpu'"),
         ("cudnn", "gpu", "float32", "bfloat16 or float16 only"),
         ("flash", "tpu", "bfloat16", "'flash' is not a known implementation"),
     ],
@@ -218,7 +219,7 @@ def test_the_implementation_follows_the_platform_of_the_mesh(setting, platform, 
 def test_what_the_mesh_cannot_run_is_refused(setting, platform, dtype, message):
     architecture = hf_checkpoints.tiny_architecture()
     with pytest.raises(ValueError, match=message):
-        attention.choose(setting, mesh_of(platform), compute_dtype=jnp.dtype(dtype), architecture=architecture)
+        kernels.for_learner(setting, mesh_of(platform), architecture, jnp.dtype(dtype))
 
 
 # --- compiled for a TPU, lowered for a GPU ---------------------------------------------------------------------------
@@ -230,7 +231,14 @@ def model_gradient(architecture, attend, remat, shape, dtype=jnp.bfloat16):
 
     def loss(params):
         hidden = model.hidden_states(
-            architecture, params, tokens, tokens, tokens, compute_dtype=dtype, remat=remat, attend=attend
+            architecture,
+            params,
+            tokens,
+            tokens,
+            tokens,
+            compute_dtype=dtype,
+            remat=remat,
+            kernels=model.Kernels(attend=attend),
         )
         return jnp.sum(jnp.square(hidden.astype(jnp.float32)))
 

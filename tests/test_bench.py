@@ -112,12 +112,12 @@ def test_a_sampler_benchmark_says_what_it_measured(lengths):
         lengths=(lengths,),
         window=4,
         caches=("compute", "int8"),
-        attentions=("auto", "by_row"),
+        attentions=("auto", "per_row"),
         repeats=1,
         on_case=lambda case: print(bench.sampler.sentence(case)),
     )
     assert json.loads(json.dumps(found))["machine"]
-    kinds = [(cache, attention) for cache in ("compute", "int8") for attention in ("at_once", "by_row")]
+    kinds = [(cache, attention) for cache in ("compute", "int8") for attention in ("batched", "per_row")]
     for case, kind in zip(found["cases"], kinds, strict=True):
         assert (case["lengths"], case["slots"], (case["kv_cache"], case["attention"])) == (lengths, 16, kind)
         assert case["tokens"] == bench.sampler.response_lengths(shape, lengths).sum()

@@ -165,7 +165,14 @@ def test_a_setting_by_its_old_name_is_refused_with_the_new_one(old):
         config.from_tree({section: {field: "drop"}})
 
 
+@pytest.mark.parametrize("old", config.REMOVED)
+def test_a_former_setting_is_refused_with_the_reason(old):
+    section, field = old.split(".")
+    with pytest.raises(ValueError, match=f"'{old}' is no setting any more: {config.REMOVED[old]}"):
+        config.from_tree({section: {field: "loop"}})
+
+
 def test_no_old_name_is_a_setting_and_every_new_one_is():
     names = {f"{section}.{field}" for section, field in FIELDS}
-    assert not names & config.RENAMED.keys()
+    assert not names & (config.RENAMED.keys() | config.REMOVED.keys())
     assert set(config.RENAMED.values()) <= names

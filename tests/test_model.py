@@ -11,7 +11,8 @@ import pytest
 from support import hf_checkpoints
 
 from reval_jax import model, weights
-from reval_jax.model.attention import cached
+from reval_jax.model import cache as cache_lib
+from reval_jax.model import cpu
 
 FAMILIES = ("llama", "qwen2", "qwen3")
 
@@ -131,7 +132,7 @@ def filled_cache(architecture, params, prompts, length, *, dtype=jnp.float32, ke
     return model.prefill(architecture, params, padded, compute_dtype=dtype, cache_dtype=kept)
 
 
-def decoded_logits(family, *, length=cached.BLOCK, kept="float32"):
+def decoded_logits(family, *, length=cache_lib.BLOCK, kept="float32"):
     """Logits of five more tokens after prompts of unequal lengths, and those of the full forward pass."""
     architecture, params = tiny(family)
     lengths, steps, prompt_columns = np.array([3, 7, 1, 6], np.int32), 5, 7
@@ -162,23 +163,23 @@ def test_prefill_and_decode_equal_the_full_forward_with_unequal_prompt_lengths(f
 
 def test_an_int8_cache_changes_logits_little_and_an_exact_one_not_at_all_with_its_length():
     whole, exact = decoded_logits("llama")
-    np.testing.assert_array_equal(decoded_logits("llama", length=3 * cached.BLOCK)[0], whole)
+    np.testing.assert_array_equal(decoded_logits("llama", length=3 * cache_lib.BLOCK)[0], whole)
     rounded, _ = decoded_logits("llama", kept="int8")
     assert 0 < np.abs(rounded - exact).max() < 0.02 * np.abs(exact).max()
 
 
 def test_attention_over_several_blocks_is_the_softmax_over_all_of_them():
     rng = np.random.default_rng(0)
-    rows, heads, kv_heads, size, length = 3, 4, 2, 8, 3 * cached.BLOCK
+    rows, heads, kv_heads, size, length = 3, 4, 2, 8, 3 * cache_lib.BLOCK
     query = rng.normal(size=(rows, heads, size)).astype(np.float32)
     keys, values = rng.normal(size=(2, 2, rows, length, kv_heads, size)).astype(np.float32)
     positions = np.array([0, 200, 383], np.int32)
-    cache = cached.of_rows(jnp.asarray(keys), jnp.asarray(values), "float32")
+    cache = cache_lib.from_prefill(jnp.asarray(keys), jnp.asarray(values), "float32")
     layer, lengths = jax.tree.map(lambda leaf: leaf[1], cache), jnp.asarray(positions + 1)
-    found = cached.attend(jnp.asarray(query), cache, lengths, jnp.int32(1))
-    np.testing.assert_array_equal(found, cached.attend(jnp.asarray(query), layer, lengths))
-    np.testing.assert_array_equal(found, cached.attend_by_row(jnp.asarray(query), cache, lengths, jnp.int32(1)))
-    np.testing.assert_array_equal(found, cached.attend_by_row(jnp.asarray(query), layer, lengths))
+    found = cache_lib.batched(jnp.asarray(query), cache, lengths, jnp.int32(1))
+    np.testing.assert_array_equal(found, cache_lib.batched(jnp.asarray(query), layer, lengths))
+    np.testing.assert_array_equal(found, cpu.per_row(jnp.asarray(query), cache, lengths, jnp.int32(1)))
+    np.testing.assert_array_equal(found, cpu.per_row(jnp.asarray(query), layer, lengths))
     for row in range(rows):
         for head in range(heads):
             seen_keys, seen_values = (
@@ -191,34 +192,34 @@ def test_attention_over_several_blocks_is_the_softmax_over_all_of_them():
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 2), (3, 1), (2, 2), (1, 1)])
 @pytest.mark.parametrize(("dtype", "kept"), [("float32", "float32"), ("float32", "int8"), ("bfloat16", "bfloat16")])
-def test_attention_row_by_row_is_that_of_all_rows_at_once(heads, kv_heads, dtype, kept):
+def test_attention_per_row_is_that_of_all_rows_together(heads, kv_heads, dtype, kept):
     rng = np.random.default_rng(0)
-    rows, size, length = 5, 8, 3 * cached.BLOCK
+    rows, size, length = 5, 8, 3 * cache_lib.BLOCK
     query = jnp.asarray(rng.normal(size=(rows, heads, size)), dtype)
     keys, values = jnp.asarray(rng.normal(size=(2, rows, length, kv_heads, size)), dtype)
-    cache = cached.of_rows(keys, values, kept)
+    cache = cache_lib.from_prefill(keys, values, kept)
     lengths = jnp.array([1, 128, 0, 129, 384])
-    at_once, by_row = (
-        np.asarray(attend(query, cache, lengths), np.float32) for attend in (cached.attend, cached.attend_by_row)
+    batched, per_row = (
+        np.asarray(attend(query, cache, lengths), np.float32) for attend in (cache_lib.batched, cpu.per_row)
     )
-    assert np.isfinite(at_once).all()
-    assert np.isfinite(by_row).all()
+    assert np.isfinite(batched).all()
+    assert np.isfinite(per_row).all()
     is_used = np.asarray(lengths) > 0
-    np.testing.assert_allclose(by_row[is_used], at_once[is_used], rtol=0, atol=1e-6 if dtype == "float32" else 1e-2)
+    np.testing.assert_allclose(per_row[is_used], batched[is_used], rtol=0, atol=1e-6 if dtype == "float32" else 1e-2)
 
 
 def test_decode_reads_nothing_after_its_position_and_writes_only_there():
     architecture, params = tiny()
     rng = np.random.default_rng(0)
-    shape = (architecture.num_layers, 2, cached.BLOCK, architecture.num_kv_heads, architecture.head_size)
+    shape = (architecture.num_layers, 2, cache_lib.BLOCK, architecture.num_kv_heads, architecture.head_size)
     arrays = [rng.normal(size=shape).astype(np.float32) for _ in range(2)]
-    is_later = np.arange(cached.BLOCK)[None, None, :, None, None] >= 5
+    is_later = np.arange(cache_lib.BLOCK)[None, None, :, None, None] >= 5
     tokens, positions = jnp.array([4, 5]), jnp.array([5, 5])
     (hidden, written), (other, _) = (
         model.decode(
             architecture,
             params,
-            cached.of_rows(*(jnp.asarray(array) for array in each), "float32"),
+            cache_lib.from_prefill(*(jnp.asarray(array) for array in each), "float32"),
             tokens,
             positions,
             compute_dtype=jnp.float32,
@@ -226,7 +227,7 @@ def test_decode_reads_nothing_after_its_position_and_writes_only_there():
         for each in (arrays, [np.where(is_later, np.float32(1e4), array) for array in arrays])
     )
     np.testing.assert_array_equal(hidden, other)
-    kept = [index for index in range(cached.BLOCK) if index != 5]
+    kept = [index for index in range(cache_lib.BLOCK) if index != 5]
     by_position = np.moveaxis(np.asarray(written.keys), -1, 2)
     np.testing.assert_array_equal(by_position[:, :, kept], arrays[0][:, :, kept])
     assert np.abs(by_position[:, :, 5] - arrays[0][:, :, 5]).min() > 0
@@ -370,7 +371,7 @@ def test_bfloat16_is_close_to_float32_and_its_gradients_are_float32():
 def test_bfloat16_decoding_keeps_a_bfloat16_cache():
     architecture, params = tiny()
     tokens, lengths = jnp.asarray(random_tokens(2, 4)), jnp.array([4, 2])
-    cache = filled_cache(architecture, params, tokens, cached.BLOCK, dtype=jnp.bfloat16, kept="bfloat16")
+    cache = filled_cache(architecture, params, tokens, cache_lib.BLOCK, dtype=jnp.bfloat16, kept="bfloat16")
     hidden, cache = model.decode(architecture, params, cache, tokens[:, 0], lengths, compute_dtype=jnp.bfloat16)
     assert hidden.dtype == jnp.bfloat16
     assert cache.keys.dtype == cache.values.dtype == jnp.uint16  # their bits
@@ -383,7 +384,7 @@ def test_bfloat16_traces_under_strict_promotion_in_every_family():
             architecture, params = tiny(family)
             for dtype in (jnp.float32, jnp.bfloat16):
                 settings = {"compute_dtype": dtype}
-                fill = functools.partial(filled_cache, architecture, length=cached.BLOCK, dtype=dtype)
+                fill = functools.partial(filled_cache, architecture, length=cache_lib.BLOCK, dtype=dtype)
                 cache = jax.eval_shape(functools.partial(fill, kept=jnp.dtype(dtype).name), params, tokens)
                 jax.eval_shape(
                     functools.partial(model.decode, architecture, **settings), params, cache, lengths, lengths

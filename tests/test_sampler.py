@@ -21,11 +21,12 @@ from reval_jax.tools.plan import topology
 
 PROMPTS = tiny_programs.prompts((5, 6, 7), (8, 9, 10, 11, 12, 13, 14), (15, 16), (17, 18, 19, 20, 21))
 LONG_PROMPTS = tiny_programs.prompts(*(tuple(range(5, 5 + size)) for size in (3, 125, 140, 250)))  # over several blocks
+ATTENTION = {"batched": model.cache.batched, "per_row": model.cpu.per_row}  # over the cache
 STOPS = tuple(range(0, 320, 40))  # some of the vocabulary, so that responses end at many lengths
 
 
 def engine_of(tiny, *, slots=8, limit=8, window=3, cache="compute", prompt_tokens=16, layers="auto", attention="auto"):
-    return sampler.make(
+    engine = sampler.make(
         tiny.architecture,
         tiny.mesh,
         compute_dtype=tiny.config.model.compute_dtype,
@@ -34,9 +35,14 @@ def engine_of(tiny, *, slots=8, limit=8, window=3, cache="compute", prompt_token
         decode_slots=slots,
         decode_window=window,
         cache=cache,
-        layers=layers,
-        attention=attention,
     )
+    kernels = engine.kernels
+    if layers == "stacked":  # as on TPU and GPU
+        plain = model.kernels.PLAIN
+        kernels = kernels._replace(linear=plain.linear, mlp_axes=plain.mlp_axes, layout=plain.layout)
+    if attention != "auto":
+        kernels = kernels._replace(attend_cached=ATTENTION[attention])
+    return dataclasses.replace(engine, kernels=kernels)
 
 
 def generate(
@@ -94,7 +100,7 @@ def test_recorded_log_probabilities_are_the_full_forwards(family):
 
 def test_in_bfloat16_the_samplers_copy_computes_what_the_learners_parameters_do():
     tiny = tiny_programs.tiny(model={"compute_dtype": "bfloat16"})
-    copy = sampler.hand_over(tiny.params, tiny.mesh, engine_of(tiny, layers="loop"))
+    copy = sampler.hand_over(tiny.params, tiny.mesh, engine_of(tiny, layers="stacked"))
     tokens = jnp.asarray(np.arange(40, 56)[None], jnp.int32)
 
     @jax.jit
@@ -205,24 +211,24 @@ def test_each_response_is_cut_at_its_own_limit_and_is_the_longer_ones_beginning(
         np.testing.assert_array_equal(mine, all_of_it[:limit])
 
 
-def test_layers_in_a_loop_draw_what_unrolled_layers_do():
+def test_stacked_layers_sample_what_unrolled_layers_do():
     tiny = tiny_programs.tiny()
-    assert engine_of(tiny).is_unrolled  # "auto" on CPU
-    unrolled, loop = generate(tiny), generate(tiny, layers="loop")
-    np.testing.assert_array_equal(loop.tokens, unrolled.tokens)
-    np.testing.assert_allclose(loop.log_prob, unrolled.log_prob, atol=1e-5)
+    assert engine_of(tiny).kernels.layout is model.cpu.UNROLLED  # on CPU
+    unrolled, stacked = generate(tiny), generate(tiny, layers="stacked")
+    np.testing.assert_array_equal(stacked.tokens, unrolled.tokens)
+    np.testing.assert_allclose(stacked.log_prob, unrolled.log_prob, atol=1e-5)
 
 
-@pytest.mark.parametrize("layers", ["loop", "unrolled"])
-def test_attention_row_by_row_draws_what_all_rows_at_once_do(layers):
+@pytest.mark.parametrize("layers", ["stacked", "auto"])
+def test_attention_per_row_samples_what_all_rows_together_do(layers):
     """Prompts on both sides of a block's end, over which responses go on; fewer slots than responses."""
     tiny = tiny_programs.tiny()
     long = {"prompts": LONG_PROMPTS, "prompt_tokens": 256, "limit": 16, "layers": layers}
-    assert engine_of(tiny, prompt_tokens=256).attends_by_row  # "auto" on CPU
-    assert not engine_of(tiny).attends_by_row  # for a single block
-    by_row, at_once = (generate(tiny, attention=name, **long) for name in ("by_row", "at_once"))
-    np.testing.assert_array_equal(by_row.tokens, at_once.tokens)
-    np.testing.assert_allclose(by_row.log_prob, at_once.log_prob, atol=1e-5)
+    assert engine_of(tiny, prompt_tokens=256).kernels.attend_cached is model.cpu.per_row  # on CPU
+    assert engine_of(tiny).kernels.attend_cached is model.cache.batched  # for a single block
+    per_row, batched = (generate(tiny, attention=name, **long) for name in ("per_row", "batched"))
+    np.testing.assert_array_equal(per_row.tokens, batched.tokens)
+    np.testing.assert_allclose(per_row.log_prob, batched.log_prob, atol=1e-5)
 
 
 def first_divergences(rollouts):
@@ -313,7 +319,7 @@ def test_responses_of_several_blocks_on_eight_devices_are_those_of_one():
         "limit": 16,
         "slots": 16,
         "samples": 4,
-        "attention": "by_row",
+        "attention": "per_row",
     }
     one, many = (
         generate(tiny, **long) for tiny in (tiny_programs.tiny(), tiny_programs.tiny(data=2, fsdp=2, tensor=2))
@@ -423,8 +429,8 @@ def test_an_engine_can_be_told_apart_by_each_of_its_settings():
 # --- on many devices -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("layers", ["loop", "unrolled"])
-@pytest.mark.parametrize("attention", ["at_once", "by_row"])
+@pytest.mark.parametrize("layers", ["stacked", "auto"])
+@pytest.mark.parametrize("attention", ["batched", "per_row"])
 def test_a_window_on_many_devices_sends_sums_and_gathers_nothing(layers, attention):
     tiny = tiny_programs.tiny(data=2, fsdp=2, tensor=2)
     engine = engine_of(tiny, slots=16, prompt_tokens=200, layers=layers, attention=attention)
@@ -448,8 +454,7 @@ def test_prefill_and_decode_of_the_7b_models_layers_compile_for_a_tpu(v5e, slice
         decode_slots=16,
         decode_window=16,
     )
-    assert not engine.is_unrolled  # "auto" where no CPU is
-    assert not engine.attends_by_row
+    assert engine.kernels == model.kernels.PLAIN._replace(attend=model.attention.splash.attend)
     for lowered in (sampler.lower_prefill(engine, 1024), sampler.lower_window(engine)):
         found = plan_programs.measure(lambda lowered=lowered: lowered.compile(plan_programs.LEAST_EFFORT))
         assert isinstance(found, plan_programs.Measured)

@@ -10,7 +10,7 @@ from support import tiny_programs
 
 from reval_jax import algorithms, batch, keys, mesh, model, policy, sampler, types, weights
 from reval_jax import trajectories as trajectories_lib
-from reval_jax.model.attention import cached
+from reval_jax.model import cache as cache_lib
 from reval_jax.sampler import sampling_op
 
 PROMPTS = ("2+2=", "1+1=", "Q: What is 5 times 5?\nA: 5 times 5 is")
@@ -83,7 +83,7 @@ def test_other_slots_change_logits_by_rounding_and_only_draws_that_lie_within_it
         cache = model.prefill(
             loaded.architecture,
             params,
-            jnp.pad(rows, ((0, 0), (0, cached.BLOCK - rows.shape[1]))),
+            jnp.pad(rows, ((0, 0), (0, cache_lib.BLOCK - rows.shape[1]))),
             compute_dtype="float32",
             cache_dtype="float32",
         )

@@ -219,6 +219,8 @@ class BenchSampler:
     lengths: tuple[Literal["fixed", "lognormal"], ...] = ("fixed", "lognormal")  # of responses
     dtype: tuple[Literal["float32", "bfloat16"], ...] = ("float32",)  # of the products' operands
     kv_cache: tuple[Literal["compute", "int8"], ...] = ("compute",)  # what keys and values are kept in
-    attention: tuple[Literal["auto", "at_once", "by_row"], ...] = ("auto",)  # all rows' cache together, or row by row
+    attention: tuple[Literal["auto", "batched", "per_row"], ...] = (
+        "auto",
+    )  # over the cache: all rows together, or each
     repeats: int = 3  # timed runs
     json: Path | None = None  # write the results here too; /dev/stdout allowed

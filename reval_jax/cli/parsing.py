@@ -33,7 +33,7 @@ def _refuse_renamed(argv: list[str]) -> None:
     """
     for argument in argv:
         name = argument.removeprefix("--").split("=")[0]
-        if argument.startswith("--") and name in config_lib.RENAMED:
+        if argument.startswith("--") and (name in config_lib.RENAMED or name in config_lib.REMOVED):
             raise ValueError(f"unknown option {argument}: {config_lib.renamed(name)}")
 
 

@@ -49,12 +49,12 @@ def of_evaluation(
       measured: from `of_result`.
       compared: from `of_comparison`.
     """
-    settings, device = config.eval, jax.devices()[0]
+    settings, kind = config.eval, jax.devices()[0].device_kind
     return {
         "format": FORMAT,
         "command": command,
         "packages": {"python": platform.python_version(), **run_directory.package_versions()},
-        "devices": {"platform": device.platform, "kind": device.device_kind, "count": jax.device_count()},
+        "devices": {"platform": jax.default_backend(), "kind": kind, "count": jax.device_count()},
         "settings": config_lib.to_tree(config),
         # What was in force: `settings` also holds the rollout's temperature, which an evaluation does not read.
         "protocol": {

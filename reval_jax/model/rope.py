@@ -8,8 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from reval_jax.model import arithmetic
+from reval_jax.model import linear
 from reval_jax.model.architecture import Architecture, RopeScaling
+
+Tables = tuple[jax.Array, jax.Array]
+"""Cosine and sine, f32[..., H/2]."""
 
 
 def _yarn_ramp(architecture: Architecture, scaling: RopeScaling) -> np.ndarray:
@@ -53,17 +56,17 @@ def inverse_frequencies(architecture: Architecture) -> np.ndarray:
     return np.where(wavelengths < original / high, frequencies, scaled).astype(np.float32)
 
 
-def tables(architecture: Architecture, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+def tables(architecture: Architecture, positions: jax.Array) -> Tables:
     """Cosine and sine, f32[..., H/2], of integer `positions` [...]."""
-    frequencies = arithmetic.trailing(jnp.asarray(inverse_frequencies(architecture)), positions.ndim + 1)
+    frequencies = linear.trailing(jnp.asarray(inverse_frequencies(architecture)), positions.ndim + 1)
     angles = positions.astype(jnp.float32)[..., None] * frequencies
     scale = 1.0 if architecture.rope_scaling is None else architecture.rope_scaling.attention_factor
     return jnp.cos(angles) * scale, jnp.sin(angles) * scale
 
 
-def rotate(heads: jax.Array, cosine: jax.Array, sine: jax.Array) -> jax.Array:
+def rotate(heads: jax.Array, tables: Tables) -> jax.Array:
     """RoPE on [..., heads, H] with tables [..., H/2]: dimension i pairs with i + H/2 (the Hugging Face layout)."""
-    cosine, sine = jnp.expand_dims(cosine, -2), jnp.expand_dims(sine, -2)
+    cosine, sine = (jnp.expand_dims(table, -2) for table in tables)
     first, second = jnp.split(heads.astype(jnp.float32), 2, axis=-1)
     rotated = jnp.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=-1)
     return rotated.astype(heads.dtype)

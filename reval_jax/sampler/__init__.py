@@ -8,10 +8,8 @@ from __future__ import annotations
 
 from reval_jax.sampler import engines, sampling_op, scheduler, steps
 from reval_jax.sampler.engine import (
-    AttentionSetting,
     CacheSetting,
     Engine,
-    LayersSetting,
     abstract_copy,
     from_config,
     hand_over,
@@ -23,14 +21,12 @@ from reval_jax.sampler.sampler import generate, num_programs, sampling_of
 from reval_jax.sampler.steps import abstract_prompts, abstract_state, lower_prefill, lower_window
 
 __all__ = [
-    "AttentionSetting",
     "CacheSetting",
     "Chunk",
     "Engine",
     "Generate",
     "Hooks",
     "Interrupted",
-    "LayersSetting",
     "Sampler",
     "Sampling",
     "SamplingPolicy",

@@ -16,9 +16,7 @@ from reval_jax import config as config_lib
 from reval_jax import mesh as mesh_lib
 
 CacheSetting = Literal["compute", "int8"]
-LayersSetting = Literal["auto", "loop", "unrolled"]
-AttentionSetting = Literal["auto", "at_once", "by_row"]
-PREFILL_TOKENS = 128  # of the prompts prefilled at once: short prompts together, a longer one alone
+PREFILL_TOKENS = 128  # of the prompts prefilled together: several short ones, or one longer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,15 +26,12 @@ class Engine:
     architecture: model.Architecture
     mesh: Mesh  # this process's devices, axes (rows, tensor)
     compute_dtype: str
-    cache: CacheSetting  # what keys and values are kept in: compute_dtype, or int8 with a scale a token and head
+    cache: CacheSetting  # dtype of keys and values: compute_dtype, or int8 with a scale per token and head
     max_prompt_tokens: int  # tokens
     max_response_tokens: int  # tokens, the end-of-sequence token included
     decode_slots: int  # responses decoded at once
-    decode_window: int  # tokens decoded between two looks by the host
-    is_unrolled: (
-        bool  # the layers' weights and caches are arrays of their own, and programs run through them without a loop
-    )
-    attends_by_row: bool  # `model.attention.cached.attend_by_row`, else `attend`
+    decode_window: int  # decode steps per device call; the host refills slots in between
+    kernels: model.Kernels  # of `model.kernels.for_sampler`, or others to try
 
     @property
     def row_shards(self) -> int:
@@ -51,11 +46,10 @@ class Engine:
     @property
     def cache_length(self) -> int:
         """Positions of a slot: the longest prompt and response, and no prompt's padding beyond it."""
-        needed = max(self.max_prompt_tokens + self.max_response_tokens, batch.row_length(self.max_prompt_tokens))
-        return -(-needed // model.attention.cached.BLOCK) * model.attention.cached.BLOCK
+        return _cache_length(self.max_prompt_tokens, self.max_response_tokens)
 
     def prefill_rows(self, width: int) -> int:
-        """Prompts prefilled at once at this padded width: a matter of the width alone, so that a prompt's bits are too."""
+        """Prompts prefilled together at this padded width. It depends on the width alone, and so do a prompt's bits."""
         return -(-max(1, PREFILL_TOKENS // width) // self.row_shards) * self.row_shards
 
     def kv_axis(self) -> str | None:
@@ -82,20 +76,16 @@ def make(
     decode_slots: int,
     decode_window: int,
     cache: CacheSetting = "compute",
-    layers: LayersSetting = "auto",
-    attention: AttentionSetting = "auto",
+    attention: model.kernels.Setting = "auto",
 ) -> Engine:
-    """The engine for this process's part of the learner's mesh.
+    """The engine for this process's part of the learner's mesh, with the kernels of its platform.
 
     Args:
-      layers: "loop" compiles one layer and loops over them; "unrolled" compiles all, which takes longer, and saves where a
-        loop would copy each layer's weights before it uses them. "auto" is unrolled on CPU, where XLA makes those copies.
-      attention: "at_once" reads a block of the cache for all rows, as far as the longest needs; "by_row" for each row by
-        itself, as far as it needs. "auto" is by row on CPU, where a block has to be copied out of the cache first, unless
-        the cache is a single block. The two agree to rounding.
+      attention: over whole rows, when prompts are prefilled.
 
     Raises:
-      ValueError: the slots do not divide over the process's devices, or leave one of them a single slot.
+      ValueError: the slots do not divide over the process's devices, or leave one of them a single slot; or the platform
+        cannot run `attention`.
     """
     local = mesh_lib.local(mesh)
     shards = local.shape["rows"]
@@ -106,8 +96,8 @@ def make(
             f"rollout.decode_slots={decode_slots} does not divide over the {shards} devices that decode in this process, two or "
             f"more for each. Use a multiple of {shards}, for example {least}."
         )
-    is_on_cpu = local.devices.flat[0].platform == "cpu"
-    engine = Engine(
+    cache_length = _cache_length(max_prompt_tokens, max_response_tokens)
+    return Engine(
         architecture,
         local,
         compute_dtype,
@@ -116,19 +106,20 @@ def make(
         max_response_tokens,
         decode_slots,
         decode_window,
-        is_unrolled=layers == "unrolled" or (layers == "auto" and is_on_cpu),
-        attends_by_row=attention == "by_row",
+        model.kernels.for_sampler(attention, local, architecture, compute_dtype, cache_length=cache_length),
     )
-    if attention != "auto":
-        return engine
-    has_several_blocks = engine.cache_length > model.attention.cached.BLOCK
-    return dataclasses.replace(engine, attends_by_row=is_on_cpu and has_several_blocks)
+
+
+def _cache_length(max_prompt_tokens: int, max_response_tokens: int) -> int:
+    """Positions of a slot: the longest prompt and response, and no prompt's padding beyond it."""
+    needed = max(max_prompt_tokens + max_response_tokens, batch.row_length(max_prompt_tokens))
+    return -(-needed // model.cache.BLOCK) * model.cache.BLOCK
 
 
 def from_config(
     architecture: model.Architecture, mesh: Mesh, config: config_lib.Config, *, max_prompt_tokens: int
 ) -> Engine:
-    """The engine that a run's settings ask for, and prompts of up to `max_prompt_tokens`.
+    """The engine of a run's settings, for prompts of up to `max_prompt_tokens`.
 
     Raises:
       ValueError: as `make`.
@@ -142,7 +133,7 @@ def from_config(
         decode_slots=config.rollout.decode_slots,
         decode_window=config.rollout.decode_window,
         cache=config.rollout.kv_cache,
-        layers=config.rollout.decode_layers,
+        attention=config.model.attention,
     )
 
 
@@ -153,7 +144,7 @@ def hand_over(params: Any, mesh: Mesh, engine: Engine) -> Any:
     it holds on its own mesh, without a copy. Unrolled layers are copied one by one, by one program.
     """
     local = engine.mesh
-    copies = _copied(engine, params, *_casts(engine, _across(mesh, engine)))
+    copies = _copy(engine, params, *_casts(engine, _across(mesh, engine)))
     order = {device: index for index, device in enumerate(local.devices.flat)}
 
     def rewrap(leaf: jax.Array) -> jax.Array:
@@ -167,20 +158,20 @@ def hand_over(params: Any, mesh: Mesh, engine: Engine) -> Any:
 def lower_hand_over(params: Any, mesh: Mesh, engine: Engine) -> jax.stages.Lowered:
     """The program of `hand_over`, for parameters that are ShapeDtypeStructs: to compile without running.
 
-    For unrolled layers that of one layer, which needs as much beside its operands and results as any.
+    Where layers are copied one by one, the program of one: no other needs more beside its operands and results.
     """
-    whole, layer = _casts(engine, _across(mesh, engine))
-    if layer is None:
-        return whole.lower(params)
-    return layer.lower(params["layers"], jax.ShapeDtypeStruct((), np.int32))
+    cast, cast_layer = _casts(engine, _across(mesh, engine))
+    if cast_layer is None:
+        return cast.lower(params)
+    return cast_layer.lower(params["layers"], jax.ShapeDtypeStruct((), np.int32))
 
 
 def abstract_copy(engine: Engine) -> Any:
     """Shapes and placement of `hand_over`'s result."""
-    copied = functools.partial(
-        _copied, engine, whole=functools.partial(_copy, engine), layer=functools.partial(_copy_layer, engine)
+    cast, cast_layer = _cast_functions(engine)
+    shapes = jax.eval_shape(
+        lambda params: _copy(engine, params, cast, cast_layer), model.abstract_params(engine.architecture)
     )
-    shapes = jax.eval_shape(copied, model.abstract_params(engine.architecture))
     return placed(shapes, _placement(engine, engine.mesh))
 
 
@@ -197,52 +188,44 @@ def _across(mesh: Mesh, engine: Engine) -> Mesh:
     return Mesh(mesh.devices.reshape(hosts, *engine.mesh.devices.shape), ("host", *engine.mesh.axis_names))
 
 
-def _placement(engine: Engine, mesh: Mesh) -> Any:
+def _placement(engine: Engine, mesh: Mesh) -> model.Params:
     architecture = engine.architecture
     axes, shapes = model.logical_axes(architecture), model.abstract_params(architecture)
     stacked = mesh_lib.shardings(mesh, axes, shapes, mesh_lib.SAMPLER_AXES)
-    if not engine.is_unrolled:
-        return stacked
-
-    def of_layer(name: str, spec: tuple[str | None, ...]) -> NamedSharding:
-        order = model.turned_order(name, len(spec))
-        return NamedSharding(mesh, PartitionSpec(*(spec[axis] for axis in order)))
-
-    layer = {name: of_layer(name, tuple(place.spec[1:])) for name, place in stacked["layers"].items()}
-    vocabulary = stacked["embedding"].spec[0]
-    head = NamedSharding(mesh, PartitionSpec(None, vocabulary))
-    return stacked | {"layers": (layer,) * architecture.num_layers, "head": head}
+    return engine.kernels.layout.place(architecture, stacked)
 
 
-def _copied(engine: Engine, params: Any, whole: Callable[..., Any], layer: Callable[..., Any] | None) -> Any:
-    """The copy, by `_copy` for everything but unrolled layers, and for those by `_copy_layer`."""
-    if layer is None or not engine.is_unrolled:
-        return whole(params)
-    layers = tuple(layer(params["layers"], np.int32(index)) for index in range(engine.architecture.num_layers))
-    return whole(params | {"layers": ()}) | {"layers": layers}
+_Cast = Callable[..., model.Params]
 
 
-def _copy(engine: Engine, params: Any) -> Any:
-    dtypes = model.compute_dtypes(params, engine.compute_dtype)
-    cast = jax.tree.map(lambda leaf, dtype: leaf.astype(dtype), params, dtypes)
-    if not engine.is_unrolled:
-        return cast
-    # Where layers are unrolled to save copies, the head is kept as the product reads it, too, and the embedding as bits.
-    head = model.head_weight(engine.architecture, cast)
-    return cast | {"head": head, "embedding": model.bits.as_bits(cast["embedding"])}
+def _copy(engine: Engine, params: model.Params, cast: _Cast, cast_layer: _Cast | None) -> model.Params:
+    if cast_layer is None:
+        return cast(params)
+    layers = tuple(cast_layer(params["layers"], np.int32(index)) for index in range(engine.architecture.num_layers))
+    return cast(params | {"layers": ()}) | {"layers": layers}
 
 
-def _copy_layer(engine: Engine, layers: Any, index: jax.Array) -> Any:
-    mine = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), layers)
-    dtypes = model.compute_dtypes(mine, engine.compute_dtype)
-    return model.turned_layer(jax.tree.map(lambda leaf, dtype: leaf.astype(dtype), mine, dtypes))
+def _cast_functions(engine: Engine) -> tuple[_Cast, _Cast | None]:
+    """What makes the copy, and one layer of it where each is made by itself."""
+    layout = engine.kernels.layout
+    cast_layer = layout.cast_layer
+
+    def cast(params: model.Params) -> model.Params:
+        return layout.cast(engine.architecture, params, engine.compute_dtype)
+
+    if cast_layer is None:
+        return cast, None
+    return cast, lambda layers, index: cast_layer(layers, index, engine.compute_dtype)
 
 
 @functools.lru_cache(maxsize=8)
-def _casts(engine: Engine, mesh: Mesh) -> tuple[Any, Any]:
-    """`_copy` and, for unrolled layers, `_copy_layer`, jitted; compiled once for each engine and mesh."""
-    placement, copy = _placement(engine, mesh), functools.partial(_copy, engine)
-    if not engine.is_unrolled:
-        return jax.jit(copy, out_shardings=placement), None
-    of_layer = jax.jit(functools.partial(_copy_layer, engine), out_shardings=placement["layers"][0])
-    return jax.jit(copy, out_shardings=placement | {"layers": ()}), of_layer
+def _casts(engine: Engine, mesh: Mesh) -> tuple[jax.stages.Wrapped, jax.stages.Wrapped | None]:
+    """`_cast_functions`, jitted; compiled once for each engine and mesh."""
+    placement = _placement(engine, mesh)
+    cast, cast_layer = _cast_functions(engine)
+    if cast_layer is None:
+        return jax.jit(cast, out_shardings=placement), None
+    return (
+        jax.jit(cast, out_shardings=placement | {"layers": ()}),
+        jax.jit(cast_layer, out_shardings=placement["layers"][0]),
+    )

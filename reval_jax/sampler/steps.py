@@ -15,7 +15,6 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from reval_jax import model, scores
-from reval_jax.model.attention import cached
 from reval_jax.sampler import sampling_op
 from reval_jax.sampler.engine import Engine, abstract_copy, placed
 
@@ -25,7 +24,7 @@ MAX_STOP_IDS = 16  # token ids that can end a response; static, so that other id
 class State(NamedTuple):
     """The slots. Donated to `admit` and `window`, which update it in place."""
 
-    cache: Any  # a Cache of B rows and S positions with a leading axis of layers, or a tuple of one for each layer
+    cache: model.Caches  # B rows and S positions of each layer, as `kernels.layout` holds them
     token: jax.Array  # i32[B] the last token, whose successor is drawn next; it is not in the cache yet
     position: jax.Array  # i32[B] of `token`
     step: jax.Array  # i32[B] response tokens drawn so far
@@ -110,12 +109,16 @@ def _prompts_specs(engine: Engine) -> Any:
 
 
 def _cache_specs(engine: Engine, rows: str | None) -> Any:
-    def cache(*leading: None) -> cached.Cache:
-        heads: Any = PartitionSpec(*leading, rows, engine.kv_axis())
-        scale = heads if engine.cache == "int8" else None
-        return cached.Cache(heads, heads, scale, scale)
+    def specs(*leading: int) -> model.Cache:
+        return _layer_cache_specs(engine, rows, num_leading=len(leading))
 
-    return (cache(),) * engine.architecture.num_layers if engine.is_unrolled else cache(None)
+    return engine.kernels.layout.caches(specs, engine.architecture.num_layers)
+
+
+def _layer_cache_specs(engine: Engine, rows: str | None, *, num_leading: int) -> model.Cache:
+    heads: Any = PartitionSpec(*[None] * num_leading, rows, engine.kv_axis())
+    scale = heads if engine.cache == "int8" else None
+    return model.Cache(heads, heads, scale, scale)
 
 
 def _placement(engine: Engine) -> State:
@@ -133,31 +136,37 @@ def _placed(engine: Engine, specs: Any) -> Any:
 
 
 def _fresh(engine: Engine) -> State:
-    architecture, slots, layers = engine.architecture, engine.decode_slots, engine.architecture.num_layers
-    layer = functools.partial(
-        cached.empty, slots, engine.cache_length, architecture.num_kv_heads, architecture.head_size, engine.cache_dtype
-    )
+    architecture, slots, kernels = engine.architecture, engine.decode_slots, engine.kernels
+
+    def empty(*leading: int) -> model.Cache:
+        return model.cache.empty(
+            (*leading, slots),
+            engine.cache_length,
+            architecture.num_kv_heads,
+            architecture.head_size,
+            engine.cache_dtype,
+            kernels.storage,
+        )
+
+    cache = kernels.layout.caches(empty, architecture.num_layers)
     zeros = jnp.zeros(slots, jnp.int32)
-    if engine.is_unrolled:
-        cache: Any = tuple(layer() for _ in range(layers))
-    else:
-        cache = jax.tree.map(lambda leaf: jnp.zeros((layers, *leaf.shape), leaf.dtype), jax.eval_shape(layer))
     return State(cache, zeros, zeros, zeros, zeros, jnp.zeros(slots, bool), jnp.zeros((slots, 2), jnp.uint32))
 
 
-def _prefill(engine: Engine, params: Any, tokens: jax.Array) -> Any:
+def _prefill(engine: Engine, params: model.Params, tokens: jax.Array) -> model.Caches:
     return model.prefill(
         engine.architecture,
         params,
         tokens,
         compute_dtype=engine.compute_dtype,
         cache_dtype=engine.cache_dtype,
+        kernels=engine.kernels._replace(attend=functools.partial(_attend, engine)),
     )
 
 
 def _admit(engine: Engine, state: State, prompts: Any, entries: Admissions, key: jax.Array) -> State:
     """Each row shard copies its new responses' prompts into their slots: as much work as there are entries."""
-    row_axis = 0 if engine.is_unrolled else 1
+    row_axis = engine.kernels.layout.row_axis
 
     def of_shard(state: State, prompts: Any, entries: Admissions, key: jax.Array) -> State:
         slots = state.token.shape[0]
@@ -210,6 +219,7 @@ def _window(
 ) -> tuple[State, Window]:
     """Up to `decode_window` tokens a slot; ends early when no slot is active."""
     architecture, width = engine.architecture, engine.decode_window
+    kernels = engine.kernels._replace(attend_cached=functools.partial(_attend_cached, engine))
     head = model.head(architecture, params, compute_dtype=engine.compute_dtype)
     rope_tables = model.rope.tables(architecture, jnp.arange(engine.cache_length, dtype=jnp.int32))
 
@@ -223,7 +233,7 @@ def _window(
             state.position,
             compute_dtype=engine.compute_dtype,
             is_active=state.is_active,
-            attend=functools.partial(_attend, engine),
+            kernels=kernels,
             rope_tables=rope_tables,
         )
         sampled = _sample(engine, state, scores.head_product(hidden, head), sampling)
@@ -251,17 +261,34 @@ def _window(
     return state, made
 
 
-def _attend(
-    engine: Engine, query: jax.Array, cache: cached.Cache, lengths: jax.Array, layer: jax.Array | None
+def _attend(engine: Engine, query: jax.Array, keys: jax.Array, values: jax.Array, segment_ids: jax.Array) -> jax.Array:
+    """Attention over whole rows, each device over its own rows and key/value heads."""
+    heads, rows = PartitionSpec("rows", None, engine.kv_axis()), PartitionSpec("rows")
+    return jax.shard_map(
+        engine.kernels.attend, mesh=engine.mesh, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False
+    )(query, keys, values, segment_ids)
+
+
+def _attend_cached(
+    engine: Engine,
+    query: jax.Array,
+    cache: model.Cache,
+    lengths: jax.Array,
+    layer: jax.Array | None,
+    storage: model.cache.Storage,
 ) -> jax.Array:
     """Attention over the cache, each device over its own rows and key/value heads, as far as they need."""
     heads, rows = PartitionSpec("rows", engine.kv_axis()), PartitionSpec("rows")
-    cache_specs = _cache_specs(engine, "rows")
     of_layer, layer_specs = ((), ()) if layer is None else ((layer,), (PartitionSpec(),))
+    cache_specs = _layer_cache_specs(engine, "rows", num_leading=len(of_layer))
+
+    def attend(query: jax.Array, cache: model.Cache, lengths: jax.Array, layer: jax.Array | None = None) -> jax.Array:
+        return engine.kernels.attend_cached(query, cache, lengths, layer, storage)
+
     return jax.shard_map(
-        cached.attend_by_row if engine.attends_by_row else cached.attend,
+        attend,
         mesh=engine.mesh,
-        in_specs=(heads, cache_specs[0] if engine.is_unrolled else cache_specs, rows, *layer_specs),
+        in_specs=(heads, cache_specs, rows, *layer_specs),
         out_specs=heads,
         check_vma=False,
     )(query, cache, lengths, *of_layer)

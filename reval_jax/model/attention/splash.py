@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
 
-from reval_jax.model import arithmetic
+from reval_jax.model import linear
 
 _LANES = 128  # a TPU vector's lanes: head sizes and row lengths are padded to multiples of it
 _BLOCKS = (512, 384, 256)  # queries or keys a step in a longer row. 1024 overflows a v5e's VMEM in float32.
@@ -75,7 +75,7 @@ def _kernel(
         ),
         head_shards=1,
         q_seq_shards=1,
-        residual_checkpoint_name=arithmetic.SAVED_ATTENTION,
+        residual_checkpoint_name=linear.SAVED_ATTENTION,
         interpret=interpret,
     )
     return jax.vmap(kernel)(query, keys, values, splash_attention_kernel.SegmentIds(segment_ids, segment_ids))

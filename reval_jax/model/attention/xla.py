@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import ad_checkpoint
 
-from reval_jax.model import arithmetic
+from reval_jax.model import linear
 
 # Rows up to this many columns are attended to at once, longer ones by blocks of queries: at 512 columns on a CPU half
 # the time of the whole square, at 128 as much.
@@ -30,7 +30,7 @@ def attend(query: jax.Array, keys: jax.Array, values: jax.Array, segment_ids: ja
         attended = _attend_block(query, segment_ids, 0, keys, values, segment_ids)
     else:
         attended = _by_blocks(query, keys, values, segment_ids)
-    return ad_checkpoint.checkpoint_name(attended, arithmetic.SAVED_ATTENTION)
+    return ad_checkpoint.checkpoint_name(attended, linear.SAVED_ATTENTION)
 
 
 def _attend_block(
@@ -45,11 +45,11 @@ def _attend_block(
     dtype, (rows, length, num_heads, size) = query.dtype, query.shape
     num_kv_heads = keys.shape[2]
     grouped = query.reshape(rows, length, num_kv_heads, num_heads // num_kv_heads, size)
-    scores = arithmetic.product("btkgh,bskh->bkgts", dtype, grouped, keys) * size**-0.5
+    scores = linear.product("btkgh,bskh->bkgts", dtype, grouped, keys) * size**-0.5
     is_before = (start + jnp.arange(length))[:, None] >= jnp.arange(keys.shape[1])[None, :]
     mask = is_before[None] & (query_segments[:, :, None] == key_segments[:, None, :])
-    weights = arithmetic.masked_softmax(scores, jnp.broadcast_to(mask[:, None, None], scores.shape))
-    attended = arithmetic.product("bkgts,bskh->btkgh", dtype, weights, values)
+    weights = linear.masked_softmax(scores, jnp.broadcast_to(mask[:, None, None], scores.shape))
+    attended = linear.product("bkgts,bskh->btkgh", dtype, weights, values)
     return attended.astype(dtype).reshape(query.shape)
 
 

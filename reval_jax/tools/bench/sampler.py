@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,10 @@ from reval_jax import config as config_lib
 from reval_jax.sampler import sampling_op
 from reval_jax.sampler import steps as steps_lib
 from reval_jax.tools.bench import update
+
+CachedAttention = Literal["auto", "batched", "per_row"]
+CACHED_ATTENTION = {"batched": model.cache.batched, "per_row": model.cpu.per_row}
+"""The ways to attend over the cache; "auto" is the platform's."""
 
 
 class Shape(NamedTuple):
@@ -69,7 +74,7 @@ def run(
     lengths: tuple[str, ...],
     window: int,
     caches: tuple[sampler.CacheSetting, ...],
-    attentions: tuple[sampler.AttentionSetting, ...],
+    attentions: tuple[CachedAttention, ...],
     repeats: int,
     on_case: Callable[[dict[str, Any]], None],
 ) -> dict[str, Any]:
@@ -88,8 +93,10 @@ def run(
             window=window,
             lengths=kind,
             cache=cache,
-            attention=attention,
         )
+        if attention != "auto":
+            kernels = engine.kernels._replace(attend_cached=CACHED_ATTENTION[attention])
+            engine = dataclasses.replace(engine, kernels=kernels)
         case = measure(engine, sampler.hand_over(params, learner, engine), shape, kind, repeats=repeats)
         on_case(case)
         cases.append(case)
@@ -138,7 +145,7 @@ def measure(engine: sampler.Engine, params: Any, shape: Shape, lengths: str, *, 
         "lengths": lengths,
         "dtype": engine.compute_dtype,
         "kv_cache": engine.cache,
-        "attention": "by_row" if engine.attends_by_row else "at_once",
+        "attention": engine.kernels.attend_cached.__name__,
         "slots": engine.decode_slots,
         "window": engine.decode_window,
         "tokens": tokens,

@@ -1,6 +1,8 @@
-"""bfloat16 numbers at rest: no bit changes, nothing is kept twice, and XLA converts none of them on a CPU."""
+"""Workarounds for XLA:CPU change no bit, keep nothing twice, do what they are for, and stay out of other programs."""
 
 from __future__ import annotations
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +11,8 @@ import pytest
 from support import hf_checkpoints
 
 from reval_jax import model
-from reval_jax.model import arithmetic, bits
-from reval_jax.model.attention import cached
+from reval_jax.model import cache as cache_lib
+from reval_jax.model import cpu, linear
 
 LAYERS, TOKENS, WIDTH = 3, 7, 5
 
@@ -45,13 +47,13 @@ def stacked(function, arguments):
 def test_gradients_are_the_plain_ones_bit_for_bit(dtype):
     found, expected = (
         jax.jit(function)(*arguments)
-        for function, arguments in (pulled_back(dtype, wrap) for wrap in (bits.kept_as_bits, lambda layer: layer))
+        for function, arguments in (pulled_back(dtype, wrap) for wrap in (cpu.uint16_residuals, lambda layer: layer))
     )
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
 def test_what_is_stacked_is_what_was_as_integers_and_nothing_more():
-    found, plain = (stacked(*pulled_back(jnp.bfloat16, wrap)) for wrap in (bits.kept_as_bits, lambda layer: layer))
+    found, plain = (stacked(*pulled_back(jnp.bfloat16, wrap)) for wrap in (cpu.uint16_residuals, lambda layer: layer))
     assert found == [(shape, dtype.replace("bfloat16", "uint16")) for shape, dtype in plain]
     shapes = [shape for shape, _ in found]
     assert (LAYERS, TOKENS, WIDTH) in shapes
@@ -64,10 +66,11 @@ def test_no_stack_is_converted_to_float32_on_cpu(remat):
     architecture = hf_checkpoints.tiny_architecture(num_layers=3)
     params = hf_checkpoints.tiny_params(architecture)
     tokens = jnp.ones((2, 24), jnp.int32)
+    kernels = model.Kernels(residuals=cpu.uint16_residuals)
 
     def loss(params):
         hidden = model.hidden_states(
-            architecture, params, tokens, tokens, tokens, compute_dtype=jnp.bfloat16, remat=remat
+            architecture, params, tokens, tokens, tokens, compute_dtype=jnp.bfloat16, remat=remat, kernels=kernels
         )
         return jnp.sum(jnp.square(hidden.astype(jnp.float32)))
 
@@ -79,17 +82,22 @@ def test_no_stack_is_converted_to_float32_on_cpu(remat):
 
 
 def test_writing_to_a_bfloat16_cache_converts_none_of_it_on_cpu():
-    cache = jax.eval_shape(lambda: cached.empty(4, cached.BLOCK, 2, 16, "bfloat16"))
+    cache = jax.eval_shape(lambda: cache_lib.empty((4,), cache_lib.BLOCK, 2, 16, "bfloat16", cpu.UINT16))
     token, positions = jax.ShapeDtypeStruct((4, 2, 16), jnp.bfloat16), jax.ShapeDtypeStruct((4,), jnp.int32)
-    text = jax.jit(cached.write, donate_argnums=0).lower(cache, token, token, positions).compile().as_text()
-    assert f"u16[4,2,16,{cached.BLOCK}]" in text
-    assert f"f32[4,2,16,{cached.BLOCK}]" not in text
-    assert f"f32[4,2,{cached.BLOCK},16]" not in text
+    text = (
+        jax.jit(functools.partial(cache_lib.write, storage=cpu.UINT16), donate_argnums=0)
+        .lower(cache, token, token, positions)
+        .compile()
+        .as_text()
+    )
+    assert f"u16[4,2,16,{cache_lib.BLOCK}]" in text
+    assert f"f32[4,2,16,{cache_lib.BLOCK}]" not in text
+    assert f"f32[4,2,{cache_lib.BLOCK},16]" not in text
 
 
-@pytest.mark.parametrize("num_made", [6, 7])
-def test_products_of_few_tokens_are_those_of_many(num_made):
+@pytest.mark.parametrize("num_outputs", [6, 7])
+def test_products_of_few_tokens_are_those_of_many(num_outputs):
     rng = np.random.default_rng(0)
-    inputs, weight = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((3, 5), (5, num_made)))
-    few = arithmetic.project_few("bd,df->fb", jnp.float32, inputs, weight, 5)
-    np.testing.assert_allclose(few.T, arithmetic.project("bd,df->bf", jnp.float32, inputs, weight, 5), rtol=1e-5)
+    inputs, weight = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((3, 5), (5, num_outputs)))
+    few = cpu.decode_linear("bd,df->bf", inputs, weight.T)
+    np.testing.assert_allclose(few, linear.linear("bd,df->bf", inputs, weight), rtol=1e-5)

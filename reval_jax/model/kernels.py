@@ -1,0 +1,148 @@
+"""The platform's choices as one record, made once from the mesh's devices; nothing else asks which platform it is.
+
+`for_learner` and `for_sampler` choose. The record holds functions, which forward pass, prefill and decoding are closed
+over. What exists for XLA:CPU alone is in `cpu`, and enters a program only through this record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
+
+from reval_jax import mesh as mesh_lib
+from reval_jax import parallel
+from reval_jax.model import cache, cpu, layout, linear
+from reval_jax.model.architecture import Architecture
+from reval_jax.model.attention import cudnn, splash, xla
+
+Attend = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
+"""(query, keys, values, segment ids) → attended; see `attention`."""
+Setting = Literal["auto", "xla", "splash", "cudnn"]
+Platform = Literal["cpu", "gpu", "tpu"]
+
+
+def _plain_residuals(function: Callable[..., Any]) -> Callable[..., Any]:
+    return function
+
+
+class Kernels(NamedTuple):
+    """What differs between platforms, and between meshes. The defaults run anywhere, on whole arrays."""
+
+    split: parallel.Split = parallel.Split()  # the logical axes of which each device holds a part
+    linear: linear.Linear = linear.linear  # a product with a weight
+    mlp_axes: str = "{tokens}f"  # einsum axes of the MLP's inner values
+    attend: Attend = xla.attend  # attention over whole rows: forward pass and prefill
+    attend_cached: cache.Attend = cache.batched  # attention of one new token per row over the cache
+    residuals: Callable[[Callable[..., Any]], Callable[..., Any]] = _plain_residuals  # wraps a layer's function
+    storage: cache.Storage = cache.PLAIN  # how cache and embedding are held in memory
+    layout: layout.Layout = layout.STACKED  # how the sampler holds layers
+
+
+PLAIN = Kernels()
+"""Plain XLA, on whole arrays and stacked layers."""
+
+
+def platform_of(mesh: Mesh) -> Platform:
+    """The platform of the mesh's devices: not the process's default, since programs may be compiled for devices elsewhere."""
+    platform: Platform = mesh.devices.flat[0].platform
+    return platform
+
+
+def for_learner(setting: Setting, mesh: Mesh, architecture: Architecture, compute_dtype: DTypeLike) -> Kernels:
+    """The kernels of score and update, inside a `jax.shard_map` over the learner's mesh.
+
+    Raises:
+      ValueError: as `choose_attention`.
+    """
+    platform = platform_of(mesh)
+    split = split_of(mesh, architecture)
+    return Kernels(
+        split=split,
+        linear=linear.gathered_linear if split.width else linear.linear,
+        attend=choose_attention(setting, platform, compute_dtype, architecture.head_size),
+        residuals=cpu.uint16_residuals if platform == "cpu" else _plain_residuals,
+    )
+
+
+def for_sampler(
+    setting: Setting, mesh: Mesh, architecture: Architecture, compute_dtype: DTypeLike, *, cache_length: int
+) -> Kernels:
+    """The kernels of prefill and decoding, on whole arrays; attention sees one device's rows and heads.
+
+    Args:
+      cache_length: positions of the cache.
+
+    Raises:
+      ValueError: as `choose_attention`.
+    """
+    platform = platform_of(mesh)
+    attend = choose_attention(setting, platform, compute_dtype, architecture.head_size)
+    if platform != "cpu":
+        return Kernels(attend=attend)
+    return Kernels(
+        linear=cpu.decode_linear,
+        mlp_axes=cpu.MLP_AXES,
+        attend=attend,
+        # One block is one copy either way.
+        attend_cached=cpu.per_row if cache_length > cache.BLOCK else cache.batched,
+        storage=cpu.UINT16,
+        layout=cpu.UNROLLED,
+    )
+
+
+def split_of(mesh: Mesh, architecture: Architecture) -> parallel.Split:
+    """The logical axes that the learner's mesh splits: as `mesh.shardings` with `mesh.LEARNER_AXES` places the weights."""
+    sizes = {
+        "vocab": architecture.vocab_size,
+        "heads": architecture.num_heads,
+        "kv_heads": architecture.num_kv_heads,
+        "mlp": architecture.mlp_width,
+        "width": architecture.width,
+    }
+
+    def is_split(name: str) -> bool:
+        devices = mesh.shape[mesh_lib.LEARNER_AXES[name]]
+        return devices > 1 and sizes[name] % devices == 0
+
+    return parallel.Split(**{name: is_split(name) for name in sizes})
+
+
+def choose_attention(setting: Setting, platform: Platform, compute_dtype: DTypeLike, head_size: int) -> Attend:
+    """The attention over whole rows that `model.attention` names, able to run on the platform.
+
+    "auto" is "splash" on TPU, "cudnn" on GPU where cuDNN can (its dtypes and head sizes), else "xla". The kernels see one
+    device's rows and heads: call them inside a `jax.shard_map` over the mesh.
+
+    Raises:
+      ValueError: the setting is unknown, or the platform or cuDNN cannot run it.
+    """
+    if setting == "auto":
+        setting = _automatic(platform, compute_dtype, head_size)
+    if setting == "xla":
+        return xla.attend
+    if setting not in ("splash", "cudnn"):
+        raise ValueError(
+            f"model.attention={setting!r} is not a known implementation. Use 'auto', 'xla', 'splash' or 'cudnn'."
+        )
+    needed = {"splash": "tpu", "cudnn": "gpu"}[setting]
+    if platform != needed:
+        raise ValueError(
+            f"model.attention={setting!r} cannot run: the mesh's devices are {platform!r}, and {setting} is a kernel for"
+            f" {needed!r} alone. Use 'auto' or 'xla'."
+        )
+    if setting == "splash":
+        return splash.attend
+    cudnn.check(compute_dtype, head_size)
+    return cudnn.attend
+
+
+def _automatic(platform: Platform, compute_dtype: DTypeLike, head_size: int) -> Setting:
+    if platform == "tpu":
+        return "splash"
+    if platform == "gpu" and cudnn.refusal(compute_dtype, head_size) is None:
+        return "cudnn"
+    return "xla"

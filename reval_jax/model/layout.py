@@ -1,0 +1,66 @@
+"""How the sampler holds the layers of its copy of the parameters: weights, caches, and the loop over them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from reval_jax.model.architecture import Architecture
+from reval_jax.model.cache import Cache
+from reval_jax.model.parameters import Params, compute_dtypes
+
+Caches = Cache | tuple[Cache, ...]  # all layers' caches, as a layout holds them
+PrefillLayer = Callable[[jax.Array, Params], tuple[jax.Array, Cache]]
+"""(hidden, a layer's weights) → (hidden, its cache)."""
+DecodeLayer = Callable[[jax.Array, Params, Cache, jax.Array | None], tuple[jax.Array, Cache]]
+"""(hidden, a layer's weights, cache, index) → (hidden, the cache, written); the index is of a leading axis of layers."""
+
+
+class Layout(NamedTuple):
+    """How the sampler holds layers. `STACKED` is the learner's way; see `cpu.UNROLLED` for the other."""
+
+    cast: Callable[[Architecture, Params, DTypeLike], Params]  # the learner's parameters → the sampler's
+    # (stacked layers, index, dtype) → one layer, made by a program of its own; `cast` is then called without layers.
+    cast_layer: Callable[[Params, jax.Array, DTypeLike], Params] | None
+    place: Callable[[Architecture, Params], Params]  # shardings of stacked parameters → of the sampler's
+    caches: Callable[
+        [Callable[..., Any], int], Any
+    ]  # (function of leading axes, layers) → what it makes, for all layers
+    row_axis: int  # of a cache's arrays
+    # All layers, one after the other: (layer, hidden, the layers' weights) and (layer, hidden, their weights, their caches).
+    prefill: Callable[[PrefillLayer, jax.Array, Any], tuple[jax.Array, Caches]]
+    decode: Callable[[DecodeLayer, jax.Array, Any, Any], tuple[jax.Array, Caches]]
+
+
+def cast(params: Params, dtype: DTypeLike) -> Params:
+    """The parameters in the dtypes that a forward pass uses them in."""
+    return jax.tree.map(lambda leaf, to: leaf.astype(to), params, compute_dtypes(params, dtype))
+
+
+def _prefill(prefill_layer: PrefillLayer, hidden: jax.Array, layers: Params) -> tuple[jax.Array, Caches]:
+    return jax.lax.scan(prefill_layer, hidden, layers)
+
+
+def _decode(decode_layer: DecodeLayer, hidden: jax.Array, layers: Params, cache: Cache) -> tuple[jax.Array, Caches]:
+    def body(carried: tuple[jax.Array, Cache], layer: tuple[Params, jax.Array]) -> tuple[Any, None]:
+        (hidden, cache), (weights, index) = carried, layer
+        return decode_layer(hidden, weights, cache, index), None
+
+    indices = jnp.arange(jax.tree.leaves(layers)[0].shape[0], dtype=jnp.int32)
+    return jax.lax.scan(body, (hidden, cache), (layers, indices))[0]
+
+
+STACKED = Layout(
+    cast=lambda architecture, params, dtype: cast(params, dtype),
+    cast_layer=None,
+    place=lambda architecture, placement: placement,
+    caches=lambda make, num_layers: make(num_layers),
+    row_axis=1,
+    prefill=_prefill,
+    decode=_decode,
+)
+"""Arrays with a leading axis of layers, under `jax.lax.scan`: one layer is compiled, whatever the depth."""
