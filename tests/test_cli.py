@@ -150,7 +150,7 @@ def test_verify_does_not_grade_one_of_its_own_flags(arguments, capsys):
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.count("\n") == 1
-    assert "stands where verify reads PREDICTION or GOLD" in captured.err
+    assert "verify needs PREDICTION and GOLD, but the words beside its options are " in captured.err
 
 
 def test_the_help_of_verify_teaches_its_words(capsys):
@@ -176,14 +176,14 @@ def test_sample_prints_as_many_responses_as_asked_and_repeats_itself(files, run_
 @pytest.fixture
 def prints(monkeypatch):
     """What commands print for a person, call by call, with their line ends."""
-    found, say = [], cli.output.say
+    printed, show = [], cli.output.show
 
-    def noted(json_path, text, *, end="\n"):
-        found.append(text + end)
-        say(json_path, text, end=end)
+    def recorded(json_path, text, *, end="\n"):
+        printed.append(text + end)
+        show(json_path, text, end=end)
 
-    monkeypatch.setattr(cli.output, "say", noted)
-    return found
+    monkeypatch.setattr(cli.output, "show", recorded)
+    return printed
 
 
 def test_one_sample_is_printed_as_it_grows(run_dir, prints, capsys, tmp_path):

@@ -419,8 +419,8 @@ def test_published_weights_need_no_run(files, tmp_path):
     ("words", "message"),
     [
         (("--round", "0", "9"), "no checkpoint of round 9 exists; saved rounds: [1, 2]"),
-        (("--round", "0", "--round", "1"), "--round stands 2 times"),
-        (("--run_dir", "elsewhere"), "--run_dir stands 2 times"),
+        (("--round", "0", "--round", "1"), "--round appears 2 times"),
+        (("--run_dir", "elsewhere"), "--run_dir appears 2 times"),
         (("--json", "absent/e.json"), "--json absent/e.json cannot be written"),
     ],
 )

@@ -141,7 +141,7 @@ def test_one_process_asked_to_stop_stops_both_and_they_go_on_as_if_never_stopped
     file, never_stopped = straight
     codes, said = play_in_two(file, tmp_path / "run", *FEW_SLOTS, ends=ends)
     assert codes == [75, 75], said
-    assert said.count("preempted; the same command goes on: 1 rounds") == 2
+    assert said.count("preempted and saved; run the same command again to resume: 1 rounds") == 2
     assert tiny_runs.saved_rounds(tmp_path / "run") == [1]
     kept = [tiny_runs.journals(tmp_path / "run", f"process_{index}_of_2") for index in range(2)]
     for end, files in zip(ends, kept, strict=True):

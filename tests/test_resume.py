@@ -85,7 +85,7 @@ def test_a_run_killed_in_every_phase_ends_as_one_never_killed(file, straight_pro
             assert code == (75 if end.startswith("TERM") else -9), f"{end}: {said}"
             if code == 75:
                 # The signal came as the round was about to be sampled, so it was not.
-                assert "preempted; the same command goes on: 2 rounds" in said
+                assert "preempted and saved; run the same command again to resume: 2 rounds" in said
                 assert tiny_runs.saved_rounds(run_dir) == [2]
                 assert "round_000003.jsonl" not in tiny_runs.rollouts(run_dir)
         code, said = tiny_runs.finish(tiny_runs.start(file, run_dir))

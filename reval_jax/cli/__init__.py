@@ -1,8 +1,7 @@
 """The `reval` command.
 
-tyro turns dataclasses into flags with help; every command imports what it needs when it runs, so that `--help` and a
-mistyped flag answer at once. Exit codes: 0 done; 2 the input is wrong (one message); 75 preempted after saving, run the
-same command again; 1 failed; 130 interrupted; 141 nobody reads the output any more (`reval ... | head`).
+tyro turns dataclasses into flags with help. Each command imports its dependencies when it runs, so that `--help` and a
+mistyped flag answer at once. `reval_jax/exit_codes.py` lists the exit codes.
 """
 
 from __future__ import annotations

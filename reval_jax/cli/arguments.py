@@ -1,4 +1,4 @@
-"""Every command's arguments: tyro turns the fields into flags, and the comments behind them into help."""
+"""The arguments of every command: tyro turns fields into flags and their comments into help."""
 
 from __future__ import annotations
 
@@ -18,70 +18,73 @@ Gold = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="GOLD")]
 
 @dataclasses.dataclass(frozen=True)
 class Train:
-    """Train by the settings in a YAML file, or go on where the same command stopped.
+    """Train with the settings of a YAML file, or resume the run that the same command started.
 
-    Every setting below can be given as --section.field VALUE and then overrides the file.
+    Every setting below can be set by --section.field VALUE, which overrides the file.
     """
 
     settings: Settings
     config: ConfigFile = None  # YAML with any of the settings below
-    run_dir: Path | None = None  # where the run lives; default runs/NAME, NAME being the config file's
+    run_dir: Path | None = None  # directory of the run; default runs/NAME for a config file NAME.yaml
 
 
 @dataclasses.dataclass(frozen=True)
 class Eval:
-    """Measure avg@k, pass@k and maj@k of models or of runs' checkpoints on eval.benchmarks, with intervals.
+    """Evaluate models or checkpoints on eval.benchmarks: avg@k, pass@k and maj@k with confidence intervals.
 
-    Several policies answer the same problems, and each is compared with the first by paired intervals.
+    Several policies answer the same problems; each is compared with the first by paired intervals.
     """
 
     settings: Settings
     config: ConfigFile = None  # YAML with any of the settings below
-    run_dir: tuple[Path, ...] = ()  # evaluate these runs' last checkpoints; the first one's config is the default
+    run_dir: tuple[
+        Path, ...
+    ] = ()  # evaluate the last checkpoints of these runs; the first run's config gives the defaults
     round: tuple[int, ...] = ()  # evaluate the checkpoints of these rounds instead; 0 is the model before training
-    json: Path | None = None  # write everything it takes to repeat this; /dev/stdout allowed
+    json: Path | None = None  # also write the results, with all that is needed to repeat them; /dev/stdout allowed
 
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """Print responses of a model or of a run's checkpoint to one prompt."""
+    """Print responses of a model or a checkpoint to one question."""
 
     settings: Settings
-    prompt: str = ""  # the question; rendered by task.template
-    samples: int = 1  # responses
+    prompt: str = ""  # the question; task.template turns it into a prompt
+    samples: int = 1  # number of responses
     config: ConfigFile = None  # YAML with any of the settings below
-    run_dir: Path | None = None  # sample from this run's last checkpoint; its config is the default
+    run_dir: Path | None = None  # sample from the last checkpoint of this run; its config gives the defaults
     round: int | None = None  # sample from the checkpoint of this round instead of the last
-    json: Path | None = None  # write the responses here too; /dev/stdout allowed
+    json: Path | None = None  # also write the responses to this file; /dev/stdout allowed
 
 
 @dataclasses.dataclass(frozen=True)
 class Export:
-    """Write a run's policy as a directory that `transformers` loads."""
+    """Write a checkpoint as a directory that `transformers` loads."""
 
-    run_dir: Path  # the run
-    output: Path  # a directory that is new or empty
-    round: int | None = None  # the checkpoint of this round instead of the last
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the written weights
+    run_dir: Path  # directory of the run
+    output: Path  # directory to write; must be new or empty
+    round: int | None = None  # export the checkpoint of this round instead of the last
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the exported weights
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """Draw a run's metrics into report.html, one file without outside references."""
+    """Plot the metrics of a run in one self-contained HTML file."""
 
-    run_dir: Path  # the run
-    output: Path | None = None  # the file; default RUN_DIR/report.html
+    run_dir: Path  # directory of the run
+    output: Path | None = None  # file to write; default RUN_DIR/report.html
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Say whether a run fits a TPU slice, by compiling its programs for it; needs libtpu, but no TPU."""
+    """Check whether a run fits a TPU slice, by compiling its programs for it; needs libtpu but no TPU."""
 
     settings: Settings
     config: ConfigFile = None  # YAML with any of the settings below
-    topology: str = ""  # the slice, for example v5e-16, v5p-128 (64 chips; v4 and v5p count TensorCores) or v5e:4x4
-    search: bool = False  # find the fastest remat, micro_batch_tokens, decode_slots and, if need be, tensor that fit
-    json: Path | None = None  # write the plan here too; /dev/stdout allowed
+    # TPU slice, for example v5e-16, v5p-128 (64 chips: v4 and v5p names count TensorCores) or v5e:4x4.
+    topology: str = ""
+    search: bool = False  # find the fastest remat, micro_batch_tokens, decode_slots and, if necessary, tensor that fit
+    json: Path | None = None  # also write the plan to this file; /dev/stdout allowed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,138 +92,139 @@ class Verify:
     """Explain how a response is graded.
 
     For example: reval verify --extracted 2/4 0.5
-    PREDICTION and GOLD stand beside each other, and may begin with -.
+
+    PREDICTION and GOLD may begin with "-". After "--" no word is read as an option.
     """
 
-    prediction: Prediction  # a response with its answer in a box; with --extracted, the answer alone
-    gold: Gold  # the right answer; several forms of it with ' ||| ' between them
-    extracted: bool = False  # PREDICTION is an answer, not a response it would have to be found in
-    answer_format: config_lib.AnswerFormat = "boxed"  # how the answer is found in a response
-    json: Path | None = None  # write the verdict here too; /dev/stdout allowed
+    prediction: Prediction  # a response with its answer; with --extracted, the answer alone
+    gold: Gold  # the correct answer; ' ||| ' separates alternative forms
+    extracted: bool = False  # PREDICTION is an answer, not a whole response
+    answer_format: config_lib.AnswerFormat = "boxed"  # which part of a response is its answer
+    json: Path | None = None  # also write the verdict to this file; /dev/stdout allowed
 
 
 @dataclasses.dataclass(frozen=True)
 class Doctor:
-    """Say what this machine has and whether reval_jax computes right on it."""
+    """Check this machine: versions, devices, memory, disk, and whether reval_jax computes correctly on it."""
 
-    json: Path | None = None  # write the findings here too; /dev/stdout allowed
+    json: Path | None = None  # also write the findings to this file; /dev/stdout allowed
 
 
 def format_names() -> Any:
-    """The type of `--format`: a key of `data.formats.FORMATS`, which takes a second to import and so is when asked for."""
+    """The type of `--format`, a key of `data.formats.FORMATS`; imported on demand, because that takes a second."""
     from reval_jax.data import formats
 
     return Literal[tuple(formats.FORMATS)]
 
 
-# The hint is given because tyro's would put brackets around the name here.
+# Without this hint tyro would put brackets around the name.
 FormatName = Annotated[str, tyro.conf.arg(constructor_factory=format_names, help_behavior_hint="(default: plain)")]
 
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """Make and look at prompt sets: `data prepare` checks files and writes a data set, `data inspect` says what is in one."""
+    """Prepare and inspect data sets: `data prepare` checks files and writes a data set, `data inspect` describes one."""
 
 
 @dataclasses.dataclass(frozen=True)
 class DataPrepare:
     """Check every row of files and write them as a data set for task.dataset or eval.benchmarks.
 
-    A bad row is named by file and line, and the whole is refused unless a share may be quarantined. docs/data.md lists formats.
+    A bad row is reported by file and line, and refused unless quarantine_fraction allows it. docs/data.md lists the formats.
     """
 
-    # .jsonl, .json, .parquet or .csv files; none: the format's published file, from the hub.
+    # .jsonl, .json, .parquet or .csv files; without any, the format's published file is downloaded from the hub.
     input: tuple[Path, ...] = ()
-    output: Path | None = None  # the directory to write; it must be new or empty
-    config: ConfigFile = None  # YAML with any of these options, by the same names; the command line goes on top
-    # How the files name question and answer, and where the gold answer is.
+    output: Path | None = None  # directory to write; must be new or empty
+    config: ConfigFile = None  # YAML with any of these options under the same names; the command line overrides it
+    # Format of the files: the names of question and answer, and where the gold answer is.
     format: FormatName = "plain"
-    question: str = ""  # plain: the field with the question, instead of `question`
-    answer: str = ""  # plain: the field with the gold answer, instead of `answer`
-    split: str = "train"  # what the rows are a split of
-    max_characters: int = 20_000  # characters of a question, and of an answer
-    max_tokens: int = 0  # tokens of a question, its template not counted, by --model's tokenizer; 0 for no limit
-    model: str = ""  # directory, .gguf file or hub id: no question may hold a special token of its tokenizer
-    quarantine_fraction: float = 0.0  # share of the rows that may be left out; they are named in quarantine.jsonl
-    seed: int = 0  # of the order of gpqa's options
-    json: Path | None = None  # write what was made, or every bad row, here too; /dev/stdout allowed
+    question: str = ""  # with format plain: name of the question field, instead of `question`
+    answer: str = ""  # with format plain: name of the gold answer field, instead of `answer`
+    split: str = "train"  # name of the split that the rows form
+    max_characters: int = 20_000  # maximum characters of a question, and of an answer
+    max_tokens: int = 0  # maximum tokens of a question, without its template, by --model's tokenizer; 0 for no limit
+    model: str = ""  # directory, .gguf file or hub id; a question with a special token of its tokenizer is a bad row
+    quarantine_fraction: float = 0.0  # largest share of bad rows to leave out; they are listed in quarantine.jsonl
+    seed: int = 0  # for the order of gpqa's options
+    json: Path | None = None  # also write a summary, or every bad row, to this file; /dev/stdout allowed
 
 
 @dataclasses.dataclass(frozen=True)
 class DataInspect:
-    """Rows, lengths, duplicates, bad rows and examples of a data set, and what it shares with evaluation sets."""
+    """Describe a data set: rows, lengths, duplicates, bad rows, examples, and overlap with evaluation sets."""
 
-    dataset: tyro.conf.Positional[str]  # a file, a directory of `data prepare`, or procedural:NAME
-    against: tuple[str, ...] = ()  # evaluation sets, named likewise, that it should share nothing with
-    # How a file names question and answer; a directory needs none.
+    dataset: tyro.conf.Positional[str]  # file, directory of `data prepare`, or procedural:NAME
+    against: tuple[str, ...] = ()  # evaluation sets, named likewise, to compare with: report questions in both
+    # Format of a file; a directory needs none.
     format: FormatName = "plain"
-    question: str = ""  # plain: the field with the question, instead of `question`
-    answer: str = ""  # plain: the field with the gold answer, instead of `answer`
-    split: str = "train"  # split of a directory
-    max_characters: int = 20_000  # characters of a question, and of an answer, in a file
+    question: str = ""  # with format plain: name of the question field, instead of `question`
+    answer: str = ""  # with format plain: name of the gold answer field, instead of `answer`
+    split: str = "train"  # split of a directory to read
+    max_characters: int = 20_000  # maximum characters of a question, and of an answer, in a file
     model: str = ""  # directory, .gguf file or hub id whose tokenizer counts tokens
-    examples: int = 3  # rows shown
-    json: Path | None = None  # write the findings here too; /dev/stdout allowed
+    examples: int = 3  # rows to show
+    json: Path | None = None  # also write the findings to this file; /dev/stdout allowed
 
 
 @dataclasses.dataclass(frozen=True)
 class Bench:
-    """Time the compiled programs: `bench scores` the head alone, `bench update` a step, `bench sampler` generation."""
+    """Time the compiled programs: `bench scores` the LM head, `bench update` an optimizer step, `bench sampler` generation."""
 
 
 @dataclasses.dataclass(frozen=True)
 class BenchScores:
-    """Time and memory of the fused score head, forward and backward, beside full logits, over a grid of sizes.
+    """Compare the fused LM head with full logits in time and memory, forward and backward, over a grid of sizes.
 
-    Figures are medians, ours and full logits' taken in turns. docs/performance.md says how to read them.
+    Times are medians of interleaved calls. docs/performance.md explains the results.
     """
 
-    tokens: tuple[int, ...] = (1024,)  # scored tokens
-    vocabulary: tuple[int, ...] = (49152, 151936)  # columns of the head
-    width: tuple[int, ...] = (576, 896)  # rows of the head, one for each vocabulary
-    dtype: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")  # of the products' operands
-    repeats: int = 5  # timed calls of each side
-    memory: float = 8.0  # GiB; full logits that need more are compiled but not run
-    json: Path | None = None  # write the results here too; /dev/stdout allowed
+    tokens: tuple[int, ...] = (1024,)  # numbers of scored tokens
+    vocabulary: tuple[int, ...] = (49152, 151936)  # vocabulary sizes
+    width: tuple[int, ...] = (576, 896)  # model widths, one for each vocabulary
+    dtype: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")  # of the operands of matrix products
+    repeats: int = 5  # timed calls of each candidate
+    memory: float = 8.0  # GiB; full logits that need more are compiled, but not run
+    json: Path | None = None  # also write the results to this file; /dev/stdout allowed
 
 
 @dataclasses.dataclass(frozen=True)
 class BenchUpdate:
-    """Tokens a second and MFU of the compiled update, at fixed and at skewed lengths, and what replay saves.
+    """Measure tokens per second and MFU of the update at fixed and skewed lengths, and the time that replay saves.
 
-    The model has random weights; only its shape matters. Figures are medians of calls taken in turns.
+    The weights are random; only the architecture matters. Times are medians of interleaved calls.
     """
 
-    model: str = "HuggingFaceTB/SmolLM2-135M-Instruct"  # directory, .gguf file or hub id whose shape is used
-    rows: int = 16  # trajectories of the fixed batch; the skewed one has four times as many
+    model: str = "HuggingFaceTB/SmolLM2-135M-Instruct"  # directory, .gguf file or hub id of the architecture
+    rows: int = 16  # trajectories of the fixed-length batch; the skewed batch has four times as many
     tokens: int = 128  # tokens of the longest trajectory
-    prompt_tokens: int = 16  # of them, the prompt's
-    micro_batch_tokens: int = 1024  # tokens a device trains on at once
-    dtype: tuple[Literal["float32", "bfloat16"], ...] = ("float32",)  # of the products' operands
-    remat: tuple[Literal["none", "dots", "attention", "full"], ...] = ("none", "full")  # what is recomputed
-    repeats: int = 3  # timed calls of each side
-    json: Path | None = None  # write the results here too; /dev/stdout allowed
+    prompt_tokens: int = 16  # tokens of the prompt, part of `tokens`
+    micro_batch_tokens: int = 1024  # tokens per device and micro-batch
+    dtype: tuple[Literal["float32", "bfloat16"], ...] = ("float32",)  # of the operands of matrix products
+    # What the backward pass recomputes.
+    remat: tuple[Literal["none", "dots", "attention", "full"], ...] = ("none", "full")
+    repeats: int = 3  # timed calls of each candidate
+    json: Path | None = None  # also write the results to this file; /dev/stdout allowed
 
 
 @dataclasses.dataclass(frozen=True)
 class BenchSampler:
-    """Tokens a second of generation at fixed and log-normal lengths, beside what this machine could do at best.
+    """Measure tokens per second of generation at fixed and log-normal lengths, and compare with this machine's roofline.
 
-    The model has random weights; only its shape matters. Every response is cut at its own length. Figures are medians.
+    The weights are random; only the architecture matters. Each response ends at a prescribed length. Times are medians.
     """
 
-    model: str = "HuggingFaceTB/SmolLM2-135M-Instruct"  # directory, .gguf file or hub id whose shape is used
-    prompts: int = 8  # prompts a run; twice as many at log-normal lengths
-    samples: int = 8  # responses a prompt
+    model: str = "HuggingFaceTB/SmolLM2-135M-Instruct"  # directory, .gguf file or hub id of the architecture
+    prompts: int = 8  # prompts per run; twice as many at log-normal lengths
+    samples: int = 8  # responses per prompt
     prompt_tokens: int = 32  # tokens of a prompt
-    response_tokens: int = 64  # tokens of a response; log-normal: their mean, a quarter of the longest
-    slots: tuple[int, ...] = (64,)  # responses decoded at once
-    window: int = 16  # tokens between two looks by the host
+    response_tokens: int = 64  # tokens of a response; the mean at log-normal lengths, whose longest is four times that
+    slots: tuple[int, ...] = (64,)  # responses decoded simultaneously
+    window: int = 16  # decode steps per device call
     lengths: tuple[Literal["fixed", "lognormal"], ...] = ("fixed", "lognormal")  # of responses
-    dtype: tuple[Literal["float32", "bfloat16"], ...] = ("float32",)  # of the products' operands
-    kv_cache: tuple[Literal["compute", "int8"], ...] = ("compute",)  # what keys and values are kept in
-    attention: tuple[Literal["auto", "batched", "per_row"], ...] = (
-        "auto",
-    )  # over the cache: all rows together, or each
+    dtype: tuple[Literal["float32", "bfloat16"], ...] = ("float32",)  # of the operands of matrix products
+    kv_cache: tuple[Literal["compute", "int8"], ...] = ("compute",)  # dtype of cached keys and values
+    # Decode attention over the cache: all rows in one operation, or one row after another; auto is the platform's choice.
+    attention: tuple[Literal["auto", "batched", "per_row"], ...] = ("auto",)
     repeats: int = 3  # timed runs
-    json: Path | None = None  # write the results here too; /dev/stdout allowed
+    json: Path | None = None  # also write the results to this file; /dev/stdout allowed

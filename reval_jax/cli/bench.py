@@ -1,35 +1,36 @@
-"""`reval bench`: its kinds, and what each measures."""
+"""`reval bench`: times the compiled score head, update or sampler."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
+from reval_jax import exit_codes
 from reval_jax.cli import arguments, output, parsing
 
 
 def bench(argv: list[str]) -> int:
-    """Measures what its first argument names."""
-    what = parsing.choose(argv, "bench", str(arguments.Bench.__doc__), BENCHES)
-    if what is None:
-        return 0 if argv else 2
-    given = parsing.parse(BENCHES[what], f"bench {what}", argv[1:])
-    sizes = [value for name, value in vars(given).items() if name not in NOT_SIZES]
+    """Runs the benchmark that the first argument names."""
+    name = parsing.subcommand(argv, "bench", str(arguments.Bench.__doc__), ARGUMENTS)
+    if name is None:
+        return exit_codes.DONE if argv else exit_codes.WRONG_INPUT
+    args = parsing.parse(ARGUMENTS[name], f"bench {name}", argv[1:])
+    sizes = [value for field, value in vars(args).items() if field not in NOT_SIZES]
     if any(number <= 0 for value in sizes for number in (value if isinstance(value, tuple) else (value,))):
-        raise ValueError(f"reval bench {what} was given a size of 0 or less. Use positive numbers.")
+        raise ValueError(f"reval bench {name}: a size is 0 or less. Use positive numbers.")
     measure: dict[str, Callable[[Any], dict[str, Any]]] = {
         "scores": _bench_scores,
         "update": _bench_update,
         "sampler": _bench_sampler,
     }
-    output.write_json(given.json, measure[what](given))
-    return 0
+    output.write_json(args.json, measure[name](args))
+    return exit_codes.DONE
 
 
-def _bench_scores(given: arguments.BenchScores) -> dict[str, Any]:
-    if len(given.vocabulary) != len(given.width):
+def _bench_scores(args: arguments.BenchScores) -> dict[str, Any]:
+    if len(args.vocabulary) != len(args.width):
         raise ValueError(
-            f"--vocabulary has {len(given.vocabulary)} sizes and --width {len(given.width)}, but they are taken in pairs. "
+            f"--vocabulary has {len(args.vocabulary)} sizes and --width {len(args.width)}, but they form pairs. "
             "Give one width for each vocabulary."
         )
 
@@ -38,60 +39,60 @@ def _bench_scores(given: arguments.BenchScores) -> dict[str, Any]:
 
     distributed.start()
     return bench.scores.run(
-        tokens=given.tokens,
-        shapes=list(zip(given.vocabulary, given.width, strict=True)),
-        dtypes=given.dtype,
-        repeats=given.repeats,
-        most_bytes=int(given.memory * 2**30),
-        on_case=lambda case: output.say(given.json, bench.scores.sentence(case)),
+        tokens=args.tokens,
+        shapes=list(zip(args.vocabulary, args.width, strict=True)),
+        dtypes=args.dtype,
+        repeats=args.repeats,
+        most_bytes=int(args.memory * 2**30),
+        on_case=lambda case: output.show(args.json, bench.scores.sentence(case)),
     )
 
 
-def _bench_update(given: arguments.BenchUpdate) -> dict[str, Any]:
-    if given.prompt_tokens >= given.tokens:
+def _bench_update(args: arguments.BenchUpdate) -> dict[str, Any]:
+    if args.prompt_tokens >= args.tokens:
         raise ValueError(
-            f"--prompt_tokens {given.prompt_tokens} leaves no room for a response in --tokens {given.tokens}. Use fewer."
+            f"--prompt_tokens {args.prompt_tokens} leaves no room for a response in --tokens {args.tokens}. Use fewer."
         )
 
     from reval_jax import distributed, weights
     from reval_jax.tools import bench
 
     distributed.start()
-    architecture, source = weights.find_architecture(given.model)
-    output.say(given.json, f"the shape of {source}")
+    architecture, source = weights.find_architecture(args.model)
+    output.show(args.json, f"architecture of {source}")
     return bench.update.run(
         architecture,
-        bench.update.Shape(given.rows, given.tokens, given.prompt_tokens),
-        dtypes=given.dtype,
-        remats=given.remat,
-        micro_batch_tokens=given.micro_batch_tokens,
-        repeats=given.repeats,
-        on_case=lambda case: output.say(given.json, bench.update.sentence(case)),
+        bench.update.Shape(args.rows, args.tokens, args.prompt_tokens),
+        dtypes=args.dtype,
+        remats=args.remat,
+        micro_batch_tokens=args.micro_batch_tokens,
+        repeats=args.repeats,
+        on_case=lambda case: output.show(args.json, bench.update.sentence(case)),
     )
 
 
-def _bench_sampler(given: arguments.BenchSampler) -> dict[str, Any]:
+def _bench_sampler(args: arguments.BenchSampler) -> dict[str, Any]:
     from reval_jax import distributed, weights
     from reval_jax.tools import bench
 
     distributed.start()
-    architecture, source = weights.find_architecture(given.model)
-    output.say(given.json, f"the shape of {source}")
+    architecture, source = weights.find_architecture(args.model)
+    output.show(args.json, f"architecture of {source}")
     return bench.sampler.run(
         architecture,
-        bench.sampler.Shape(given.prompts, given.samples, given.prompt_tokens, given.response_tokens),
-        dtypes=given.dtype,
-        slots=given.slots,
-        lengths=given.lengths,
-        window=given.window,
-        caches=given.kv_cache,
-        attentions=given.attention,
-        repeats=given.repeats,
-        on_case=lambda case: output.say(given.json, bench.sampler.sentence(case)),
+        bench.sampler.Shape(args.prompts, args.samples, args.prompt_tokens, args.response_tokens),
+        dtypes=args.dtype,
+        slots=args.slots,
+        lengths=args.lengths,
+        window=args.window,
+        caches=args.kv_cache,
+        attentions=args.attention,
+        repeats=args.repeats,
+        on_case=lambda case: output.show(args.json, bench.sampler.sentence(case)),
     )
 
 
-BENCHES: dict[str, Any] = {
+ARGUMENTS: dict[str, Any] = {
     "scores": arguments.BenchScores,
     "update": arguments.BenchUpdate,
     "sampler": arguments.BenchSampler,

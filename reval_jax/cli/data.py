@@ -1,4 +1,4 @@
-"""`reval data`: prompt sets made and looked at."""
+"""`reval data`: prepares and inspects data sets of prompts."""
 
 from __future__ import annotations
 
@@ -10,75 +10,76 @@ from pathlib import Path
 from typing import Any
 
 from reval_jax import config as config_lib
+from reval_jax import exit_codes
 from reval_jax.cli import arguments, output, parsing
 
 
 def data(argv: list[str]) -> int:
-    """Does what its first argument names."""
-    kinds = {name: kind for name, (kind, _) in ACTIONS.items()}
-    name = parsing.choose(argv, "data", str(arguments.Data.__doc__), kinds)
+    """Runs the subcommand that the first argument names."""
+    choices = {name: dataclass for name, (dataclass, _) in SUBCOMMANDS.items()}
+    name = parsing.subcommand(argv, "data", str(arguments.Data.__doc__), choices)
     if name is None:
-        return 0 if argv else 2
-    return ACTIONS[name][1](argv[1:])
+        return exit_codes.DONE if argv else exit_codes.WRONG_INPUT
+    return SUBCOMMANDS[name][1](argv[1:])
 
 
 def _prepare(argv: list[str]) -> int:
-    given = _parse_prepare(argv)
-    if given.output is None:
+    args = _parse_prepare(argv)
+    if args.output is None:
         raise ValueError("--output is missing. Name the directory to write, for example --output prompts/gsm8k.")
-    if not given.input and given.format == "plain":
+    if not args.input and args.format == "plain":
         raise ValueError("--input is missing. Name at least one file, or a published data set with --format.")
 
     from reval_jax import console
     from reval_jax import data as data_lib
 
-    inputs = list(given.input) or [data_lib.formats.download(given.format, given.split)]
-    tokenizer = _tokenizer(given.model)
+    inputs = list(args.input) or [data_lib.formats.download(args.format, args.split)]
+    tokenizer = _tokenizer(args.model)
     try:
         with console.Console().working("reading, then writing rows") as report:
-            prepared = data_lib.prepare(inputs, given.output, _settings(given), tokenizer=tokenizer, on_progress=report)
+            prepared = data_lib.prepare(inputs, args.output, _settings(args), tokenizer=tokenizer, on_progress=report)
     except data_lib.BadRows as error:
         for problem in error.problems:
             print(f"{problem.where}: {problem.reason}", file=sys.stderr)
         problems = [data_lib.writing.as_json(problem) for problem in error.problems]
-        output.write_json(given.json, {"directory": None, "rows": 0, "problems": problems})
+        output.write_json(args.json, {"directory": None, "rows": 0, "problems": problems})
         raise
     left_out = len(prepared.quarantined)
     quarantine = (
         f"; {left_out} left out, named in {prepared.directory / data_lib.writing.QUARANTINE}" if left_out else ""
     )
-    output.say(
-        given.json, f"{prepared.rows} rows in {prepared.directory}, fingerprint {prepared.fingerprint}{quarantine}"
+    output.show(
+        args.json, f"{prepared.rows} rows in {prepared.directory}, fingerprint {prepared.fingerprint}{quarantine}"
     )
     problems = [data_lib.writing.as_json(problem) for problem in prepared.quarantined]
-    found = {"directory": str(prepared.directory), "rows": prepared.rows, "fingerprint": prepared.fingerprint}
-    output.write_json(given.json, found | {"problems": problems})
-    return 0
+    summary = {"directory": str(prepared.directory), "rows": prepared.rows, "fingerprint": prepared.fingerprint}
+    output.write_json(args.json, summary | {"problems": problems})
+    return exit_codes.DONE
 
 
 def _inspect(argv: list[str]) -> int:
-    given = parsing.parse(arguments.DataInspect, "data inspect", argv)
+    args = parsing.parse(arguments.DataInspect, "data inspect", argv)
 
     from reval_jax import data as data_lib
 
     findings = data_lib.inspect(
-        given.dataset,
-        _settings(given),
-        against=given.against,
-        tokenizer=_tokenizer(given.model),
-        num_examples=given.examples,
+        args.dataset,
+        _settings(args),
+        against=args.against,
+        tokenizer=_tokenizer(args.model),
+        num_examples=args.examples,
     )
-    output.say(given.json, data_lib.sentences(findings))
-    output.write_json(given.json, findings)
-    return 0
+    output.show(args.json, data_lib.sentences(findings))
+    output.write_json(args.json, findings)
+    return exit_codes.DONE
 
 
-def _settings(given: Any) -> Any:
-    """The part of the arguments that says how files are read."""
+def _settings(args: Any) -> Any:
+    """The arguments that say how to read files."""
     from reval_jax import data as data_lib
 
     names = {field.name for field in dataclasses.fields(data_lib.Settings)}
-    return data_lib.Settings(**{name: value for name, value in vars(given).items() if name in names})
+    return data_lib.Settings(**{name: value for name, value in vars(args).items() if name in names})
 
 
 def _tokenizer(model: str) -> Any:
@@ -90,9 +91,9 @@ def _tokenizer(model: str) -> Any:
 
 
 def _parse_prepare(argv: list[str]) -> arguments.DataPrepare:
-    """The arguments, which begin from the YAML file named among them."""
-    config, _ = parsing.named_files(argv)
-    return parsing.parse(arguments.DataPrepare, "data prepare", argv, start=_from_yaml(config) if config else None)
+    """The arguments; those on the command line override those of the YAML file that --config names."""
+    config, _ = parsing.config_and_run_dirs(argv)
+    return parsing.parse(arguments.DataPrepare, "data prepare", argv, defaults=_from_yaml(config) if config else None)
 
 
 def _from_yaml(path: Path) -> arguments.DataPrepare:
@@ -111,7 +112,7 @@ def _from_yaml(path: Path) -> arguments.DataPrepare:
         raise ValueError(f"{path}: {'; '.join(problems)}") from error
 
 
-ACTIONS: dict[str, tuple[Any, Callable[[list[str]], int]]] = {
+SUBCOMMANDS: dict[str, tuple[Any, Callable[[list[str]], int]]] = {
     "prepare": (arguments.DataPrepare, _prepare),
     "inspect": (arguments.DataInspect, _inspect),
 }

