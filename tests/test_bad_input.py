@@ -335,7 +335,7 @@ def test_a_run_without_that_checkpoint_is_refused(files, claimed, capsys, comman
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--prompt", "1+1=", "--samples", "0"), "--samples 0: at least one response"),
+        (("--prompt", "1+1=", "--samples", "0"), "--samples 0 asks for no response"),
         (("--prompt", ""), "--prompt is empty"),
         (("--prompt", "1+1=", "--round", "3"), "--round 3 names a checkpoint, but no run"),
     ],
