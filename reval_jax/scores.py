@@ -1,8 +1,8 @@
-"""What a language model's head says about given tokens: per token, its log-probability and the logsumexp of all logits.
+"""Fused LM head: log-probability and logsumexp per token, without [tokens, vocabulary] logits.
 
-One place holds the head, the temperature and the softmax, so that log pi(tau) and V(s1), of the policy and of the
-reference, are read from the same logits. The logits exist a chunk of tokens at a time, in the forward and again in the
-backward pass, never whole. Importable without flax, for use in other trainers.
+Head, temperature and softmax are in one place, so that log pi(tau) and V(s1), of the policy and of the reference, come
+from the same logits. Logits exist for one chunk of tokens at a time, in the forward and again in the backward pass.
+Importable without flax, for use in other trainers; `scores_sharded` holds other forms of `token_scores`.
 """
 
 from __future__ import annotations
@@ -14,20 +14,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, PartitionSpec
 
-# Bytes of float32 logits that a chunk may take where chunk_tokens is not given: 544 tokens against 151,936 columns. Every
-# chunk reads the head and adds to the head's whole gradient, which only a long chunk keeps from taking the products' time.
+# Bytes of float32 logits per chunk unless chunk_tokens is set: 544 tokens against 151,936 columns. Every chunk reads the
+# head and adds to the head's whole gradient; in short chunks that would take as long as the products.
 CHUNK_BYTES = 320 * 2**20
-
-
-class TokenStatistics(NamedTuple):
-    """What `token_statistics` says of each token, in nats."""
-
-    log_prob: jax.Array  # f32[N], as token_scores gives it, differentiable
-    logsumexp: jax.Array  # f32[N], as token_scores gives it, differentiable
-    entropy: jax.Array  # f32[N] of softmax(Q), a constant to differentiation
-    mean_logit: jax.Array  # f32[N], Q averaged evenly over the vocabulary, a constant to differentiation
 
 
 def token_scores(
@@ -46,18 +36,18 @@ def token_scores(
                                                                                  (ReVal, arXiv 2603.23355, section 4.1)
 
     Products take operands of hidden's dtype and accumulate in float32; everything else is float32, but for d loss / d Q,
-    which is rounded to hidden's dtype before it is multiplied. log_prob is formed around the row's maximum, never as a
-    difference of two large numbers, so that rounding costs a token about 1e-7 nat however large its logits are: thousands
-    of tokens add up. Both results are differentiable in hidden, head and temperature, once and in reverse mode; the
-    temperature's gradient is made from hidden's, so in bfloat16 it is rough. A row whose two cotangents are zero adds
-    exactly nothing to any gradient, whatever it holds.
+    which is rounded to hidden's dtype before it is multiplied. log_prob is computed around the row's maximum, never as a
+    difference of two large numbers: rounding then costs a token about 1e-7 nat however large its logits are, which matters
+    for sums over thousands of tokens. Both results are differentiable in hidden, head and temperature, once and in reverse
+    mode; the temperature's gradient is computed from hidden's, so in bfloat16 it is rough. A row whose two cotangents are
+    zero adds exactly zero to every gradient, whatever it holds.
 
     Memory: a chunk's logits, and in the backward pass a float32 array of the head's (local) size.
 
-    With `vocab_axis` or `gather_axis` this is a part of a program under `jax.shard_map(…, check_vma=False)`, and its
-    gradient has to be taken inside that region, of a loss that is equal on all devices of `vocab_axis`: gradients of hidden
-    and temperature then come out equal on these devices, and complete. Nothing is summed over an axis that is not named
-    here. `sharded_token_scores` is the same for whole arrays.
+    With `vocab_axis` or `gather_axis`, call it under `jax.shard_map(…, check_vma=False)` and take its gradient inside that
+    region, of a loss that is equal on all devices of `vocab_axis`: the gradients of hidden and temperature are then equal on
+    these devices, and complete. Nothing is summed over an axis that is not named here.
+    `scores_sharded.sharded_token_scores` is the same for whole arrays.
 
     Args:
       hidden: [N, D], the decoder's last hidden states, one per scored token.
@@ -76,78 +66,8 @@ def token_scores(
     Raises:
       ValueError: the head's dtype is neither hidden's nor float32, the shapes do not fit together, or chunk_tokens < 0.
     """
-    operands = _prepare(hidden, head, targets, temperature)
-    log_prob, logsumexp = _scores(_plan(operands, chunk_tokens, vocab_axis, gather_axis), *operands)
-    return log_prob, logsumexp
-
-
-def token_statistics(
-    hidden: jax.Array,
-    head: jax.Array,
-    targets: jax.Array,
-    *,
-    temperature: float | jax.Array = 1.0,
-    chunk_tokens: int | None = None,
-    vocab_axis: str | None = None,
-    gather_axis: str | None = None,
-) -> TokenStatistics:
-    """`token_scores`, and from the same logits each token's entropy and mean logit; arguments and errors as there."""
-    operands = _prepare(hidden, head, targets, temperature)
-    plan = _plan(operands, chunk_tokens, vocab_axis, gather_axis)._replace(has_moments=True)
-    return TokenStatistics(*_scores(plan, *operands))
-
-
-def sharded_token_scores(
-    mesh: Mesh,
-    hidden: jax.Array,
-    head: jax.Array,
-    targets: jax.Array,
-    *,
-    temperature: float | jax.Array = 1.0,
-    chunk_tokens: int | None = None,
-    row_axes: tuple[str, ...] = ("data", "fsdp"),
-    vocab_axis: str = "tensor",
-    gather_axis: str = "fsdp",
-) -> tuple[jax.Array, jax.Array]:
-    """`token_scores` of whole arrays spread over a mesh: each device scores its own rows against its own columns.
-
-    No logits cross the wire. Results are spread as the rows are, gradients as their arrays. For a program under `jax.jit`
-    that lets the compiler partition it; inside `jax.shard_map`, call `token_scores`.
-
-    Args:
-      mesh: it names row_axes, vocab_axis and gather_axis; over other axes everything is repeated.
-      hidden, targets: as in token_scores; their rows are split over row_axes.
-      head: as in token_scores; its rows are split over gather_axis, its columns over vocab_axis.
-      temperature: as in token_scores.
-      chunk_tokens: as in token_scores, of each device's rows.
-      row_axes: includes gather_axis, not vocab_axis.
-      vocab_axis: may be of size 1, as any axis may.
-      gather_axis: the head is gathered over it once, and its gradient summed and split again.
-
-    Raises:
-      ValueError: as token_scores; and if N, D or V does not divide over its axes, or row_axes leaves out gather_axis.
-    """
-    operands = _prepare(hidden, head, targets, temperature)
-    hidden, head = operands[:2]
-    _check_operands(hidden, head, operands[2], 1)
-    if gather_axis not in row_axes:
-        raise ValueError(
-            f"gather_axis={gather_axis!r} is not one of row_axes={row_axes}. The head's gradient is summed over that axis, so "
-            "its devices need rows of their own: add it to row_axes."
-        )
-    sizes = (("tokens", hidden.shape[0], row_axes), ("width", head.shape[0], (gather_axis,)))
-    for name, size, axes in (*sizes, ("vocabulary", head.shape[1], (vocab_axis,))):
-        parts = math.prod(mesh.shape[axis] for axis in axes)
-        if size % parts:
-            raise ValueError(
-                f"{name} {size} does not divide over the {parts} devices of mesh axes {axes}, and every device needs an equal "
-                f"part. Pad it to a multiple of {parts} before this call (a padded column would count in the logsumexp), or "
-                "choose another mesh."
-            )
-    rows, columns = hidden.shape[0] // math.prod(mesh.shape[axis] for axis in row_axes), head.shape[1]
-    chunk = _chunk_size(rows, columns // mesh.shape[vocab_axis], chunk_tokens)
-    plan = _Plan(chunk, head.dtype, vocab_axis, gather_axis, row_axes)
-    log_prob, logsumexp = _sharded_scores(mesh, plan, *operands)
+    operands = prepare(hidden, head, targets, temperature)
+    log_prob, logsumexp = planned_scores(make_plan(operands, chunk_tokens, vocab_axis, gather_axis), *operands)
     return log_prob, logsumexp
 
 
@@ -160,8 +80,8 @@ def head_product(hidden: jax.Array, head: jax.Array) -> jax.Array:
     return _product(hidden, head, 1, 0)
 
 
-class _Plan(NamedTuple):
-    """What is static of a call."""
+class Plan(NamedTuple):
+    """The static settings of a call."""
 
     chunk_tokens: int
     head_dtype: Any
@@ -171,8 +91,8 @@ class _Plan(NamedTuple):
     has_moments: bool = False
 
 
-class _Residuals(NamedTuple):
-    """What the backward pass needs: the logsumexp is kept as the two numbers that it was formed from."""
+class Residuals(NamedTuple):
+    """Inputs of the backward pass; the logsumexp is kept as the two numbers that it was computed from."""
 
     hidden: jax.Array  # [N, D]
     head: jax.Array  # [D, V], gathered, in hidden's dtype
@@ -182,22 +102,24 @@ class _Residuals(NamedTuple):
     normalizer: jax.Array  # f32[N], sum_a exp(scale (logit_a - row_max))
 
 
-def _prepare(
+def prepare(
     hidden: jax.Array, head: jax.Array, targets: jax.Array, temperature: float | jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """The operands of `planned_scores`: hidden, head, targets i32[N] and 1 / temperature."""
     temperature = jnp.asarray(temperature, jnp.float32)
     return jnp.asarray(hidden), jnp.asarray(head), jnp.asarray(targets, jnp.int32), 1.0 / temperature
 
 
-def _plan(
+def make_plan(
     operands: tuple[jax.Array, ...], chunk_tokens: int | None, vocab_axis: str | None, gather_axis: str | None
-) -> _Plan:
+) -> Plan:
+    """The plan of a call, whose operands are checked. Raises ValueError as `token_scores`."""
     hidden, head, targets, _ = operands
-    _check_operands(hidden, head, targets, _axis_size(gather_axis))
-    return _Plan(_chunk_size(hidden.shape[0], head.shape[1], chunk_tokens), head.dtype, vocab_axis, gather_axis)
+    check_operands(hidden, head, targets, _axis_size(gather_axis))
+    return Plan(chunk_size(hidden.shape[0], head.shape[1], chunk_tokens), head.dtype, vocab_axis, gather_axis)
 
 
-def _chunk_size(num_tokens: int, vocabulary: int, chunk_tokens: int | None) -> int:
+def chunk_size(num_tokens: int, vocabulary: int, chunk_tokens: int | None) -> int:
     """Tokens in a chunk; all of them where no loop is needed."""
     if chunk_tokens is None:
         largest = max(16, CHUNK_BYTES // (4 * vocabulary) // 16 * 16)  # a bfloat16 tile has 16 rows
@@ -213,15 +135,17 @@ def _chunk_size(num_tokens: int, vocabulary: int, chunk_tokens: int | None) -> i
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _scores(
-    plan: _Plan, hidden: jax.Array, head: jax.Array, targets: jax.Array, scale: jax.Array
+def planned_scores(
+    plan: Plan, hidden: jax.Array, head: jax.Array, targets: jax.Array, scale: jax.Array
 ) -> tuple[jax.Array, ...]:
-    return _forward(plan, hidden, head, targets, scale)[0]
+    """log_prob and logsumexp f32[N]; with `plan.has_moments` also entropy and mean logit, which have no gradient."""
+    return forward(plan, hidden, head, targets, scale)[0]
 
 
-def _forward(
-    plan: _Plan, hidden: jax.Array, head: jax.Array, targets: jax.Array, scale: jax.Array
-) -> tuple[tuple[jax.Array, ...], _Residuals]:
+def forward(
+    plan: Plan, hidden: jax.Array, head: jax.Array, targets: jax.Array, scale: jax.Array
+) -> tuple[tuple[jax.Array, ...], Residuals]:
+    """The outputs of `planned_scores`, and what its backward pass needs."""
     head = head.astype(hidden.dtype)
     if plan.gather_axis is not None:
         head = jax.lax.all_gather(head, plan.gather_axis, axis=0, tiled=True)
@@ -240,10 +164,10 @@ def _forward(
         weighted, logit_sum = moments
         mean = scale * logit_sum / (num_columns * _axis_size(plan.vocab_axis))
         outputs += (log_normalizer - weighted / normalizer, mean)
-    return outputs, _Residuals(hidden, head, targets, scale, row_max, normalizer)
+    return outputs, Residuals(hidden, head, targets, scale, row_max, normalizer)
 
 
-def _local_columns(plan: _Plan, targets: jax.Array, num_columns: int) -> tuple[jax.Array, jax.Array]:
+def _local_columns(plan: Plan, targets: jax.Array, num_columns: int) -> tuple[jax.Array, jax.Array]:
     """Each target's column of this device's head, num_columns where another device has it; and whether any has it."""
     first = 0 if plan.vocab_axis is None else jax.lax.axis_index(plan.vocab_axis) * num_columns
     is_token = (targets >= 0) & (targets < num_columns * _axis_size(plan.vocab_axis))
@@ -251,7 +175,7 @@ def _local_columns(plan: _Plan, targets: jax.Array, num_columns: int) -> tuple[j
     return jnp.where(is_local, targets - first, num_columns), is_token
 
 
-def _row_sums(plan: _Plan, logits: jax.Array, columns: jax.Array, scale: jax.Array) -> tuple[jax.Array, ...]:
+def _row_sums(plan: Plan, logits: jax.Array, columns: jax.Array, scale: jax.Array) -> tuple[jax.Array, ...]:
     """Of each row of the local logits: its maximum, the target's logit (-inf elsewhere), and sums around the maximum."""
     row_max = jnp.max(logits, axis=1)
     target_logit = jnp.take_along_axis(logits, columns[:, None], axis=1, mode="fill", fill_value=-jnp.inf)[:, 0]
@@ -261,7 +185,7 @@ def _row_sums(plan: _Plan, logits: jax.Array, columns: jax.Array, scale: jax.Arr
     return row_max, target_logit, jnp.sum(weight, axis=1), *moments
 
 
-def _over_vocabulary(plan: _Plan, sums: tuple[jax.Array, ...], scale: jax.Array) -> tuple[jax.Array, ...]:
+def _over_vocabulary(plan: Plan, sums: tuple[jax.Array, ...], scale: jax.Array) -> tuple[jax.Array, ...]:
     """`_row_sums` of the whole vocabulary from those of its parts: two collectives of a few numbers a token."""
     if plan.vocab_axis is None:
         return sums
@@ -274,8 +198,8 @@ def _over_vocabulary(plan: _Plan, sums: tuple[jax.Array, ...], scale: jax.Array)
     return row_max, target_logit, *jax.lax.psum(jnp.stack(moved), plan.vocab_axis)
 
 
-def _backward(
-    plan: _Plan, residuals: _Residuals, cotangents: tuple[jax.Array, ...]
+def backward(
+    plan: Plan, residuals: Residuals, cotangents: tuple[jax.Array, ...]
 ) -> tuple[jax.Array, jax.Array, None, jax.Array]:
     """Gradients of hidden, head, targets (none) and scale.
 
@@ -306,8 +230,8 @@ def _backward(
 
     zero = jnp.zeros(head.shape, jnp.float32)
     rows = (hidden, columns, row_max, p_factor, scale * g_log_prob)
-    # Transposed outside the loop, because XLA's CPU backend has no bfloat16 product over the first axes of both operands:
-    # it would convert them to float32, d_logits too, in each chunk.
+    # Transposed outside the loop, because XLA:CPU has no bfloat16 product over the first axes of both operands: it would
+    # convert them to float32, d_logits too, in each chunk (see model/cpu.py; free elsewhere).
     head_gradient, (d_hidden, along) = _over_chunks(plan.chunk_tokens, scan_chunk, zero, rows, hidden.T)
     if plan.gather_axis is not None:
         head_gradient = jax.lax.psum_scatter(head_gradient, plan.gather_axis, scatter_dimension=0, tiled=True)
@@ -317,43 +241,7 @@ def _backward(
     return d_hidden, d_head, None, d_scale
 
 
-_scores.defvjp(_forward, _backward)
-
-
-# The gradient's rule stands outside of both shard_maps, since shard_map's own transposition would divide the cotangents by
-# the size of vocab_axis, which the head's gradient would never make good.
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _sharded_scores(mesh: Mesh, plan: _Plan, *operands: jax.Array) -> tuple[jax.Array, ...]:
-    return _sharded_forward(mesh, plan, *operands)[0]
-
-
-def _sharded_specs(plan: _Plan) -> tuple[Any, Any, Any]:
-    """PartitionSpecs of the operands, the results and the residuals of `_forward`."""
-    rows, nowhere = PartitionSpec(plan.row_axes), PartitionSpec()
-    residuals: list[Any] = [rows, PartitionSpec(None, plan.vocab_axis), rows, nowhere, rows, rows]
-    operands = (rows, PartitionSpec(plan.gather_axis, plan.vocab_axis), rows, nowhere)
-    return operands, (rows, rows), _Residuals(*residuals)
-
-
-def _sharded_forward(mesh: Mesh, plan: _Plan, *operands: jax.Array) -> tuple[tuple[jax.Array, ...], _Residuals]:
-    in_specs, out_specs, residual_specs = _sharded_specs(plan)
-    forward = functools.partial(_forward, plan)
-    specs = (out_specs, residual_specs)
-    return jax.shard_map(forward, mesh=mesh, in_specs=in_specs, out_specs=specs, check_vma=False)(*operands)
-
-
-def _sharded_backward(
-    mesh: Mesh, plan: _Plan, residuals: _Residuals, cotangents: tuple[jax.Array, ...]
-) -> tuple[jax.Array | None, ...]:
-    gradient_specs, cotangent_specs, residual_specs = _sharded_specs(plan)
-    backward = functools.partial(_backward, plan)
-    specs = (residual_specs, cotangent_specs)
-    return jax.shard_map(backward, mesh=mesh, in_specs=specs, out_specs=gradient_specs, check_vma=False)(
-        residuals, cotangents
-    )
-
-
-_sharded_scores.defvjp(_sharded_forward, _sharded_backward)
+planned_scores.defvjp(forward, backward)
 
 
 def _over_chunks(
@@ -390,7 +278,8 @@ def _axis_size(axis: str | None) -> int:
     return 1 if axis is None else jax.lax.axis_size(axis)
 
 
-def _check_operands(hidden: jax.Array, head: jax.Array, targets: jax.Array, parts: int) -> None:
+def check_operands(hidden: jax.Array, head: jax.Array, targets: jax.Array, parts: int) -> None:
+    """Raises ValueError if shapes or dtypes do not fit; `head` is one of `parts` equal parts of its rows."""
     if (
         hidden.ndim != 2
         or head.ndim != 2

@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import hf_checkpoints
+from support import hf_checkpoints, tiny_programs
 
-from reval_jax import model
+from reval_jax import batch, mesh, model, sampler, update
 from reval_jax.model import cache as cache_lib
 from reval_jax.model import cpu, linear
+from reval_jax.sampler import steps
 
 LAYERS, TOKENS, WIDTH = 3, 7, 5
 
@@ -101,3 +102,53 @@ def test_products_of_few_tokens_are_those_of_many(num_outputs):
     inputs, weight = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((3, 5), (5, num_outputs)))
     few = cpu.decode_linear("bd,df->bf", inputs, weight.T)
     np.testing.assert_allclose(few, linear.linear("bd,df->bf", inputs, weight), rtol=1e-5)
+
+
+# --- and nowhere else ------------------------------------------------------------------------------------------------
+
+
+def lowered(tiny, platforms):
+    """The text of the update, prefill and window that this mesh's platform would run."""
+    optimizer = update.make_optimizer(tiny.config.optimizer)
+    step = update.make_step(tiny.architecture, optimizer, tiny.mesh, loss=tiny.algorithm.loss, config=tiny.config)
+    state = update.abstract(update.abstract_params(tiny.architecture, tiny.mesh), optimizer, tiny.mesh)
+    rows = batch.abstract(batch.shape_of(32, mesh.num_row_shards(tiny.mesh), limits=tiny.limits), tiny.mesh)
+    with jax.numpy_dtype_promotion("standard"):
+        programs = [step.trace(state, rows)]
+    engine = sampler.from_config(tiny.architecture, tiny.mesh, tiny.config, max_prompt_tokens=16)
+    compiled = steps.of(engine)
+    copy = sampler.abstract_copy(engine)
+    tokens = jax.ShapeDtypeStruct((engine.prefill_rows(32), 32), jnp.int32)
+    settings = steps.sampling_params(1.0, 0, 1.0), steps.padded_stop_ids(())
+    programs += [
+        compiled.prefill.trace(copy, tokens),
+        compiled.window.trace(copy, sampler.abstract_state(engine), *settings),
+    ]
+    return [program.lower(lowering_platforms=platforms).as_text() for program in programs]
+
+
+def bfloat16_on(devices, **model_settings):
+    """A bfloat16 policy, abstract, on any mesh."""
+    config = tiny_programs.settings(model={"compute_dtype": "bfloat16", **model_settings})
+    return tiny_programs.Tiny(config, hf_checkpoints.tiny_architecture(head_size=64), devices, None)
+
+
+def test_programs_for_cpu_hold_bfloat16_as_integers():
+    devices = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), mesh.AXES)
+    assert all("ui16" in text for text in lowered(bfloat16_on(devices), ("cpu",)))
+
+
+def test_no_program_lowered_for_a_tpu_holds_bfloat16_as_integers(v5e):
+    devices = jax.sharding.Mesh(np.array(v5e).reshape(2, 2, 2), mesh.AXES)
+    for text in lowered(bfloat16_on(devices), ("tpu",)):
+        assert "bf16" in text
+        assert "ui16" not in text
+
+
+def test_no_program_lowered_for_a_gpu_holds_bfloat16_as_integers(monkeypatch):
+    """On a mesh that says it is a GPU's; cuDNN is left out, which is only lowered where its library is."""
+    monkeypatch.setattr(model.kernels, "platform_of", lambda mesh: "gpu")
+    devices = jax.sharding.Mesh(np.array(jax.devices()).reshape(2, 2, 2), mesh.AXES)
+    for text in lowered(bfloat16_on(devices, attention="xla"), ("cuda",)):
+        assert "bf16" in text
+        assert "ui16" not in text

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from reval_jax import scores
+from reval_jax import scores, scores_sharded
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 
@@ -155,7 +155,7 @@ def test_bfloat16_scores_depend_on_chunks_by_rounding_only(chunk_tokens: int, he
 def test_statistics_are_the_scores_and_the_float64_entropy_and_mean_logit(chunk_tokens: int):
     hidden, head, targets = operands(scale=2.0)
     settings = {"temperature": 0.7, "chunk_tokens": chunk_tokens}
-    found = jax.jit(lambda: scores.token_statistics(hidden, head, targets, **settings))()
+    found = jax.jit(lambda: scores_sharded.token_statistics(hidden, head, targets, **settings))()
     chex.assert_trees_all_equal(found[:2], jax.jit(lambda: scores.token_scores(hidden, head, targets, **settings))())
     logits = hidden.astype(np.float64) @ head.astype(np.float64) / 0.7
     probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))
@@ -166,7 +166,7 @@ def test_statistics_are_the_scores_and_the_float64_entropy_and_mean_logit(chunk_
 
 def test_statistics_are_differentiable_in_the_scores_and_constant_otherwise():
     hidden, head, targets = operands()
-    total = jax.grad(lambda hidden: sum(jnp.sum(s) for s in scores.token_statistics(hidden, head, targets)))
+    total = jax.grad(lambda hidden: sum(jnp.sum(s) for s in scores_sharded.token_statistics(hidden, head, targets)))
     expected = jax.grad(lambda hidden: sum(jnp.sum(s) for s in scores.token_scores(hidden, head, targets)))
     chex.assert_trees_all_equal(total(hidden), expected(hidden))
 

@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from reval_jax import scores
+from reval_jax import scores, scores_sharded
 
 NUM_TOKENS, WIDTH, VOCABULARY = 64, 24, 1024
 AXES = ("data", "fsdp", "tensor")
@@ -62,7 +62,7 @@ def test_scores_and_gradients_of_whole_arrays_equal_one_devices(shape: tuple[int
 
     def loss(hidden: jax.Array, head: jax.Array, temperature: jax.Array) -> tuple:
         settings = {"temperature": temperature, "chunk_tokens": chunk_tokens}
-        found = scores.sharded_token_scores(mesh, hidden, head, targets, **settings)
+        found = scores_sharded.sharded_token_scores(mesh, hidden, head, targets, **settings)
         return jnp.sum(weights * jnp.stack(found)), found
 
     (_, found), gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))(
@@ -103,18 +103,18 @@ def test_statistics_of_a_split_vocabulary_equal_one_devices(chunk_tokens: int):
 
     def local(hidden: jax.Array, head: jax.Array, targets: jax.Array) -> tuple:
         settings = {"chunk_tokens": chunk_tokens, "vocab_axis": "tensor"}
-        return scores.token_statistics(hidden, head, targets, temperature=temperature, **settings)
+        return scores_sharded.token_statistics(hidden, head, targets, temperature=temperature, **settings)
 
     specs = {"in_specs": (P(ROWS), P(None, "tensor"), P(ROWS)), "out_specs": P(ROWS), "check_vma": False}
     found = jax.jit(jax.shard_map(local, mesh=mesh_of((2, 1, 4)), **specs))(hidden, head, targets)
-    expected = jax.jit(scores.token_statistics)(hidden, head, targets, temperature=temperature)
+    expected = jax.jit(scores_sharded.token_statistics)(hidden, head, targets, temperature=temperature)
     assert_close_to_the_largest(found, expected, 2e-6)
 
 
 def test_a_target_outside_the_whole_vocabulary_is_not_a_number():
     hidden, head, targets, _, _ = operands()
     targets = targets.at[5].set(VOCABULARY).at[6].set(-1)
-    log_prob, logsumexp = jax.jit(lambda *arrays: scores.sharded_token_scores(mesh_of((2, 2, 2)), *arrays))(
+    log_prob, logsumexp = jax.jit(lambda *arrays: scores_sharded.sharded_token_scores(mesh_of((2, 2, 2)), *arrays))(
         hidden, head, targets
     )
     np.testing.assert_array_equal(np.flatnonzero(np.isnan(log_prob)), [5, 6])
@@ -161,7 +161,7 @@ def test_only_the_gradient_of_the_hidden_states_crosses_the_wire_in_the_loop_and
 
     def gradients(hidden: jax.Array, head: jax.Array, targets: jax.Array, weights: jax.Array) -> tuple:
         def score(*arrays: jax.Array) -> tuple[jax.Array, jax.Array]:
-            return scores.sharded_token_scores(mesh, *arrays, targets, chunk_tokens=chunk_tokens)
+            return scores_sharded.sharded_token_scores(mesh, *arrays, targets, chunk_tokens=chunk_tokens)
 
         results, pull_back = jax.vjp(score, hidden, head)
         return results, pull_back((weights[0], weights[1]))
@@ -182,10 +182,10 @@ def test_what_does_not_divide_over_the_mesh_is_refused():
     hidden, head, targets, _, _ = operands()
     mesh = mesh_of((2, 2, 2))
     with pytest.raises(ValueError, match=r"tokens 63 does not divide over the 4 devices"):
-        scores.sharded_token_scores(mesh, hidden[:63], head, targets[:63])
+        scores_sharded.sharded_token_scores(mesh, hidden[:63], head, targets[:63])
     with pytest.raises(ValueError, match=r"vocabulary 1023 does not divide over the 2 devices"):
-        scores.sharded_token_scores(mesh, hidden, head[:, :1023], targets)
+        scores_sharded.sharded_token_scores(mesh, hidden, head[:, :1023], targets)
     with pytest.raises(ValueError, match=r"width 23 does not divide"):
-        scores.sharded_token_scores(mesh, hidden[:, :23], head[:23], targets)
+        scores_sharded.sharded_token_scores(mesh, hidden[:, :23], head[:23], targets)
     with pytest.raises(ValueError, match=r"gather_axis='fsdp' is not one of row_axes"):
-        scores.sharded_token_scores(mesh, hidden, head, targets, row_axes=("data",))
+        scores_sharded.sharded_token_scores(mesh, hidden, head, targets, row_axes=("data",))
