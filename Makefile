@@ -23,7 +23,7 @@ BIN := $(VENV)/bin
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-demo demo test test-fast lint format bench bench-performance stress clean
+.PHONY: help install install-demo dist demo test test-fast lint format bench bench-performance stress clean
 .DELETE_ON_ERROR:
 
 help:
@@ -35,6 +35,7 @@ help:
 	@echo "make bench              draw the learning curves in docs/"
 	@echo "make bench-performance  measure the compiled loss and update, and draw docs/performance.svg"
 	@echo "make stress             grade 10,000 answers that attack the grader, and 1,000 that hang; SCALE=0.1 for a tenth"
+	@echo "make dist               build wheel and sdist into dist/, install the wheel into a fresh environment, and try it"
 	@echo "make install            .venv with the package (editable) and its test tools; the targets above do it themselves"
 	@echo "make install-demo       .venv with what running needs and no test tools"
 	@echo "make clean              remove .venv and caches; runs/ and models/ stay"
@@ -101,6 +102,17 @@ bench-performance: install
 
 stress: install
 	$(BIN)/python -m benchmarks.stress --scale $(SCALE) $(STRESS_ARGS)
+
+# The fresh environment sees this one's libraries, so that nothing is downloaded twice, but not this checkout.
+dist: install
+	rm -rf dist build/wheel-test
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/python -m venv build/wheel-test
+	build/wheel-test/bin/python -m pip install --quiet --no-deps --no-index dist/reval_jax-*.whl
+	build/wheel-test/bin/python -c 'import pathlib, site, sys; pathlib.Path(site.getsitepackages()[0], "libraries.pth").write_text(sys.argv[1])' \
+	    "$$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])')"
+	cd build/wheel-test && bin/python -I $(CURDIR)/.ci/check_wheel.py
+	cd build/wheel-test && bin/reval --help > /dev/null && bin/reval doctor
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist

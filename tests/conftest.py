@@ -30,6 +30,28 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+NEEDED = {"tpu_compile": "libtpu", "parity": "torch"}
+"""Marker → the library that its tests need and are skipped without."""
+
+FIXTURES = {"v5e": "tpu_compile", "v5e_4": "tpu_compile", "smollm2": "real_model"}
+"""Fixture → the marker of the tests that use it."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks tests by their fixtures, so that `-m real_model` finds them all."""
+    for item in items:
+        for fixture, marker in FIXTURES.items():
+            if fixture in getattr(item, "fixturenames", ()):
+                item.add_marker(marker)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips a test whose library is not installed."""
+    for marker, library in NEEDED.items():
+        if item.get_closest_marker(marker):
+            pytest.importorskip(library, reason=f"{library} is not installed")
+
+
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     """The real SmolLM2-135M-Instruct: the .gguf file REVAL_SMOLLM2 names, else the demo's copy, fetched if need be."""

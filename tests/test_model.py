@@ -86,6 +86,7 @@ CASES = {
         for case in CASES
     ],
 )
+@pytest.mark.parity
 def test_logits_equal_transformers(case, tmp_path):
     family, config = CASES[case]
     directory = hf_checkpoints.transformers_checkpoint(tmp_path / "checkpoint", family, **config)
@@ -97,9 +98,9 @@ def test_logits_equal_transformers(case, tmp_path):
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("kind", ["linear", "llama3", "yarn"])
 def test_rope_frequencies_of_a_real_size_equal_transformers(kind):
-    pytest.importorskip("torch")
     rope_utils = pytest.importorskip("transformers.modeling_rope_utils")
     import transformers
 

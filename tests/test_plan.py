@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 from pathlib import Path
@@ -20,9 +19,6 @@ from reval_jax.tools import plan
 from reval_jax.tools.plan import advice, compilation, estimate, memory, search, topology
 
 GIB = 2**30
-needs_libtpu = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="libtpu, TPU's compiler, is not installed"
-)
 
 
 def fake_pod(capacity: int = 10 * GIB) -> compilation.Pod:
@@ -461,14 +457,14 @@ def real_settings(**sections):
     return tiny_programs.settings(**merged)
 
 
-@needs_libtpu
+@pytest.mark.tpu_compile
 def test_the_compilers_memory_is_the_chips(v5e_4):
     assert len(v5e_4.devices) == len(v5e_4.host_devices) == 4
     assert v5e_4.devices[0].platform == "tpu"
     assert 15 * GIB < v5e_4.capacity < 16 * GIB
 
 
-@needs_libtpu
+@pytest.mark.tpu_compile
 def test_a_tpu_mesh_gets_its_own_attention(v5e_4):
     config = real_settings(mesh={"fsdp": 2, "tensor": 2})
     mesh = mesh_lib.make(config.mesh, v5e_4.devices)
@@ -483,7 +479,7 @@ def test_a_tpu_mesh_gets_its_own_attention(v5e_4):
     assert "tpu_custom_call" in lowered.as_text()
 
 
-@needs_libtpu
+@pytest.mark.tpu_compile
 @pytest.mark.slow
 def test_a_small_run_fits_four_chips_and_its_bytes_are_those_by_hand(v5e_4):
     config = real_settings(mesh={"fsdp": 2, "tensor": 2})
@@ -508,7 +504,7 @@ def test_a_small_run_fits_four_chips_and_its_bytes_are_those_by_hand(v5e_4):
     assert compiled.collectives["all-gather"] > 0
 
 
-@needs_libtpu
+@pytest.mark.tpu_compile
 def test_a_model_that_is_too_large_is_ruled_out_without_compiling(v5e_4):
     seven = weights.published.ARCHITECTURES["Qwen/Qwen2.5-Math-7B"]
 
@@ -522,7 +518,7 @@ def test_a_model_that_is_too_large_is_ruled_out_without_compiling(v5e_4):
     assert "by shapes alone" in plan.sentences(found)
 
 
-@needs_libtpu
+@pytest.mark.tpu_compile
 def test_a_program_too_large_for_the_chip_is_a_result(v5e_4):
     array = jax.ShapeDtypeStruct((2**36,), jnp.int8, sharding=jax.sharding.SingleDeviceSharding(v5e_4.devices[0]))
     found = compilation.measure(jax.jit(lambda array: array + jnp.int8(1)).lower(array).compile)

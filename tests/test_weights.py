@@ -150,10 +150,10 @@ def test_loading_and_exporting_run_without_torch(tmp_path):
 # --- the oracle: transformers ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parity
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_transformers_gives_an_exported_model_the_same_logits(family, tmp_path):
-    pytest.importorskip("torch")
     scaling = {"llama": "llama3", "qwen2": "yarn", "qwen3": "linear"}[family]
     overrides = {"rope_scaling": SCALINGS[scaling], "tied_head": family == "qwen2"}
     path = hf_checkpoints.tiny_checkpoint(tmp_path / "checkpoint", family, **overrides)
@@ -163,8 +163,8 @@ def test_transformers_gives_an_exported_model_the_same_logits(family, tmp_path):
     np.testing.assert_allclose(found, hf_checkpoints.transformers_logits(path, tokens), rtol=0, atol=1e-4)
 
 
+@pytest.mark.parity
 def test_a_sharded_transformers_checkpoint_loads(tmp_path):
-    pytest.importorskip("torch")
     settings = {"tie_word_embeddings": False}
     one = hf_checkpoints.transformers_checkpoint(tmp_path / "one", "qwen3", **settings)
     many = hf_checkpoints.transformers_checkpoint(tmp_path / "many", "qwen3", max_shard_size="30KB", **settings)
@@ -590,9 +590,9 @@ def test_an_export_fills_an_empty_directory(tmp_path):
 # --- the real model --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parity
 @pytest.mark.slow
 def test_smollm2_equals_transformers_and_so_does_its_export(smollm2, tmp_path):
-    pytest.importorskip("torch")
     loaded = weights.load(str(smollm2))
     texts = [
         "Q: What is 5 times 5?\nA: 5 times 5 is 25. The quick brown fox",
