@@ -60,7 +60,7 @@ def measure(loaded: Any, dtype: str, cache: sampler.CacheSetting) -> dict[str, n
     params = mesh.put(loaded.params, mesh.replicated(devices))
     engine = sampler.make(
         loaded.architecture,
-        devices,
+        mesh.local(devices),
         compute_dtype=dtype,
         max_prompt_tokens=32,
         max_response_tokens=TOKENS,
@@ -73,7 +73,7 @@ def measure(loaded: Any, dtype: str, cache: sampler.CacheSetting) -> dict[str, n
     asked = types.Prompts(order, order, QUESTIONS, ids, ("",) * len(QUESTIONS))
     responses = sampler.generate(
         engine,
-        sampler.hand_over(params, devices, engine),
+        sampler.sync_weights(params, engine),
         asked,
         keys.named_key(0, "log_probabilities"),
         samples_per_prompt=SAMPLES,

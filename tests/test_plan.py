@@ -136,7 +136,7 @@ def test_bytes_from_shapes_equal_sums_by_hand():
     assert found["update"]["params"] == found["update"]["gradients"] == params
     assert found["update"]["optimizer"] == 2 * params + 4 + 4  # Adam's two moments, its count and the schedule's
     assert found["score"]["reference"] == 2 * split // 8 + 4 * norms
-    assert found["hand_over"]["sampler_copy"] == 2 * split // 2 + 4 * norms
+    assert found["sync_weights"]["sampler_copy"] == 2 * split // 2 + 4 * norms
     # 2 layers' keys and values of 4 slots a device, 16 + 8 positions as one block of 128, one head of 8 a device, bfloat16.
     assert found["generate"]["kv_cache"] == 2 * 2 * 4 * 128 * 1 * 8 * 2
     # 8 prompts of 16 tokens are prefilled at once and lie whole on every device.
@@ -189,8 +189,8 @@ def test_a_refusal_for_want_of_memory_is_a_result_and_any_other_an_error():
 def test_grpo_keeps_no_reference_and_the_config_decides_where_reval_does():
     pod, architecture = fake_pod(), hf_checkpoints.tiny_architecture()
     grpo = tiny_programs.settings(update={"objective": "grpo", "updates_per_round": 1})
-    assert memory.phases(grpo) == ["update", "hand_over", "generate"]
-    for place, expected in [("host", {"score"}), ("device", {"score", "update", "hand_over", "generate"})]:
+    assert memory.phases(grpo) == ["update", "sync_weights", "generate"]
+    for place, expected in [("host", {"score"}), ("device", {"score", "update", "sync_weights", "generate"})]:
         config = tiny_programs.settings(update={"reference_memory": place})
         found = memory.at_least(architecture, pod, config)
         assert {phase.name for phase in found if phase.kinds["reference"]} == expected
@@ -292,7 +292,7 @@ def test_slots_are_halved_for_generation_alone():
 
 
 def test_another_tensor_is_taken_where_only_that_fits():
-    found, _ = searched(lambda config, phase: phase != "hand_over" or config.mesh.tensor == 4)
+    found, _ = searched(lambda config, phase: phase != "sync_weights" or config.mesh.tensor == 4)
     assert found.mesh.tensor == 4
     found, asked = searched(lambda config, phase: config.mesh.tensor == 4, mesh={"fsdp": 8})
     assert found is None
@@ -340,8 +340,8 @@ def test_advice_for_the_sampler_gives_a_value_that_may_fit():
     generate = {each.name: each for each in memory.at_least(BIG, pod, config)}["generate"]
     said = advised(config, "generate", capacity=generate.total - 1)
     assert said == "generate: decode fewer responses at once: set --rollout.decode_slots 32"
-    hand_over = {each.name: each for each in memory.at_least(BIG, pod, config)}["hand_over"]
-    said = advised(config, "hand_over", capacity=hand_over.total - 1)
+    sync_weights = {each.name: each for each in memory.at_least(BIG, pod, config)}["sync_weights"]
+    said = advised(config, "sync_weights", capacity=sync_weights.total - 1)
     assert "--mesh.tensor 2" in said
 
 
@@ -383,7 +383,7 @@ def test_json_holds_the_contract(config_file, no_tpu, capsys, tmp_path):
     assert config_lib.from_tree(found["settings"])
     bytes_per_device = dict(found["bytes_per_device"])
     assert bytes_per_device.pop("capacity") == 10 * GIB
-    assert list(bytes_per_device) == ["score", "update", "hand_over", "generate"]
+    assert list(bytes_per_device) == ["score", "update", "sync_weights", "generate"]
     for kinds in bytes_per_device.values():
         assert kinds.keys() == {*memory.KINDS, "total"}
         assert kinds["total"] == sum(kinds[kind] for kind in memory.KINDS)

@@ -28,7 +28,7 @@ STOPS = tuple(range(0, 320, 40))  # some of the vocabulary, so that responses en
 def engine_of(tiny, *, slots=8, limit=8, window=3, cache="compute", prompt_tokens=16, layers="auto", attention="auto"):
     engine = sampler.make(
         tiny.architecture,
-        tiny.mesh,
+        mesh.local(tiny.mesh),
         compute_dtype=tiny.config.model.compute_dtype,
         max_prompt_tokens=prompt_tokens,
         max_response_tokens=limit,
@@ -59,7 +59,7 @@ def generate(
     **engine,
 ):
     built = engine_of(tiny, **engine)
-    params = sampler.hand_over(tiny.params, tiny.mesh, built)
+    params = sampler.sync_weights(tiny.params, built)
     sampled = sampler.generate(
         built,
         params,
@@ -100,7 +100,7 @@ def test_recorded_log_probabilities_are_the_full_forwards(family):
 
 def test_in_bfloat16_the_samplers_copy_computes_what_the_learners_parameters_do():
     tiny = tiny_programs.tiny(model={"compute_dtype": "bfloat16"})
-    copy = sampler.hand_over(tiny.params, tiny.mesh, engine_of(tiny, layers="stacked"))
+    copy = sampler.sync_weights(tiny.params, engine_of(tiny, layers="stacked"))
     tokens = jnp.asarray(np.arange(40, 56)[None], jnp.int32)
 
     @jax.jit
@@ -153,7 +153,7 @@ def test_no_response_depends_on_the_schedule_bit_for_bit(data):
 
     windows = scheduler.run(
         engine,
-        sampler.hand_over(tiny.params, tiny.mesh, engine),
+        sampler.sync_weights(tiny.params, engine),
         PROMPTS,
         requests,
         keys.named_key(0, "test"),
@@ -331,7 +331,7 @@ def test_responses_of_several_blocks_on_eight_devices_are_those_of_one():
 def test_fifty_rounds_of_other_prompts_and_settings_compile_nothing_after_the_first():
     tiny = tiny_programs.tiny()
     engine = engine_of(tiny)
-    params = sampler.hand_over(tiny.params, tiny.mesh, engine)
+    params = sampler.sync_weights(tiny.params, engine)
     rng = np.random.default_rng(0)
 
     def play(round, sampling, max_tokens=None):
@@ -447,7 +447,7 @@ def test_prefill_and_decode_of_the_7b_models_layers_compile_for_a_tpu(v5e, slice
     pod = plan_programs.open_pod(topology.named(slice_name))
     engine = sampler.make(
         seven,
-        mesh.make(config_lib.Mesh(tensor=4), pod.devices),
+        mesh.local(mesh.make(config_lib.Mesh(tensor=4), pod.devices)),
         compute_dtype="bfloat16",
         max_prompt_tokens=1024,
         max_response_tokens=8192,

@@ -28,7 +28,7 @@ def test_sampling_log_probabilities_are_the_learners_in_float32(smollm2):
     params = mesh.put(loaded.params, mesh.replicated(devices))
     engine = sampler.make(
         loaded.architecture,
-        devices,
+        mesh.local(devices),
         compute_dtype="float32",
         max_prompt_tokens=32,
         max_response_tokens=12,
@@ -38,7 +38,7 @@ def test_sampling_log_probabilities_are_the_learners_in_float32(smollm2):
     asked = tiny_programs.prompts(*(tuple(loaded.tokenizer(text)["input_ids"]) for text in PROMPTS))
     responses = sampler.generate(
         engine,
-        sampler.hand_over(params, devices, engine),
+        sampler.sync_weights(params, engine),
         asked,
         keys.named_key(0, "test"),
         samples_per_prompt=16,

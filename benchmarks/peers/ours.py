@@ -53,7 +53,7 @@ def make_sampler(shape: peer.Shape, sampling: peer.Sampling, dtype: str) -> peer
     engines = {
         name: sampler.make(
             architecture,
-            mesh,
+            mesh_lib.local(mesh),
             compute_dtype=dtype,
             max_prompt_tokens=sampling.prompt_tokens,
             max_response_tokens=asked.max_tokens,
@@ -62,7 +62,7 @@ def make_sampler(shape: peer.Shape, sampling: peer.Sampling, dtype: str) -> peer
         )
         for name, asked in wanted.items()
     }
-    copy = sampler.hand_over(params, mesh, engines["fixed"])  # It is the same for both: they differ in their caches.
+    copy = sampler.sync_weights(params, engines["fixed"])  # It is the same for both: they differ in their caches.
     return peer.Job(
         {name: one_rollout(engines[name], copy, asked) for name, asked in wanted.items()},
         jax_product.make(shape, dtype, rows=sampling.slots),

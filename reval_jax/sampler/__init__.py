@@ -10,15 +10,13 @@ from reval_jax.sampler import engines, sampling_op, scheduler, steps
 from reval_jax.sampler.engine import (
     CacheSetting,
     Engine,
-    abstract_copy,
     from_config,
-    hand_over,
-    lower_hand_over,
     make,
 )
 from reval_jax.sampler.interface import Chunk, Generate, Hooks, Interrupted, Sampler, Sampling, SamplingPolicy
 from reval_jax.sampler.sampler import generate, num_programs, sampling_of
 from reval_jax.sampler.steps import abstract_prompts, abstract_state, lower_prefill, lower_window
+from reval_jax.sampler.sync import abstract_copy, lower_sync_weights, sync_weights
 
 __all__ = [
     "CacheSetting",
@@ -36,9 +34,8 @@ __all__ = [
     "engines",
     "from_config",
     "generate",
-    "hand_over",
-    "lower_hand_over",
     "lower_prefill",
+    "lower_sync_weights",
     "lower_window",
     "make",
     "num_programs",
@@ -46,4 +43,5 @@ __all__ = [
     "sampling_op",
     "scheduler",
     "steps",
+    "sync_weights",
 ]

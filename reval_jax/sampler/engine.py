@@ -1,19 +1,14 @@
-"""What the sampler's programs are compiled for, and the copy of the parameters they run on."""
+"""What the sampler's programs are compiled for."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
-import jax
-import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from reval_jax import batch, model
 from reval_jax import config as config_lib
-from reval_jax import mesh as mesh_lib
 
 CacheSetting = Literal["compute", "int8"]
 PREFILL_TOKENS = 128  # of the prompts prefilled together: several short ones, or one longer
@@ -78,17 +73,17 @@ def make(
     cache: CacheSetting = "compute",
     attention: model.kernels.Setting = "auto",
 ) -> Engine:
-    """The engine for this process's part of the learner's mesh, with the kernels of its platform.
+    """The engine for these devices, with the kernels of their platform.
 
     Args:
+      mesh: the sampler's, of `mesh.make_meshes`: devices of this process, axes (rows, tensor).
       attention: over whole rows, when prompts are prefilled.
 
     Raises:
       ValueError: the slots do not divide over the process's devices, or leave one of them a single slot; or the platform
         cannot run `attention`.
     """
-    local = mesh_lib.local(mesh)
-    shards = local.shape["rows"]
+    shards = mesh.shape["rows"]
     # A product with one row is another program, whose results differ in their last bits: two slots are the least.
     if decode_slots % shards or decode_slots < 2 * shards:
         least = max(2, -(-decode_slots // shards)) * shards
@@ -99,14 +94,14 @@ def make(
     cache_length = _cache_length(max_prompt_tokens, max_response_tokens)
     return Engine(
         architecture,
-        local,
+        mesh,
         compute_dtype,
         cache,
         max_prompt_tokens,
         max_response_tokens,
         decode_slots,
         decode_window,
-        model.kernels.for_sampler(attention, local, architecture, compute_dtype, cache_length=cache_length),
+        model.kernels.for_sampler(attention, mesh, architecture, compute_dtype, cache_length=cache_length),
     )
 
 
@@ -134,98 +129,4 @@ def from_config(
         decode_window=config.rollout.decode_window,
         cache=config.rollout.kv_cache,
         attention=config.model.attention,
-    )
-
-
-def hand_over(params: Any, mesh: Mesh, engine: Engine) -> Any:
-    """The sampler's copy of the learner's parameters: `compute_dtype`, whole on each process but for the tensor axis.
-
-    A jitted cast whose outputs lie on the learner's devices in the learner's order; each process then rewraps the shards
-    it holds on its own mesh, without a copy. Unrolled layers are copied one by one, by one program.
-    """
-    local = engine.mesh
-    copies = _copy(engine, params, *_casts(engine, _across(mesh, engine)))
-    order = {device: index for index, device in enumerate(local.devices.flat)}
-
-    def rewrap(leaf: jax.Array) -> jax.Array:
-        shards = sorted(leaf.addressable_shards, key=lambda shard: order[shard.device])
-        mine = NamedSharding(local, leaf.sharding.spec)  # type: ignore[attr-defined]
-        return jax.make_array_from_single_device_arrays(leaf.shape, mine, [shard.data for shard in shards])
-
-    return jax.tree.map(rewrap, copies)
-
-
-def lower_hand_over(params: Any, mesh: Mesh, engine: Engine) -> jax.stages.Lowered:
-    """The program of `hand_over`, for parameters that are ShapeDtypeStructs: to compile without running.
-
-    Where layers are copied one by one, the program of one: no other needs more beside its operands and results.
-    """
-    cast, cast_layer = _casts(engine, _across(mesh, engine))
-    if cast_layer is None:
-        return cast.lower(params)
-    return cast_layer.lower(params["layers"], jax.ShapeDtypeStruct((), np.int32))
-
-
-def abstract_copy(engine: Engine) -> Any:
-    """Shapes and placement of `hand_over`'s result."""
-    cast, cast_layer = _cast_functions(engine)
-    shapes = jax.eval_shape(
-        lambda params: _copy(engine, params, cast, cast_layer), model.abstract_params(engine.architecture)
-    )
-    return placed(shapes, _placement(engine, engine.mesh))
-
-
-def placed(shapes: Any, placement: Any) -> Any:
-    """A tree of ShapeDtypeStructs with a sharding each."""
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, placement
-    )
-
-
-def _across(mesh: Mesh, engine: Engine) -> Mesh:
-    """The learner's devices as (host, rows, tensor): where they hold the copies before each process rewraps its own."""
-    hosts = mesh.devices.size // engine.mesh.devices.size
-    return Mesh(mesh.devices.reshape(hosts, *engine.mesh.devices.shape), ("host", *engine.mesh.axis_names))
-
-
-def _placement(engine: Engine, mesh: Mesh) -> model.Params:
-    architecture = engine.architecture
-    axes, shapes = model.logical_axes(architecture), model.abstract_params(architecture)
-    stacked = mesh_lib.shardings(mesh, axes, shapes, mesh_lib.SAMPLER_AXES)
-    return engine.kernels.layout.place(architecture, stacked)
-
-
-_Cast = Callable[..., model.Params]
-
-
-def _copy(engine: Engine, params: model.Params, cast: _Cast, cast_layer: _Cast | None) -> model.Params:
-    if cast_layer is None:
-        return cast(params)
-    layers = tuple(cast_layer(params["layers"], np.int32(index)) for index in range(engine.architecture.num_layers))
-    return cast(params | {"layers": ()}) | {"layers": layers}
-
-
-def _cast_functions(engine: Engine) -> tuple[_Cast, _Cast | None]:
-    """What makes the copy, and one layer of it where each is made by itself."""
-    layout = engine.kernels.layout
-    cast_layer = layout.cast_layer
-
-    def cast(params: model.Params) -> model.Params:
-        return layout.cast(engine.architecture, params, engine.compute_dtype)
-
-    if cast_layer is None:
-        return cast, None
-    return cast, lambda layers, index: cast_layer(layers, index, engine.compute_dtype)
-
-
-@functools.lru_cache(maxsize=8)
-def _casts(engine: Engine, mesh: Mesh) -> tuple[jax.stages.Wrapped, jax.stages.Wrapped | None]:
-    """`_cast_functions`, jitted; compiled once for each engine and mesh."""
-    placement = _placement(engine, mesh)
-    cast, cast_layer = _cast_functions(engine)
-    if cast_layer is None:
-        return jax.jit(cast, out_shardings=placement), None
-    return (
-        jax.jit(cast, out_shardings=placement | {"layers": ()}),
-        jax.jit(cast_layer, out_shardings=placement["layers"][0]),
     )

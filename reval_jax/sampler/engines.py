@@ -13,7 +13,7 @@ from reval_jax import config as config_lib
 from reval_jax import mesh as mesh_lib
 from reval_jax import model, plugins
 from reval_jax.sampler import engine as engine_lib
-from reval_jax.sampler import sampler
+from reval_jax.sampler import sampler, sync
 from reval_jax.sampler.interface import Sampler
 
 Make = Callable[[model.Architecture, mesh_lib.Meshes, config_lib.Config, int], Sampler]
@@ -24,9 +24,9 @@ def jax_engine(
     architecture: model.Architecture, meshes: mesh_lib.Meshes, config: config_lib.Config, max_prompt_tokens: int
 ) -> Sampler:
     """This package's own sampler."""
-    engine = engine_lib.from_config(architecture, meshes.learner, config, max_prompt_tokens=max_prompt_tokens)
+    engine = engine_lib.from_config(architecture, meshes.sampler, config, max_prompt_tokens=max_prompt_tokens)
     return Sampler(
-        sync_weights=lambda params: engine_lib.hand_over(params, meshes.learner, engine),
+        sync_weights=lambda params: sync.sync_weights(params, engine),
         generate=functools.partial(sampler.generate, engine),
     )
 

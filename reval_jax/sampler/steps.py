@@ -16,7 +16,8 @@ from jax.sharding import PartitionSpec
 
 from reval_jax import model, scores
 from reval_jax.sampler import sampling_op
-from reval_jax.sampler.engine import Engine, abstract_copy, placed
+from reval_jax.sampler.engine import Engine
+from reval_jax.sampler.sync import abstract_copy, placed
 
 MAX_STOP_IDS = 16  # token ids that can end a response; static, so that other ids compile nothing
 

@@ -38,7 +38,7 @@ def settings(
     """The engine for one case, on all of this program's devices."""
     return sampler.make(
         architecture,
-        mesh.make(config_lib.Mesh()),
+        mesh.make_meshes(config_lib.Mesh()).sampler,
         compute_dtype=dtype,
         max_prompt_tokens=shape.prompt_tokens,
         max_response_tokens=shape.response_tokens * (4 if lengths == "lognormal" else 1),
@@ -97,7 +97,7 @@ def run(
         if attention != "auto":
             kernels = engine.kernels._replace(attend_cached=CACHED_ATTENTION[attention])
             engine = dataclasses.replace(engine, kernels=kernels)
-        case = measure(engine, sampler.hand_over(params, learner, engine), shape, kind, repeats=repeats)
+        case = measure(engine, sampler.sync_weights(params, engine), shape, kind, repeats=repeats)
         on_case(case)
         cases.append(case)
     return {"machine": timing.machine(), "shape": shape._asdict(), "cases": cases}

@@ -47,14 +47,14 @@ class TooLarge(NamedTuple):
 
 Result = Measured | TooLarge
 Compile = Callable[[str, config_lib.Config], Result]
-"""(program, settings) → what it needs. Programs: score, update, hand_over, prefill, decode."""
+"""(program, settings) → what it needs. Programs: score, update, sync_weights, prefill, decode."""
 
 LEAST_EFFORT: dict[str, Any] = {"exec_time_optimization_effort": -1.0}
 """Compiler options. At its default effort, as a run compiles, libtpu takes four to five times as long, nearly all of it on
 machine code, after memory was assigned. The temporaries it then finds differ a little either way: 1.12 GiB against 1.04 here, and
 1.12 against 1.16, for two layers and for other rows; in all of them XLA's figure counts fragmentation twice, 0.16 GiB there."""
 
-PROGRAMS = ("score", "update", "hand_over", "prefill", "decode")
+PROGRAMS = ("score", "update", "sync_weights", "prefill", "decode")
 _COLLECTIVE = re.compile(r"= .*? (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(")
 
 
@@ -147,8 +147,8 @@ def _lower_learner(
 ) -> jax.stages.Lowered:
     mesh = mesh_lib.make(config.mesh, pod.devices)
     params = update.abstract_params(architecture, mesh)
-    if program == "hand_over":
-        return sampler.lower_hand_over(params, mesh, make_engine(architecture, pod, config))
+    if program == "sync_weights":
+        return sampler.lower_sync_weights(params, make_engine(architecture, pod, config))
     largest = batch.abstract(largest_shape(mesh_lib.num_row_shards(mesh), config), mesh)
     if program == "score":
         dtypes = model.compute_dtypes(params, config.model.compute_dtype)
@@ -173,4 +173,6 @@ def make_engine(architecture: model.Architecture, pod: Pod, config: config_lib.C
     """
     of_host = config_lib.Mesh(data=1, fsdp=-1, tensor=config.mesh.tensor)
     mesh = mesh_lib.make(of_host, pod.host_devices)
-    return sampler.from_config(architecture, mesh, config, max_prompt_tokens=config.task.max_prompt_tokens)
+    return sampler.from_config(
+        architecture, mesh_lib.local(mesh), config, max_prompt_tokens=config.task.max_prompt_tokens
+    )

@@ -1,7 +1,7 @@
 """What lies on a device in each phase of a round, by kind: from shapes alone, and with what the compiler says added.
 
 A round has four phases that differ in what is on the devices: `score` (the reference scores trajectories), `update` (one
-optimizer step), `hand_over` (the sampler's copy is made) and `generate` (responses are sampled). The learner's parameters
+optimizer step), `sync_weights` (the sampler's copy is made) and `generate` (responses are sampled). The learner's parameters
 and optimizer state are there in all of them.
 """
 
@@ -19,7 +19,12 @@ from reval_jax import config as config_lib
 from reval_jax import mesh as mesh_lib
 from reval_jax.tools.plan import compilation
 
-PHASES = {"score": ("score",), "update": ("update",), "hand_over": ("hand_over",), "generate": ("prefill", "decode")}
+PHASES = {
+    "score": ("score",),
+    "update": ("update",),
+    "sync_weights": ("sync_weights",),
+    "generate": ("prefill", "decode"),
+}
 """Each phase and the programs that run in it."""
 
 KINDS = (
@@ -90,7 +95,7 @@ def at_least(architecture: model.Architecture, pod: compilation.Pod, config: con
             "batch": rows,
             "temporaries": _kept_for_backward(architecture, mesh, shape, config) + _head(architecture, mesh, config),
         },
-        "hand_over": {"sampler_copy": copy},
+        "sync_weights": {"sampler_copy": copy},
         "generate": {"sampler_copy": copy, "kv_cache": _slot_bytes(engine), "prompt_cache": _prompt_bytes(engine)},
     }
     nothing = dict.fromkeys(KINDS, 0)
@@ -158,7 +163,7 @@ def _head(architecture: model.Architecture, mesh: jax.sharding.Mesh, config: con
 _OF_PROGRAM = {
     "score": ("reference", "batch"),
     "update": ("params", "optimizer", "gradients", "batch"),
-    "hand_over": ("params", "sampler_copy"),
+    "sync_weights": ("params", "sampler_copy"),
     "prefill": ("sampler_copy", "prompt_cache"),
     "decode": ("sampler_copy", "kv_cache"),
 }

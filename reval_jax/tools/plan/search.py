@@ -116,7 +116,7 @@ def find(
         split = _Split(
             _not_ruled_out(learner_candidates(architecture, pod, start), of_update, architecture, pod, say),
             _not_ruled_out(
-                sampler_candidates(architecture, pod, start), ("hand_over", "generate"), architecture, pod, say
+                sampler_candidates(architecture, pod, start), ("sync_weights", "generate"), architecture, pod, say
             ),
         )
         if split.learners and split.samplers:
@@ -149,7 +149,7 @@ def _find_in(
             failed.append(candidate)
         return None
 
-    if not fits_all(split.samplers[0].config, ("hand_over",)):
+    if not fits_all(split.samplers[0].config, ("sync_weights",)):
         return None
     learner = first(of_update, split.learners)
     sampler = first(("generate",), split.samplers) if learner else None
@@ -193,6 +193,6 @@ def _described(config: config_lib.Config, phase: str) -> str:
     sizes = f"tensor {config.mesh.tensor}"
     if phase == "generate":
         return f"{sizes}, decode_slots {config.rollout.decode_slots}"
-    if phase == "hand_over":
+    if phase == "sync_weights":
         return sizes
     return f"{sizes}, remat {config.model.remat}, micro_batch_tokens {config.update.micro_batch_tokens}"
