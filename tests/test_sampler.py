@@ -1,8 +1,6 @@
-"""Responses are exact: what is drawn, what is recorded of it, and what it does not depend on."""
+"""Responses are exact: how they are sampled, what is recorded of them, and what they do not depend on."""
 
 from __future__ import annotations
-
-import dataclasses
 
 import hypothesis
 import jax
@@ -10,68 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import strategies
-from support import hf_checkpoints, responses, tiny_programs
+from support import hf_checkpoints, tiny_programs
+from support.tiny_sampler import LONG_PROMPTS, PROMPTS, STOPS, engine_of, generate
 
-from reval_jax import config as config_lib
-from reval_jax import keys, mesh, model, sampler, weights
-from reval_jax.sampler import sampling_op, scheduler
-from reval_jax.sampler import steps as sampler_programs
-from reval_jax.tools.plan import compilation as plan_programs
-from reval_jax.tools.plan import topology
-
-PROMPTS = tiny_programs.prompts((5, 6, 7), (8, 9, 10, 11, 12, 13, 14), (15, 16), (17, 18, 19, 20, 21))
-LONG_PROMPTS = tiny_programs.prompts(*(tuple(range(5, 5 + size)) for size in (3, 125, 140, 250)))  # over several blocks
-ATTENTION = {"batched": model.cache.batched, "per_row": model.cpu.per_row}  # over the cache
-STOPS = tuple(range(0, 320, 40))  # some of the vocabulary, so that responses end at many lengths
-
-
-def engine_of(tiny, *, slots=8, limit=8, window=3, cache="compute", prompt_tokens=16, layers="auto", attention="auto"):
-    engine = sampler.make(
-        tiny.architecture,
-        mesh.local(tiny.mesh),
-        compute_dtype=tiny.config.model.compute_dtype,
-        max_prompt_tokens=prompt_tokens,
-        max_response_tokens=limit,
-        decode_slots=slots,
-        decode_window=window,
-        cache=cache,
-    )
-    kernels = engine.kernels
-    if layers == "stacked":  # as on TPU and GPU
-        plain = model.kernels.PLAIN
-        kernels = kernels._replace(linear=plain.linear, mlp_axes=plain.mlp_axes, layout=plain.layout)
-    if attention != "auto":
-        kernels = kernels._replace(attend_cached=ATTENTION[attention])
-    return dataclasses.replace(engine, kernels=kernels)
-
-
-def generate(
-    tiny,
-    *,
-    prompts=PROMPTS,
-    samples=3,
-    sampling=None,
-    key=None,
-    finished=None,
-    should_stop=None,
-    on_finished=None,
-    max_tokens=None,
-    **engine,
-):
-    built = engine_of(tiny, **engine)
-    params = sampler.sync_weights(tiny.params, built)
-    sampled = sampler.generate(
-        built,
-        params,
-        prompts,
-        keys.named_key(0, "test") if key is None else key,
-        samples_per_prompt=samples,
-        sampling=sampling or sampler.Sampling(stop_ids=(2,)),
-        max_tokens=max_tokens,
-        finished=finished,
-        hooks=sampler.Hooks(on_finished=on_finished, should_stop=should_stop or (lambda: False)),
-    )
-    return responses.flat(sampled)
+from reval_jax import keys, model, sampler
+from reval_jax.sampler import sampling_op, scheduler, steps
 
 
 def assert_same(found, expected):
@@ -151,22 +92,20 @@ def test_no_response_depends_on_the_schedule_bit_for_bit(data):
             return rng.permutation(free)[: rng.integers(1, len(free) + 1)]
         return rng.permutation(free)[: rng.integers(0, len(free) + 1)]
 
-    windows = scheduler.run(
+    job = scheduler.Job(
         engine,
         sampler.sync_weights(tiny.params, engine),
         PROMPTS,
         requests,
         keys.named_key(0, "test"),
-        sampler_programs.sampling_params(1.0, 0, 1.0),
-        stop_ids=sampler_programs.padded_stop_ids(STOPS),
-        max_tokens=np.full((4, 4), 8),
-        should_stop=lambda: False,
-        choose_slots=choose,
+        steps.sampling_params(1.0, 0, 1.0),
+        steps.padded_stop_ids(STOPS),
+        np.full((4, 4), 8),
     )
     found = {}
-    for made in windows:
-        for new in made:
-            found.setdefault((new.prompt, new.sample), []).append(new)
+    for chunks in scheduler.run(job, should_stop=lambda: False, choose_slots=choose):
+        for chunk in chunks:
+            found.setdefault((chunk.prompt, chunk.sample), []).append(chunk)
     assert len(found) == 16
     for index, (tokens, log_prob) in enumerate(zip(*responses_of(expected), strict=True)):
         parts = found[int(expected.prompt[index]), int(expected.sample[index])]
@@ -328,87 +267,6 @@ def test_responses_of_several_blocks_on_eight_devices_are_those_of_one():
     np.testing.assert_allclose(many.log_prob, one.log_prob, atol=1e-4)
 
 
-def test_fifty_rounds_of_other_prompts_and_settings_compile_nothing_after_the_first():
-    tiny = tiny_programs.tiny()
-    engine = engine_of(tiny)
-    params = sampler.sync_weights(tiny.params, engine)
-    rng = np.random.default_rng(0)
-
-    def play(round, sampling, max_tokens=None):
-        asked = tiny_programs.prompts(*(tuple(rng.integers(4, 300, rng.integers(1, 17))) for _ in range(3)))
-        key = keys.named_key(0, "rounds", round)
-        return sampler.generate(
-            engine, params, asked, key, samples_per_prompt=2, sampling=sampling, max_tokens=max_tokens
-        )
-
-    play(0, sampler.Sampling())
-    before, live = sampler.num_programs(engine), None
-    for round in range(1, 50):
-        top_k, stops = int(rng.integers(0, 9)), tuple(rng.integers(0, 320, rng.integers(0, 16)).tolist())
-        max_tokens = int(rng.integers(1, 9))
-        made = play(round, sampler.Sampling(rng.uniform(0.3, 2), top_k, rng.uniform(0.2, 1), stops), max_tokens)
-        assert max(len(response.tokens) for response in made) <= max_tokens
-        if round == 1:
-            live = len(jax.live_arrays())
-    assert sampler.num_programs(engine) == before
-    assert len(jax.live_arrays()) <= live
-
-
-def test_a_prompt_is_prefilled_once_for_all_its_samples(monkeypatch):
-    prefilled = []
-    real = sampler_programs.of
-
-    def counting(engine):
-        found = real(engine)
-        return found._replace(
-            prefill=lambda params, tokens: (prefilled.append(tokens), found.prefill(params, tokens))[1]
-        )
-
-    monkeypatch.setattr(sampler_programs, "of", counting)
-    long = tiny_programs.prompts(*(tuple(range(4, 4 + length)) for length in (100, 90, 3, 5)))
-    generate(tiny_programs.tiny(), prompts=long, samples=12, slots=4, prompt_tokens=112)
-    # Four prompts in 48 responses: each long one alone at its own width, the short ones together.
-    assert [tokens.shape for tokens in prefilled] == [(1, 112), (1, 96), (8, 16)]
-
-
-def test_one_prefill_costs_what_its_samples_cost_together():
-    """FLOPs as the compiler counts them: prefill is of one prompt, whatever the number of samples, and makes no logits."""
-    tiny = tiny_programs.tiny(architecture=hf_checkpoints.tiny_architecture(vocab_size=50_000))
-    engine = engine_of(tiny, prompt_tokens=1024)
-    flops = sampler.lower_prefill(engine, 1024).compile().cost_analysis()["flops"]
-    arch = tiny.architecture
-    layer = 2 * arch.width * arch.head_size * (arch.num_heads + arch.num_kv_heads) + 3 * arch.width * arch.mlp_width
-    products = 2 * 1024 * arch.num_layers * layer
-    scores = 4 * 1024**2 * arch.num_layers * arch.num_heads * arch.head_size
-    assert products < flops < products + 2 * scores
-    assert flops < 2 * 1024 * arch.width * arch.vocab_size
-
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"slots": 6}, "multiple of 4, for example 8"),
-        ({"slots": 4}, "two or more for each. Use a multiple of 4, for example 8"),
-    ],
-)
-def test_slots_that_do_not_divide_over_the_devices_are_refused(changes, said):
-    with pytest.raises(ValueError, match=said):
-        engine_of(tiny_programs.tiny(data=2, fsdp=2), **changes)
-
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"prompt_tokens": 6}, "prompt 1 has 7 tokens; the sampler was made for 1 to 6"),
-        ({"max_tokens": 9}, "max_tokens=9"),
-        ({"sampling": sampler.Sampling(stop_ids=tuple(range(17)))}, "17 token ids"),
-    ],
-)
-def test_what_the_engine_was_not_made_for_is_refused(changes, said):
-    with pytest.raises(ValueError, match=said):
-        generate(tiny_programs.tiny(), **changes)
-
-
 def test_an_int8_cache_draws_nearly_the_same():
     tiny = tiny_programs.tiny()
     exact, rounded = generate(tiny, samples=8), generate(tiny, samples=8, cache="int8")
@@ -418,46 +276,3 @@ def test_an_int8_cache_draws_nearly_the_same():
     gap = np.abs(exact.log_prob[first[0]] - rounded.log_prob[first[1]])[is_same]
     assert is_same.mean() > 0.8
     assert 0 < gap.max() < 0.05
-
-
-def test_an_engine_can_be_told_apart_by_each_of_its_settings():
-    engine = engine_of(tiny_programs.tiny())
-    assert sampler_programs.of(engine) is sampler_programs.of(dataclasses.replace(engine))
-    assert sampler_programs.of(engine) is not sampler_programs.of(dataclasses.replace(engine, decode_window=5))
-
-
-# --- on many devices -------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("layers", ["stacked", "auto"])
-@pytest.mark.parametrize("attention", ["batched", "per_row"])
-def test_a_window_on_many_devices_sends_sums_and_gathers_nothing(layers, attention):
-    tiny = tiny_programs.tiny(data=2, fsdp=2, tensor=2)
-    engine = engine_of(tiny, slots=16, prompt_tokens=200, layers=layers, attention=attention)
-    text = sampler.lower_window(engine).compile().as_text()
-    assert set(plan_programs.count_collectives(text)) == {"all-reduce"}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("slice_name", ["v5e:2x2", "v5p:2x2x1"])
-def test_prefill_and_decode_of_the_7b_models_layers_compile_for_a_tpu(v5e, slice_name):
-    """Two of its layers, in its widths and with its vocabulary, split over the four chips of a host."""
-    del v5e  # skips where there is no compiler
-    seven = dataclasses.replace(weights.published.ARCHITECTURES["Qwen/Qwen2.5-Math-7B"], num_layers=2)
-    pod = plan_programs.open_pod(topology.named(slice_name))
-    engine = sampler.make(
-        seven,
-        mesh.local(mesh.make(config_lib.Mesh(tensor=4), pod.devices)),
-        compute_dtype="bfloat16",
-        max_prompt_tokens=1024,
-        max_response_tokens=8192,
-        decode_slots=16,
-        decode_window=16,
-    )
-    assert engine.kernels == model.kernels.PLAIN._replace(attend=model.attention.splash.attend)
-    for lowered in (sampler.lower_prefill(engine, 1024), sampler.lower_window(engine)):
-        found = plan_programs.measure(lambda lowered=lowered: lowered.compile(plan_programs.LEAST_EFFORT))
-        assert isinstance(found, plan_programs.Measured)
-        assert set(found.collectives) <= {"all-reduce"}
-    # The slots' cache is written in place.
-    assert found.aliased >= 2 * 2 * 16 * 9216 * seven.head_size * 2

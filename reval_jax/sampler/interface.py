@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Sampling(NamedTuple):
-    """How tokens are drawn and what ends a response; runtime values, so that changing them compiles nothing."""
+    """How tokens are sampled and what ends a response; runtime values, so that changing them compiles nothing."""
 
     temperature: float = 1.0  # logits are divided by it
     top_k: int = 0  # tokens kept; 0 keeps all
@@ -70,7 +70,7 @@ class Generate(Protocol):
 
     Raises:
       Interrupted: `hooks.should_stop` returned True; finished responses have been passed to `hooks.on_finished`.
-      ValueError: a prompt is empty or too long, or the settings exceed what the engine was made for.
+      ValueError: a prompt is empty or too long, or the settings exceed what the engine can run.
     """
 
     def __call__(  # noqa: D102

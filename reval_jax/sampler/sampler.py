@@ -21,7 +21,7 @@ from reval_jax.sampler.interface import NO_HOOKS, Chunk, Hooks, Sampling
 
 
 def sampling_of(settings: config_lib.Rollout, stop_ids: tuple[int, ...]) -> Sampling:
-    """How a run's settings draw tokens, with the model's stop tokens.
+    """How a run samples tokens: its settings with the model's stop tokens.
 
     Raises:
       ValueError: more stop tokens than a program has room for.
@@ -47,18 +47,17 @@ def generate(
     requests = [(prompt, sample) for prompt in range(len(prompts.tokens)) for sample in range(samples_per_prompt)]
     responses = dict(finished or {})
     under_way: dict[tuple[int, int], list[Chunk]] = {}
-    windows = scheduler.run(
+    job = scheduler.Job(
         engine,
         params,
         prompts,
         [request for request in requests if request not in responses],
         key,
         steps.sampling_params(sampling.temperature, sampling.top_k, sampling.top_p),
-        stop_ids=steps.padded_stop_ids(sampling.stop_ids),
-        max_tokens=limits,
-        should_stop=hooks.should_stop,
+        steps.padded_stop_ids(sampling.stop_ids),
+        limits,
     )
-    for chunks in windows:
+    for chunks in scheduler.run(job, should_stop=hooks.should_stop):
         ended = []
         for chunk in chunks:
             under_way.setdefault((chunk.prompt, chunk.sample), []).append(chunk)
@@ -75,7 +74,7 @@ def generate(
 
 
 def num_programs(engine: Engine) -> int:
-    """Programs that were compiled for the engine so far."""
+    """Programs compiled for the engine so far."""
     return steps.num_compiled(steps.of(engine))
 
 
@@ -86,18 +85,18 @@ def _limits(
     max_tokens: np.ndarray | int | None,
     samples_per_prompt: int,
 ) -> np.ndarray:
-    """i32[n, samples_per_prompt] where each response is cut; all settings are checked against what the engine was made for."""
+    """i32[n, samples_per_prompt]: the limit of each response; raises for what the engine cannot run."""
     for index, tokens in enumerate(prompts.tokens):
         if not 0 < len(tokens) <= engine.max_prompt_tokens:
             raise ValueError(
-                f"prompt {index} has {len(tokens)} tokens; the sampler was made for 1 to {engine.max_prompt_tokens}. Raise "
+                f"prompt {index} has {len(tokens)} tokens; the sampler takes 1 to {engine.max_prompt_tokens}. Raise "
                 "task.max_prompt_tokens, or leave the prompt out."
             )
     requested = np.asarray(engine.max_response_tokens if max_tokens is None else max_tokens, np.int32)
     limits = np.broadcast_to(requested, (len(prompts.tokens), samples_per_prompt))
     if not np.all((limits > 0) & (limits <= engine.max_response_tokens)):
         raise ValueError(
-            f"max_tokens={requested} for a sampler made for 1 to {engine.max_response_tokens} response tokens. Raise "
+            f"max_tokens={requested} for a sampler of 1 to {engine.max_response_tokens} response tokens. Raise "
             "rollout.max_response_tokens."
         )
     _check_stop_ids(sampling.stop_ids)

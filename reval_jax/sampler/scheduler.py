@@ -1,125 +1,122 @@
-"""The host's side of sampling: which response is in which slot, window after window."""
+"""The host's side of sampling: puts requests into free slots and collects their tokens, window after window."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from reval_jax import batch, types
-from reval_jax.sampler import sampling_op
-from reval_jax.sampler import steps as programs_lib
+from reval_jax import batch, model, types
+from reval_jax.sampler import sampling_op, steps
 from reval_jax.sampler.engine import Engine
 from reval_jax.sampler.interface import Chunk, Interrupted
 
 _Placed = tuple[int, int, tuple[int, int]]  # slot, row of the prefilled prompts, (prompt, sample)
 
 
-class _PromptStore:
-    """Prefilled prompts, kept from the first sample's admission to the last's."""
+class Job(NamedTuple):
+    """The responses to sample in one call, and how."""
 
-    def __init__(self, engine: Engine, params: Any, prompts: types.Prompts, requests: Sequence[tuple[int, int]]):
-        self._engine, self._params, self._tokens = engine, params, prompts.tokens
-        self._programs = programs_lib.of(engine)
-        self._waiting: dict[int, int] = {}  # prompt → samples not yet admitted, in the order they will be
-        for prompt, _ in requests:
+    engine: Engine
+    params: model.Params  # the sampler's copy
+    prompts: types.Prompts
+    requests: Sequence[tuple[int, int]]  # (prompt, sample), in their order of admission
+    key: jax.Array  # the call's
+    sampling: sampling_op.SamplingParams
+    stop_ids: np.ndarray  # from `steps.padded_stop_ids`
+    max_tokens: np.ndarray  # i32[prompts, samples]: the limit of each response
+
+
+class _PromptStore:
+    """Prefilled prompts, each kept until its last sample is admitted."""
+
+    def __init__(self, job: Job):
+        self._engine, self._params, self._tokens = job.engine, job.params, job.prompts.tokens
+        self._prefill = steps.of(job.engine).prefill
+        self._waiting: dict[int, int] = {}  # prompt → samples not yet admitted, in their order of admission
+        for prompt, _ in job.requests:
             self._waiting[prompt] = self._waiting.get(prompt, 0) + 1
         self._ahead = list(self._waiting)  # not yet prefilled
-        self._caches: dict[int, tuple[Any, int]] = {}  # prompt → its group's cache, its row there
+        self._caches: dict[int, tuple[model.Caches, int]] = {}  # prompt → its group's cache, its row in it
 
-    def take(self, prompt: int) -> tuple[Any, int]:
-        """The cache that holds the prompt and its row there, for one of its samples."""
+    def take(self, prompt: int) -> tuple[model.Caches, int]:
+        """The cache that holds the prompt, and its row in it, for one of its samples."""
         if prompt not in self._caches:
             self._prefill_with(prompt)
-        found = self._caches[prompt]
+        cache_and_row = self._caches[prompt]
         self._waiting[prompt] -= 1
         if not self._waiting[prompt]:
             del self._caches[prompt]
-        return found
+        return cache_and_row
 
     def _prefill_with(self, prompt: int) -> None:
-        """Prefills this prompt and those after it that have its padded width, as many as one program takes."""
+        """Prefills this prompt and later ones of the same padded width, as many as one program takes."""
         width = batch.row_length(len(self._tokens[prompt]))
         rows = self._engine.prefill_rows(width)
-        alike = (other for other in self._ahead if batch.row_length(len(self._tokens[other])) == width)
-        group = [prompt, *(other for other in alike if other != prompt)][:rows]
+        same_width = (other for other in self._ahead if batch.row_length(len(self._tokens[other])) == width)
+        group = [prompt, *(other for other in same_width if other != prompt)][:rows]
         tokens = np.zeros((rows, width), np.int32)
         for row, member in enumerate(group):
             tokens[row, : len(self._tokens[member])] = self._tokens[member]
-        cache = self._programs.prefill(self._params, tokens)
+        cache = self._prefill(self._params, tokens)
         self._caches |= {member: (cache, row) for row, member in enumerate(group)}
         self._ahead = [other for other in self._ahead if other not in group]
 
 
 class _Slots:
-    """Responses under way: the slot's request and how many tokens it has."""
+    """The request in each slot, None in a free one, and its number of response tokens so far."""
 
     def __init__(self, engine: Engine):
         self.request: list[tuple[int, int] | None] = [None] * engine.decode_slots
         self.num_tokens = np.zeros(engine.decode_slots, np.int64)
-        self._of_shard = engine.decode_slots // engine.row_shards
+        self._per_shard = engine.decode_slots // engine.row_shards
 
     def free(self) -> list[int]:
-        """Empty slots, one of each row shard in turn, so that no shard waits for another."""
+        """Free slots, one of each row shard in turn, so that the shards get equal work."""
         empty = [slot for slot, request in enumerate(self.request) if request is None]
-        return sorted(empty, key=lambda slot: (slot % self._of_shard, slot // self._of_shard))
+        return sorted(empty, key=lambda slot: (slot % self._per_shard, slot // self._per_shard))
+
+
+def _in_order(free: list[int]) -> list[int]:
+    return free
 
 
 def run(
-    engine: Engine,
-    params: Any,
-    prompts: types.Prompts,
-    requests: Sequence[tuple[int, int]],
-    key: jax.Array,
-    sampling: sampling_op.SamplingParams,
-    *,
-    stop_ids: np.ndarray,
-    max_tokens: np.ndarray,
-    should_stop: Callable[[], bool],
-    choose_slots: Callable[[list[int]], Iterable[int]] = lambda free: free,
+    job: Job, *, should_stop: Callable[[], bool], choose_slots: Callable[[list[int]], Iterable[int]] = _in_order
 ) -> Iterable[list[Chunk]]:
-    """Samples a response to each (prompt, sample) request, in this order of admission; yields each window's new tokens.
+    """Samples a response to each request; yields the new tokens of each window.
 
     Args:
-      stop_ids: of `programs.padded_stop_ids`.
-      max_tokens: i32[prompts, samples] at which each response is cut.
-      choose_slots: which of the free slots to fill now, and in what order; at least one where nothing is under way. No response
-        depends on it (a test draws it at random).
+      choose_slots: which of the free slots to fill now, in order; at least one if no response is under way. No response depends
+        on it (a test chooses at random).
 
     Raises:
-      Interrupted: `should_stop` was true between two windows.
+      Interrupted: `should_stop` returned True between two windows.
     """
-    programs = programs_lib.of(engine)
-    store = _PromptStore(engine, params, prompts, requests)
-    slots, queue = _Slots(engine), list(reversed(requests))
+    programs = steps.of(job.engine)
+    store, slots, queue = _PromptStore(job), _Slots(job.engine), list(reversed(job.requests))
     state = programs.fresh()
     while True:
         if queue:
-            state = _admit(engine, programs, state, store, slots, queue, prompts, max_tokens, key, choose_slots)
+            state = _admit(job, programs, state, _place(queue, store, slots, choose_slots))
         if not any(slots.request):
             return
         if should_stop():
             raise Interrupted
-        state, made = programs.window(params, state, sampling, stop_ids)
-        yield _collect(slots, jax.device_get(made))
+        state, window = programs.window(job.params, state, job.sampling, job.stop_ids)
+        yield _collect(slots, jax.device_get(window))
 
 
-def _admit(
-    engine: Engine,
-    programs: programs_lib.Programs,
-    state: programs_lib.State,
+def _place(
+    queue: list[tuple[int, int]],
     store: _PromptStore,
     slots: _Slots,
-    queue: list[tuple[int, int]],
-    prompts: types.Prompts,
-    max_tokens: np.ndarray,
-    key: jax.Array,
     choose_slots: Callable[[list[int]], Iterable[int]],
-) -> programs_lib.State:
-    """Fills free slots from the queue's end; one program call for each group of prompts that was prefilled together."""
-    by_cache: dict[int, tuple[Any, list[_Placed]]] = {}
+) -> Iterable[tuple[model.Caches, list[_Placed]]]:
+    """Moves requests from the queue's end to free slots; groups them by the cache that holds their prompts."""
+    by_cache: dict[int, tuple[model.Caches, list[_Placed]]] = {}
     for slot in choose_slots(slots.free()):
         if not queue:
             break
@@ -127,49 +124,49 @@ def _admit(
         slots.num_tokens[slot] = 0
         cache, row = store.take(request[0])
         by_cache.setdefault(id(cache), (cache, []))[1].append((slot, row, request))
-    for cache, placed in by_cache.values():
-        state = programs.admit(state, cache, _admissions(engine, placed, prompts, max_tokens), key)
+    return by_cache.values()
+
+
+def _admit(
+    job: Job, programs: steps.Programs, state: steps.State, groups: Iterable[tuple[model.Caches, list[_Placed]]]
+) -> steps.State:
+    """The state with the groups' requests in their slots. Holds the prompts' caches no longer than it runs."""
+    for cache, placed in groups:
+        state = programs.admit(state, cache, _admissions(job, placed), job.key)
     return state
 
 
-def _admissions(
-    engine: Engine, placed: list[_Placed], prompts: types.Prompts, max_tokens: np.ndarray
-) -> programs_lib.Admissions:
-    num_slots, shards = engine.decode_slots, engine.row_shards
-    of_shard = num_slots // shards
+def _admissions(job: Job, placed: list[_Placed]) -> steps.Admissions:
+    """The arguments of `admit` for requests whose prompts were prefilled together."""
+    num_slots, shards = job.engine.decode_slots, job.engine.row_shards
+    per_shard = num_slots // shards
     slot_of, source, length, token, sample_of, limit = (np.zeros(num_slots, np.int32) for _ in range(6))
     cursor, count = np.zeros(num_slots, np.uint32), np.zeros(shards, np.int32)
-    entries = programs_lib.Admissions(slot_of, source, length, token, cursor, sample_of, limit, count)
+    entries = steps.Admissions(slot_of, source, length, token, cursor, sample_of, limit, count)
     for slot, row, (prompt, sample) in placed:
-        shard = slot // of_shard
-        at = shard * of_shard + entries.count[shard]
+        shard = slot // per_shard
+        at = shard * per_shard + entries.count[shard]
         entries.count[shard] += 1
-        tokens = prompts.tokens[prompt]
-        entries.slot[at], entries.source[at] = slot % of_shard, row
+        tokens = job.prompts.tokens[prompt]
+        entries.slot[at], entries.source[at] = slot % per_shard, row
         entries.length[at], entries.token[at] = len(tokens), tokens[-1]
-        entries.cursor[at], entries.sample[at] = prompts.cursor[prompt] % 2**32, sample
-        entries.limit[at] = max_tokens[prompt, sample]
+        entries.cursor[at], entries.sample[at] = job.prompts.cursor[prompt] % 2**32, sample
+        entries.limit[at] = job.max_tokens[prompt, sample]
     return entries
 
 
-def _collect(slots: _Slots, made: Any) -> list[Chunk]:
-    """The new tokens of a `programs.Window` on the host, by response; finished responses leave their slots."""
-    found = []
+def _collect(slots: _Slots, window: steps.Window) -> list[Chunk]:
+    """The new tokens of each response in a window that was fetched; finished responses leave their slots."""
+    columns = [np.asarray(column) for column in (window.token, window.log_prob, window.truncated_log_prob)]
+    chunks = []
     for slot, request in enumerate(slots.request):
         if request is None:
             continue
-        new = int(made.step[slot] - slots.num_tokens[slot])
-        slots.num_tokens[slot] = made.step[slot]
-        is_finished = not made.is_active[slot]
-        found.append(
-            Chunk(
-                *request,
-                made.token[slot, :new],
-                made.log_prob[slot, :new],
-                made.truncated_log_prob[slot, :new],
-                is_finished,
-            )
-        )
+        num_new = int(window.step[slot] - slots.num_tokens[slot])
+        slots.num_tokens[slot] = window.step[slot]
+        is_finished = not window.is_active[slot]
+        token, log_prob, truncated_log_prob = (column[slot, :num_new] for column in columns)
+        chunks.append(Chunk(*request, token, log_prob, truncated_log_prob, is_finished))
         if is_finished:
             slots.request[slot] = None
-    return found
+    return chunks
