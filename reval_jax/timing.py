@@ -1,4 +1,4 @@
-"""Clocks, the machine's matmul peak, and what every result is stamped with."""
+"""Interleaved timing of functions, the machine's matmul and memory rates, and a description of the machine."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-PEAK_SIZE = 2048  # of the square matrices whose product is the peak
-MEMORY_SIZE = 64 * 2**20  # float32 numbers of the array whose pass is memory's rate
+PEAK_SIZE = 2048  # rows and columns of the matrices whose product is timed
+MEMORY_SIZE = 64 * 2**20  # float32 elements of the array of `memory`
 
 
-def in_turns(sides: Mapping[str, Callable[[], Any]], *, repeats: int) -> dict[str, list[float]]:
-    """Seconds of each side's calls, the sides in turns so that the machine's other work falls on all alike.
+def interleaved(candidates: Mapping[str, Callable[[], Any]], *, repeats: int) -> dict[str, list[float]]:
+    """Seconds of each candidate's calls, interleaved so that other load on the machine affects all candidates alike.
 
     Args:
-      sides: functions that return device arrays; each is called once before, untimed.
+      candidates: functions that return device arrays; each is called once, untimed, before the first timed call.
     """
-    for call in sides.values():
+    for call in candidates.values():
         jax.block_until_ready(call())
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(repeats):
-        for name, call in sides.items():
+        for name, call in candidates.items():
             start = time.perf_counter()
             jax.block_until_ready(call())
             seconds[name].append(time.perf_counter() - start)
@@ -36,12 +36,12 @@ def in_turns(sides: Mapping[str, Callable[[], Any]], *, repeats: int) -> dict[st
 
 
 def medians(seconds: Mapping[str, list[float]]) -> dict[str, float]:
-    """The median of each side."""
+    """The median of each candidate."""
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
 def matmul(dtype: str) -> Callable[[], jax.Array]:
-    """A product of two square matrices with `dtype` operands and a float32 result: what MFU is measured against."""
+    """A product of two square matrices with `dtype` operands and a float32 result: the peak of MFU."""
     left, right = (jnp.full((PEAK_SIZE, PEAK_SIZE), value, dtype) for value in (0.5, 0.25))
     precision = jax.lax.Precision.HIGHEST if dtype == "float32" else jax.lax.Precision.DEFAULT
     product = jax.jit(lambda a, b: jnp.matmul(a, b, precision=precision, preferred_element_type=jnp.float32))
@@ -55,12 +55,12 @@ def matmul_rate(seconds: float) -> float:
 
 @functools.cache
 def device_peak(dtype: str) -> float:
-    """FLOP/s of one device by `matmul`, the median of three; measured once a process."""
-    return matmul_rate(medians(in_turns({"matmul": matmul(dtype)}, repeats=3))["matmul"])
+    """FLOP/s of one device by `matmul`, the median of three; measured once per process."""
+    return matmul_rate(medians(interleaved({"matmul": matmul(dtype)}, repeats=3))["matmul"])
 
 
 def memory() -> Callable[[], jax.Array]:
-    """One pass over an array of 256 MiB, read and written in place: what a step that waits for memory is measured against."""
+    """One pass over an array of 256 MiB, read and written in place: the memory bandwidth of the roofline."""
     add_one = jax.jit(lambda array: array + 1.0, donate_argnums=0)
     array = [jnp.zeros(MEMORY_SIZE, jnp.float32)]
 
@@ -72,12 +72,12 @@ def memory() -> Callable[[], jax.Array]:
 
 
 def memory_rate(seconds: float) -> float:
-    """Bytes a second of `memory` on one device, read and written."""
+    """Bytes per second of `memory` on one device, read and written."""
     return 2 * 4 * MEMORY_SIZE / seconds
 
 
 def machine() -> dict[str, Any]:
-    """Where the figures come from."""
+    """Description of the machine and of the versions, for every JSON result."""
     return {
         "device": f"{jax.default_backend()}: {jax.devices()[0].device_kind}",
         "num_devices": jax.device_count(),

@@ -15,22 +15,24 @@ from benchmarks import log_probabilities
 from reval_jax import cli, timing, weights
 from reval_jax.tools import bench
 
-SMALL = bench.update.Shape(rows=2, tokens=64, prompt_tokens=8)
+SMALL = bench.time_update.Workload(rows=2, tokens=64, prompt_tokens=8)
 
 
 def test_the_two_score_heads_that_are_compared_agree():
-    arrays = bench.scores._operands(
+    arrays = bench.time_scores._operands(
         *(np.empty(shape, dtype) for shape, dtype in (((5, 8), np.float32), ((8, 40), np.float32), ((5,), np.int32)))
     )
-    for one, other in zip(bench.scores.scores.token_scores(*arrays), bench.scores.full_logits(*arrays), strict=True):
+    for one, other in zip(
+        bench.time_scores.scores.token_scores(*arrays), bench.time_scores.full_logits(*arrays), strict=True
+    ):
         np.testing.assert_allclose(one, other, rtol=1e-5)
 
 
 def test_full_logits_that_would_not_fit_are_not_run():
-    case = bench.scores.measure(64, 128, 16, "float32", repeats=1, most_bytes=0)
+    case = bench.time_scores.measure(64, 128, 16, "float32", repeats=1, most_bytes=0)
     assert case["full_logits_temporary_bytes"] >= 64 * 128 * 4
     assert "time_ratio" not in case
-    assert "would not fit" in bench.scores.sentence(case)
+    assert "would not fit" in bench.time_scores.summary(case)
 
 
 def test_scores_on_the_command_line_write_json(capsys):
@@ -44,8 +46,8 @@ def test_scores_on_the_command_line_write_json(capsys):
 
 
 def test_log_normal_lengths_have_the_mean_they_say_and_stay_in_bounds():
-    shape = bench.update.Shape(rows=256, tokens=2048, prompt_tokens=64)
-    lengths = bench.update.lognormal_lengths(shape)
+    shape = bench.time_update.Workload(rows=256, tokens=2048, prompt_tokens=64)
+    lengths = bench.time_update.lognormal_lengths(shape)
     assert lengths.size == 1024
     assert lengths.max() == 2048
     assert lengths.min() > 64
@@ -55,7 +57,7 @@ def test_log_normal_lengths_have_the_mean_they_say_and_stay_in_bounds():
 @pytest.mark.slow
 def test_an_update_benchmark_says_what_it_measured():
     with jax.numpy_dtype_promotion("standard"):
-        found = bench.update.run(
+        results = bench.time_update.run(
             hf_checkpoints.tiny_architecture(),
             SMALL,
             dtypes=("float32",),
@@ -64,19 +66,19 @@ def test_an_update_benchmark_says_what_it_measured():
             repeats=1,
             on_case=lambda case: None,
         )
-    (case,) = found["cases"]
+    (case,) = results["cases"]
     assert case["remat"] == "full"
     assert case["tokens_per_s"]["fixed"] == pytest.approx(128 / case["seconds"]["fixed"])
     work = 6 * case["num_parameters"] * 128
-    rate = case["matmul_peak_flops"] * found["machine"]["num_devices"]
+    rate = case["matmul_peak_flops"] * results["machine"]["num_devices"]
     assert case["mfu"]["fixed"] == pytest.approx(work / case["seconds"]["fixed"] / rate)
-    assert "log-normal" in bench.update.sentence(case)
+    assert "log-normal" in bench.time_update.summary(case)
 
 
-def test_sides_are_timed_in_turns():
+def test_candidates_are_timed_interleaved():
     order = []
-    sides = {name: (lambda name=name: order.append(name) or np.zeros(1)) for name in "ab"}
-    seconds = timing.in_turns(sides, repeats=2)
+    candidates = {name: (lambda name=name: order.append(name) or np.zeros(1)) for name in "ab"}
+    seconds = timing.interleaved(candidates, repeats=2)
     assert "".join(order) == "abababab"[:6]
     assert [len(values) for values in seconds.values()] == [2, 2]
 
@@ -103,8 +105,8 @@ def test_wrong_arguments_are_one_line_and_exit_2(arguments, says):
 @pytest.mark.slow
 @pytest.mark.parametrize("lengths", ["fixed", "lognormal"])
 def test_a_sampler_benchmark_says_what_it_measured(lengths):
-    shape = bench.sampler.Shape(prompts=2, samples=4, prompt_tokens=8, response_tokens=8)
-    found = bench.sampler.run(
+    shape = bench.time_sampler.Workload(prompts=2, samples=4, prompt_tokens=8, response_tokens=8)
+    results = bench.time_sampler.run(
         hf_checkpoints.tiny_architecture(),
         shape,
         dtypes=("float32",),
@@ -114,21 +116,21 @@ def test_a_sampler_benchmark_says_what_it_measured(lengths):
         caches=("compute", "int8"),
         attentions=("auto", "per_row"),
         repeats=1,
-        on_case=lambda case: print(bench.sampler.sentence(case)),
+        on_case=lambda case: print(bench.time_sampler.summary(case)),
     )
-    assert json.loads(json.dumps(found))["machine"]
+    assert json.loads(json.dumps(results))["machine"]
     kinds = [(cache, attention) for cache in ("compute", "int8") for attention in ("batched", "per_row")]
-    for case, kind in zip(found["cases"], kinds, strict=True):
+    for case, kind in zip(results["cases"], kinds, strict=True):
         assert (case["lengths"], case["slots"], (case["kv_cache"], case["attention"])) == (lengths, 16, kind)
-        assert case["tokens"] == bench.sampler.response_lengths(shape, lengths).sum()
+        assert case["tokens"] == bench.time_sampler.response_lengths(shape, lengths).sum()
         assert case["tokens_per_s"] == pytest.approx(case["tokens"] / case["seconds"]["run"])
         assert 0 < case["slot_use"] <= 1
         assert case["compiled_programs"] == 4  # the slots, a prefill, its admission, the window
 
 
 def test_responses_of_log_normal_lengths_have_a_quarter_of_the_limit_on_average():
-    shape = bench.sampler.Shape(prompts=64, samples=8, prompt_tokens=8, response_tokens=64)
-    lengths = bench.sampler.response_lengths(shape, "lognormal")
+    shape = bench.time_sampler.Workload(prompts=64, samples=8, prompt_tokens=8, response_tokens=64)
+    lengths = bench.time_sampler.response_lengths(shape, "lognormal")
     assert lengths.shape == (128, 8)
     assert 1 <= lengths.min() < 20
     assert lengths.max() == 256

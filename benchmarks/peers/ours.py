@@ -12,7 +12,7 @@ from benchmarks.peers import jax_product, peer
 from reval_jax import algorithms, batch, keys, model, sampler, types, update
 from reval_jax import config as config_lib
 from reval_jax import mesh as mesh_lib
-from reval_jax.tools.bench import update as update_bench
+from reval_jax.tools.bench import time_update
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax")
 DECODE_WINDOW = 4  # tokens between two looks by the host: a finished response waits for two of them on average
@@ -147,9 +147,9 @@ def architecture_of(shape: peer.Shape) -> model.Architecture:
 
 def trajectories(shape: peer.Shape) -> types.Trajectories:
     """The batch as the replay buffer hands it over, scored by a reference close to the random policy."""
-    of_update = update_bench.Shape(shape.rows, shape.prompt_tokens + shape.response_tokens, shape.prompt_tokens)
+    of_update = time_update.Workload(shape.rows, shape.prompt_tokens + shape.response_tokens, shape.prompt_tokens)
     reward = peer.rewards(shape)
-    rows = update_bench.trajectories(update_bench.fixed_lengths(of_update), of_update, shape.vocab_size)
+    rows = time_update.trajectories(time_update.fixed_lengths(of_update), of_update, shape.vocab_size)
     return rows._replace(tokens=peer.tokens(shape).reshape(-1), raw_reward=reward, reward=reward)
 
 

@@ -38,13 +38,13 @@ def _bench_scores(args: arguments.BenchScores) -> dict[str, Any]:
     from reval_jax.tools import bench
 
     distributed.start()
-    return bench.scores.run(
+    return bench.time_scores.run(
         tokens=args.tokens,
         shapes=list(zip(args.vocabulary, args.width, strict=True)),
         dtypes=args.dtype,
         repeats=args.repeats,
         most_bytes=int(args.memory * 2**30),
-        on_case=lambda case: output.show(args.json, bench.scores.sentence(case)),
+        on_case=lambda case: output.show(args.json, bench.time_scores.summary(case)),
     )
 
 
@@ -60,14 +60,14 @@ def _bench_update(args: arguments.BenchUpdate) -> dict[str, Any]:
     distributed.start()
     architecture, source = weights.find_architecture(args.model)
     output.show(args.json, f"architecture of {source}")
-    return bench.update.run(
+    return bench.time_update.run(
         architecture,
-        bench.update.Shape(args.rows, args.tokens, args.prompt_tokens),
+        bench.time_update.Workload(args.rows, args.tokens, args.prompt_tokens),
         dtypes=args.dtype,
         remats=args.remat,
         micro_batch_tokens=args.micro_batch_tokens,
         repeats=args.repeats,
-        on_case=lambda case: output.show(args.json, bench.update.sentence(case)),
+        on_case=lambda case: output.show(args.json, bench.time_update.summary(case)),
     )
 
 
@@ -78,9 +78,9 @@ def _bench_sampler(args: arguments.BenchSampler) -> dict[str, Any]:
     distributed.start()
     architecture, source = weights.find_architecture(args.model)
     output.show(args.json, f"architecture of {source}")
-    return bench.sampler.run(
+    return bench.time_sampler.run(
         architecture,
-        bench.sampler.Shape(args.prompts, args.samples, args.prompt_tokens, args.response_tokens),
+        bench.time_sampler.Workload(args.prompts, args.samples, args.prompt_tokens, args.response_tokens),
         dtypes=args.dtype,
         slots=args.slots,
         lengths=args.lengths,
@@ -88,7 +88,7 @@ def _bench_sampler(args: arguments.BenchSampler) -> dict[str, Any]:
         caches=args.kv_cache,
         attentions=args.attention,
         repeats=args.repeats,
-        on_case=lambda case: output.show(args.json, bench.sampler.sentence(case)),
+        on_case=lambda case: output.show(args.json, bench.time_sampler.summary(case)),
     )
 
 

@@ -1,11 +1,11 @@
-"""How fast the compiled loss, update and sampler are here: `reval bench scores`, `update` and `sampler`.
+"""Speed of the compiled LM head, update and sampler: `reval bench scores`, `update` and `sampler`.
 
-Every comparison is made in one process, its sides in turns, and reported as medians: on a shared machine only ratios of one
-run mean anything.
+Every comparison runs in one process, with interleaved calls, and reports medians: on a shared machine only ratios within one
+run are meaningful.
 """
 
 from __future__ import annotations
 
-from reval_jax.tools.bench import sampler, scores, update
+from reval_jax.tools.bench import time_sampler, time_scores, time_update
 
-__all__ = ["sampler", "scores", "update"]
+__all__ = ["time_sampler", "time_scores", "time_update"]

@@ -1,4 +1,4 @@
-"""The whole update: tokens a second at fixed and at skewed lengths, MFU, and what stored reference scores save."""
+"""Times the whole update: tokens per second at fixed and skewed lengths, MFU, and the time that stored scores save."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from reval_jax import algorithms, batch, mesh, model, reference, timing, types, 
 from reval_jax import config as config_lib
 
 
-class Shape(NamedTuple):
-    """The batch that is trained on."""
+class Workload(NamedTuple):
+    """Number and lengths of the trained trajectories."""
 
-    rows: int  # rows of the fixed batch; the skewed one has four times as many trajectories
+    rows: int  # trajectories of the fixed-length batch; the skewed batch has four times as many
     tokens: int  # tokens of the longest trajectory
-    prompt_tokens: int  # of them, the prompt's
+    prompt_tokens: int  # tokens of the prompt, part of `tokens`
 
 
 class Bench(NamedTuple):
-    """One dtype and remat policy, ready to be timed. Updates go on from each other's state, as in a run."""
+    """The compiled programs and arrays of one dtype and remat policy. Each update continues from the previous state."""
 
     config: config_lib.Config
     architecture: model.Architecture
@@ -30,21 +30,21 @@ class Bench(NamedTuple):
     step: jax.stages.Wrapped  # update.make_step
     score: reference.Scorer
     limits: batch.Limits
-    state: list[update.TrainState]  # one item: the state is donated to each update
-    frozen: reference.Reference
+    state: list[update.TrainState]  # one item, since each update consumes (donates) the state
+    reference: reference.Reference
 
 
-def settings(shape: Shape, *, dtype: str, remat: str, micro_batch_tokens: int) -> config_lib.Config:
-    """ReVal with the paper's optimizer settings, its batch large enough for the skewed lengths."""
-    size = 4 * shape.rows
+def make_config(workload: Workload, *, dtype: str, remat: str, micro_batch_tokens: int) -> config_lib.Config:
+    """ReVal with the paper's optimizer settings and a batch large enough for the skewed lengths."""
+    size = 4 * workload.rows
     return config_lib.from_tree(
         {
             "model": {"path": "random", "compute_dtype": dtype, "remat": remat},
-            "task": {"dataset": "random", "max_prompt_tokens": shape.prompt_tokens},
+            "task": {"dataset": "random", "max_prompt_tokens": workload.prompt_tokens},
             "rollout": {
                 "prompts_per_round": size,
                 "samples_per_prompt": 1,
-                "max_response_tokens": shape.tokens - shape.prompt_tokens,
+                "max_response_tokens": workload.tokens - workload.prompt_tokens,
             },
             "replay": {"capacity": size},
             "update": {"batch_size": size, "micro_batch_tokens": micro_batch_tokens},
@@ -53,7 +53,7 @@ def settings(shape: Shape, *, dtype: str, remat: str, micro_batch_tokens: int) -
 
 
 def make(architecture: model.Architecture, config: config_lib.Config) -> Bench:
-    """Random parameters on all of this program's devices, spread over fsdp."""
+    """A bench with random parameters, sharded over fsdp on all devices."""
     devices = mesh.make(config.mesh)
     placement = jax.tree.map(lambda leaf: leaf.sharding, update.abstract_params(architecture, devices))
     params = jax.jit(model.init_params, static_argnums=0, out_shardings=placement)(
@@ -72,32 +72,32 @@ def make(architecture: model.Architecture, config: config_lib.Config) -> Bench:
     )
 
 
-def fixed_lengths(shape: Shape) -> np.ndarray:
-    """Every trajectory as long as the longest."""
-    return np.full(shape.rows, shape.tokens)
+def fixed_lengths(workload: Workload) -> np.ndarray:
+    """i64[rows]: every trajectory has the maximum length."""
+    return np.full(workload.rows, workload.tokens)
 
 
-def lognormal_lengths(shape: Shape) -> np.ndarray:
-    """Log-normal lengths whose mean is a quarter of the longest, as responses are in reasoning tasks; the same every time."""
+def lognormal_lengths(workload: Workload) -> np.ndarray:
+    """i64[4 * rows]: log-normal lengths with a mean of a quarter of the longest, as in reasoning tasks; deterministic."""
     rng = np.random.default_rng(0)
     sigma = 0.7
-    drawn = rng.lognormal(np.log(shape.tokens / 4) - sigma**2 / 2, sigma, 4 * shape.rows)
-    lengths = np.clip(drawn.round().astype(int), shape.prompt_tokens + 1, shape.tokens)
-    lengths[0] = shape.tokens
+    sampled = rng.lognormal(np.log(workload.tokens / 4) - sigma**2 / 2, sigma, 4 * workload.rows)
+    lengths = np.clip(sampled.round().astype(int), workload.prompt_tokens + 1, workload.tokens)
+    lengths[0] = workload.tokens
     return lengths
 
 
-def trajectories(lengths: np.ndarray, shape: Shape, vocabulary: int) -> types.Trajectories:
-    """Random tokens in trajectories of these lengths, scored by a reference that gave each token the same chance."""
+def trajectories(lengths: np.ndarray, workload: Workload, vocabulary: int) -> types.Trajectories:
+    """Trajectories of random tokens, scored by a reference with a uniform distribution over tokens."""
     rng = np.random.default_rng(1)
-    num, response = lengths.size, (lengths - shape.prompt_tokens).astype(np.int32)
+    num, response = lengths.size, (lengths - workload.prompt_tokens).astype(np.int32)
     per_token = np.float32(np.log(vocabulary))
     reward = rng.integers(0, 2, num).astype(np.float32)
     zeros = np.zeros(num, np.int32)
     return types.Trajectories(
         tokens=rng.integers(0, vocabulary, int(lengths.sum())).astype(np.int32),
         log_prob=np.full(int(response.sum()), -per_token, np.float32),
-        prompt_length=np.full(num, shape.prompt_tokens, np.int32),
+        prompt_length=np.full(num, workload.prompt_tokens, np.int32),
         response_length=response,
         is_truncated=np.zeros(num, bool),
         raw_reward=reward,
@@ -114,8 +114,8 @@ def trajectories(lengths: np.ndarray, shape: Shape, vocabulary: int) -> types.Tr
     )
 
 
-def updating(bench: Bench, rows: types.Trajectories, packer: batch.Packer = batch.first_fit) -> Callable[[], Any]:
-    """One update on these trajectories, packing included."""
+def update_call(bench: Bench, rows: types.Trajectories, packer: batch.Packer = batch.first_fit) -> Callable[[], Any]:
+    """A function that packs these trajectories and updates on them."""
 
     def call() -> Any:
         arrangement = batch.arrange(rows, bench.mesh, limits=bench.limits, packer=packer)
@@ -126,18 +126,18 @@ def updating(bench: Bench, rows: types.Trajectories, packer: batch.Packer = batc
     return call
 
 
-def scoring(bench: Bench, rows: types.Trajectories) -> Callable[[], Any]:
-    """The reference's forward pass alone, packing and its way to the devices included."""
+def score_call(bench: Bench, rows: types.Trajectories) -> Callable[[], Any]:
+    """A function that moves the reference to the devices, packs these trajectories and scores them."""
 
     def call() -> Any:
-        return reference.score(bench.score, reference.load(bench.frozen), rows, bench.mesh, limits=bench.limits)
+        return reference.score(bench.score, reference.load(bench.reference), rows, bench.mesh, limits=bench.limits)
 
     return call
 
 
 def run(
     architecture: model.Architecture,
-    shape: Shape,
+    workload: Workload,
     *,
     dtypes: tuple[str, ...],
     remats: tuple[str, ...],
@@ -145,38 +145,38 @@ def run(
     repeats: int,
     on_case: Callable[[dict[str, Any]], None],
 ) -> dict[str, Any]:
-    """Every case, and the machine; medians, the sides of a case in turns."""
+    """All cases, and a description of the machine; times are medians of interleaved calls."""
     cases = []
     for dtype in dtypes:
         for remat in remats:
-            config = settings(shape, dtype=dtype, remat=remat, micro_batch_tokens=micro_batch_tokens)
-            case = measure(make(architecture, config), shape, repeats=repeats)
+            config = make_config(workload, dtype=dtype, remat=remat, micro_batch_tokens=micro_batch_tokens)
+            case = measure(make(architecture, config), workload, repeats=repeats)
             on_case(case)
             cases.append(case)
-    return {"machine": timing.machine(), "shape": shape._asdict(), "cases": cases}
+    return {"machine": timing.machine(), "shape": workload._asdict(), "cases": cases}
 
 
-def measure(bench: Bench, shape: Shape, *, repeats: int) -> dict[str, Any]:
-    """One dtype and remat policy.
+def measure(bench: Bench, workload: Workload, *, repeats: int) -> dict[str, Any]:
+    """Times one dtype and remat policy.
 
-    MFU = 6 · parameters · tokens / (seconds · devices · peak), the peak being a product of two square matrices of the same
-    dtype on one device, timed between the updates; attention's own products are left out of the work.
+    MFU = 6 · parameters · tokens / (seconds · devices · peak). The peak is the rate of a product of two square matrices of the
+    same dtype on one device, timed between the updates. The products of attention are not counted as work.
     """
     dtype, vocabulary = bench.config.model.compute_dtype, bench.architecture.vocab_size
-    fixed = trajectories(fixed_lengths(shape), shape, vocabulary)
-    skewed = trajectories(lognormal_lengths(shape), shape, vocabulary)
-    update_fixed, score_fixed = updating(bench, fixed), scoring(bench, fixed)
+    fixed = trajectories(fixed_lengths(workload), workload, vocabulary)
+    skewed = trajectories(lognormal_lengths(workload), workload, vocabulary)
+    update_fixed, score_fixed = update_call(bench, fixed), score_call(bench, fixed)
     start = time.perf_counter()
     jax.block_until_ready(update_fixed())
     first = time.perf_counter() - start
     seconds = timing.medians(
-        timing.in_turns(
+        timing.interleaved(
             {
                 "fixed": update_fixed,
                 "fixed_scored_again": lambda: (score_fixed(), update_fixed()),
                 "reference": score_fixed,
-                "lognormal": updating(bench, skewed),
-                "lognormal_unpacked": updating(bench, skewed, batch.one_per_row),
+                "lognormal": update_call(bench, skewed),
+                "lognormal_unpacked": update_call(bench, skewed, batch.one_per_row),
                 "matmul": timing.matmul(dtype),
             },
             repeats=repeats,
@@ -208,15 +208,15 @@ def measure(bench: Bench, shape: Shape, *, repeats: int) -> dict[str, Any]:
     }
 
 
-def sentence(case: dict[str, Any]) -> str:
-    """A case as lines for a person."""
+def summary(case: dict[str, Any]) -> str:
+    """Text of one case."""
     rate, mfu = case["tokens_per_s"], case["mfu"]
     return (
         f"{case['dtype']}, remat {case['remat']} (first update {case['first_call_s']:.0f} s, matmul peak "
         f"{case['matmul_peak_flops'] / 1e9:.0f} GFLOP/s)\n"
         f"  fixed lengths       {rate['fixed']:8.1f} tokens/s, MFU {mfu['fixed']:.2f}\n"
         f"  log-normal lengths  {rate['lognormal']:8.1f} tokens/s, MFU {mfu['lognormal']:.2f}; "
-        f"unpacked {rate['lognormal_unpacked']:.1f}: packing makes it {case['packed_over_unpacked']:.2f} times as fast\n"
+        f"unpacked {rate['lognormal_unpacked']:.1f}: packing is {case['packed_over_unpacked']:.2f} times as fast\n"
         f"  stored reference scores save {case['stored_scores_save']:.2f} of a reference pass; an update that scores again "
         f"takes {case['replayed_over_scored_again']:.2f} times as long"
     )

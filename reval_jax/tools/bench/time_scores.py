@@ -1,4 +1,4 @@
-"""The fused score head beside full logits: time forward and backward, compile time, temporary memory."""
+"""Times the fused LM head against full logits: forward and backward, compile time, temporary memory."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ Scores = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]
 
 
 def full_logits(hidden: jax.Array, head: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """What `scores.token_scores` returns, through a [N, V] array of logits and jax's own gradient."""
+    """The results of `scores.token_scores`, computed from a [N, V] array of logits with jax's own gradient."""
     logits = scores.head_product(hidden, head.astype(hidden.dtype))
     logsumexp = jax.nn.logsumexp(logits, axis=-1)
     return jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0] - logsumexp, logsumexp
 
 
 def with_gradients(function: Scores) -> Any:
-    """The jitted forward and backward pass, both results pulling on hidden and head."""
+    """The jitted forward and backward pass of a loss that depends on both results."""
 
     def loss(hidden: jax.Array, head: jax.Array, targets: jax.Array) -> jax.Array:
         log_prob, logsumexp = function(hidden, head, targets)
@@ -41,12 +41,12 @@ def run(
     most_bytes: int,
     on_case: Callable[[dict[str, Any]], None],
 ) -> dict[str, Any]:
-    """Every case of the grid, and the machine.
+    """All cases of the grid, and a description of the machine.
 
     Args:
       tokens: numbers of scored tokens.
       shapes: (vocabulary, width) pairs.
-      most_bytes: full logits are compiled for their memory, but not run, where program and arguments need more than this.
+      most_bytes: full logits that need more, arguments included, are compiled for their memory analysis but not run.
       on_case: called with each finished case.
     """
     cases = []
@@ -62,7 +62,7 @@ def run(
 def measure(
     num_tokens: int, vocabulary: int, width: int, dtype: str, *, repeats: int, most_bytes: int
 ) -> dict[str, Any]:
-    """One case: seconds are medians of forward and backward together; ratios are ours / full logits."""
+    """Times one case: seconds are medians of forward plus backward; ratios are fused / full logits."""
     shapes = (
         jax.ShapeDtypeStruct((num_tokens, width), dtype),
         jax.ShapeDtypeStruct((width, vocabulary), dtype),
@@ -82,7 +82,7 @@ def measure(
     case["temporary_bytes_ratio"] = case["fused_temporary_bytes"] / max(1, case["full_logits_temporary_bytes"])
     arrays = _operands(*shapes)
     seconds = timing.medians(
-        timing.in_turns(
+        timing.interleaved(
             {name: functools.partial(program, *arrays) for name, program in programs.items()}, repeats=repeats
         )
     )
@@ -101,8 +101,8 @@ def _operands(hidden: Any, head: Any, targets: Any) -> tuple[jax.Array, jax.Arra
     )
 
 
-def sentence(case: dict[str, Any]) -> str:
-    """A case as a line for a person."""
+def summary(case: dict[str, Any]) -> str:
+    """Text of one case."""
     size = f"{case['tokens']:>6} x {case['vocabulary']:>6} x {case['width']:>4} {case['dtype']:<8}"
     memory = f"{case['fused_temporary_bytes'] / 2**20:8.0f} MiB, {case['temporary_bytes_ratio']:.3f} of full logits'"
     if "time_ratio" not in case:

@@ -1,4 +1,4 @@
-"""Generation: tokens a second at fixed and log-normal lengths, where the time goes, and what the machine could do at best."""
+"""Times generation: tokens per second at fixed and log-normal lengths, time of each part, and the machine's roofline."""
 
 from __future__ import annotations
 
@@ -16,58 +16,65 @@ from reval_jax import batch, keys, mesh, model, sampler, timing, types
 from reval_jax import config as config_lib
 from reval_jax.sampler import sampling_op
 from reval_jax.sampler import steps as steps_lib
-from reval_jax.tools.bench import update
+from reval_jax.tools.bench import time_update
 
 CachedAttention = Literal["auto", "batched", "per_row"]
 CACHED_ATTENTION = {"batched": model.cache.batched, "per_row": model.cpu.per_row}
-"""The ways to attend over the cache; "auto" is the platform's."""
+"""Implementations of decode attention by name; "auto" keeps the platform's."""
 
 
-class Shape(NamedTuple):
-    """What is sampled."""
+class Workload(NamedTuple):
+    """Numbers and lengths of the sampled responses."""
 
-    prompts: int  # prompts a run; twice as many, at log-normal lengths
-    samples: int  # responses a prompt
+    prompts: int  # prompts per run; twice as many at log-normal lengths
+    samples: int  # responses per prompt
     prompt_tokens: int  # tokens of a prompt
-    response_tokens: int  # tokens of a response; at log-normal lengths their mean, a quarter of the longest
+    response_tokens: int  # tokens of a response; the mean at log-normal lengths, whose longest is four times that
 
 
-def settings(
-    shape: Shape, architecture: model.Architecture, *, dtype: str, slots: int, window: int, lengths: str, **engine: Any
+def make_engine(
+    workload: Workload,
+    architecture: model.Architecture,
+    *,
+    dtype: str,
+    slots: int,
+    window: int,
+    lengths: str,
+    **engine: Any,
 ) -> sampler.Engine:
     """The engine for one case, on all of this program's devices."""
     return sampler.make(
         architecture,
         mesh.make_meshes(config_lib.Mesh()).sampler,
         compute_dtype=dtype,
-        max_prompt_tokens=shape.prompt_tokens,
-        max_response_tokens=shape.response_tokens * (4 if lengths == "lognormal" else 1),
+        max_prompt_tokens=workload.prompt_tokens,
+        max_response_tokens=workload.response_tokens * (4 if lengths == "lognormal" else 1),
         decode_slots=slots,
         decode_window=window,
         **engine,
     )
 
 
-def response_lengths(shape: Shape, lengths: str) -> np.ndarray:
-    """i32[prompts, samples] where each response is cut. Random weights end none of them themselves."""
+def response_lengths(workload: Workload, lengths: str) -> np.ndarray:
+    """i32[prompts, samples]: the length of each response. Random weights emit no stop token of their own."""
     if lengths == "fixed":
-        return np.full((shape.prompts, shape.samples), shape.response_tokens, np.int32)
-    longest = 4 * shape.response_tokens
-    num = 2 * shape.prompts * shape.samples
-    drawn = update.lognormal_lengths(update.Shape(-(-num // 4), longest, 0))[:num]
-    return drawn.reshape(2 * shape.prompts, shape.samples).astype(np.int32)
+        return np.full((workload.prompts, workload.samples), workload.response_tokens, np.int32)
+    longest = 4 * workload.response_tokens
+    num = 2 * workload.prompts * workload.samples
+    sampled = time_update.lognormal_lengths(time_update.Workload(-(-num // 4), longest, 0))[:num]
+    return sampled.reshape(2 * workload.prompts, workload.samples).astype(np.int32)
 
 
-def prompts_of(shape: Shape, num: int, vocabulary: int) -> types.Prompts:
+def random_prompts(workload: Workload, num: int, vocabulary: int) -> types.Prompts:
     """Random prompts, all of the same length."""
-    tokens = np.random.default_rng(2).integers(0, vocabulary, (num, shape.prompt_tokens)).astype(np.int32)
+    tokens = np.random.default_rng(2).integers(0, vocabulary, (num, workload.prompt_tokens)).astype(np.int32)
     order = np.arange(num, dtype=np.int64)
     return types.Prompts(order, order, ("",) * num, tuple(tokens), ("",) * num)
 
 
 def run(
     architecture: model.Architecture,
-    shape: Shape,
+    workload: Workload,
     *,
     dtypes: tuple[str, ...],
     slots: tuple[int, ...],
@@ -78,15 +85,15 @@ def run(
     repeats: int,
     on_case: Callable[[dict[str, Any]], None],
 ) -> dict[str, Any]:
-    """Every case, and the machine."""
+    """All combinations of the arguments, and a description of the machine."""
     cases = []
     learner = mesh.make(config_lib.Mesh())
     params = jax.jit(model.init_params, static_argnums=0, out_shardings=mesh.replicated(learner))(
         architecture, jax.random.key(0, impl="threefry2x32")
     )
     for dtype, cache, attention, num_slots, kind in itertools.product(dtypes, caches, attentions, slots, lengths):
-        engine = settings(
-            shape,
+        engine = make_engine(
+            workload,
             architecture,
             dtype=dtype,
             slots=num_slots,
@@ -97,20 +104,21 @@ def run(
         if attention != "auto":
             kernels = engine.kernels._replace(attend_cached=CACHED_ATTENTION[attention])
             engine = dataclasses.replace(engine, kernels=kernels)
-        case = measure(engine, sampler.sync_weights(params, engine), shape, kind, repeats=repeats)
+        case = measure(engine, sampler.sync_weights(params, engine), workload, kind, repeats=repeats)
         on_case(case)
         cases.append(case)
-    return {"machine": timing.machine(), "shape": shape._asdict(), "cases": cases}
+    return {"machine": timing.machine(), "shape": workload._asdict(), "cases": cases}
 
 
-def measure(engine: sampler.Engine, params: Any, shape: Shape, lengths: str, *, repeats: int) -> dict[str, Any]:
-    """One case: whole runs, then its programs alone.
+def measure(engine: sampler.Engine, params: Any, workload: Workload, lengths: str, *, repeats: int) -> dict[str, Any]:
+    """Times one case: whole runs, then each program alone.
 
-    The roofline is the time that a decode step cannot beat here: its products at the matmul's rate, or its weights and the
-    cache it has to read at the memory's, whichever takes longer; both rates are measured between the runs.
+    The roofline is a lower bound of the time of a decode step on this machine: its matrix products at the measured matmul rate,
+    or its reads of weights and cache at the measured memory bandwidth, whichever takes longer. Both rates are measured between
+    the runs.
     """
-    limits = response_lengths(shape, lengths)
-    asked = prompts_of(shape, len(limits), engine.architecture.vocab_size)
+    limits = response_lengths(workload, lengths)
+    prompts = random_prompts(workload, len(limits), engine.architecture.vocab_size)
     windows: list[int] = []
 
     def sample() -> list[types.Response]:
@@ -123,9 +131,9 @@ def measure(engine: sampler.Engine, params: Any, shape: Shape, lengths: str, *, 
         return sampler.generate(
             engine,
             params,
-            asked,
+            prompts,
             key,
-            samples_per_prompt=shape.samples,
+            samples_per_prompt=workload.samples,
             sampling=sampler.Sampling(),
             max_tokens=limits,
             hooks=sampler.Hooks(on_chunks=count),
@@ -134,12 +142,14 @@ def measure(engine: sampler.Engine, params: Any, shape: Shape, lengths: str, *, 
     start = time.perf_counter()
     sample()
     first = time.perf_counter() - start
-    sides = {"run": sample, "matmul": timing.matmul(engine.compute_dtype), "memory": timing.memory()}
-    seconds = timing.medians(timing.in_turns(sides, repeats=repeats)) | _alone(engine, params, shape, repeats)
+    candidates = {"run": sample, "matmul": timing.matmul(engine.compute_dtype), "memory": timing.memory()}
+    seconds = timing.medians(timing.interleaved(candidates, repeats=repeats)) | _program_seconds(
+        engine, params, workload, repeats
+    )
     tokens, steps = int(limits.sum()), windows[-1] * engine.decode_window
-    num_prefills = -(-len(limits) // engine.prefill_rows(batch.row_length(shape.prompt_tokens)))
+    num_prefills = -(-len(limits) // engine.prefill_rows(batch.row_length(workload.prompt_tokens)))
     peak, bandwidth = timing.matmul_rate(seconds["matmul"]), timing.memory_rate(seconds["memory"])
-    floor = _step_floor(engine, params, shape.prompt_tokens + shape.response_tokens / 2, peak, bandwidth)
+    floor = _step_floor(engine, params, workload.prompt_tokens + workload.response_tokens / 2, peak, bandwidth)
     prefill, decode = num_prefills * seconds["prefill"], windows[-1] * seconds["window"]
     return {
         "lengths": lengths,
@@ -168,13 +178,13 @@ def measure(engine: sampler.Engine, params: Any, shape: Shape, lengths: str, *, 
     }
 
 
-def _alone(engine: sampler.Engine, params: Any, shape: Shape, repeats: int) -> dict[str, float]:
-    """Seconds of one prefill, of one window halfway through the responses, and of one draw for all slots."""
+def _program_seconds(engine: sampler.Engine, params: Any, workload: Workload, repeats: int) -> dict[str, float]:
+    """Seconds of one prefill, of one decode window halfway through the responses, and of sampling one token in all slots."""
     compiled = steps_lib.of(engine)
-    width = batch.row_length(shape.prompt_tokens)
+    width = batch.row_length(workload.prompt_tokens)
     tokens = np.zeros((engine.prefill_rows(width), width), np.int32)
     sampling, stop_ids = steps_lib.sampling_params(1.0, 0, 1.0), steps_lib.padded_stop_ids(())
-    halfway = np.full(engine.decode_slots, shape.prompt_tokens + shape.response_tokens // 2, np.int32)
+    halfway = np.full(engine.decode_slots, workload.prompt_tokens + workload.response_tokens // 2, np.int32)
     rows = engine.sharding("rows")
     state = [compiled.fresh()]
 
@@ -185,36 +195,36 @@ def _alone(engine: sampler.Engine, params: Any, shape: Shape, repeats: int) -> d
             limit=jax.device_put(np.full_like(halfway, 2**30), rows),
             is_active=jax.device_put(np.ones(halfway.shape, bool), rows),
         )
-        state[0], made = compiled.window(params, state[0], sampling, stop_ids)
-        return made
+        state[0], tokens = compiled.window(params, state[0], sampling, stop_ids)
+        return tokens
 
     logits = jnp.zeros((engine.decode_slots, engine.architecture.vocab_size), jnp.float32)
     row_keys = jax.random.split(keys.named_key(0, "draws"), engine.decode_slots)
     sample_token = jax.jit(sampling_op.sample_token)
-    sides = {
+    candidates = {
         "prefill": lambda: compiled.prefill(params, tokens),
         "window": window,
         "draw": lambda: sample_token(row_keys, logits, sampling),
     }
-    return timing.medians(timing.in_turns(sides, repeats=repeats))
+    return timing.medians(timing.interleaved(candidates, repeats=repeats))
 
 
 def _step_floor(engine: sampler.Engine, params: Any, positions: float, peak: float, bandwidth: float) -> float:
-    """Seconds that one decode step needs at least, of products or of memory, on one process's devices together."""
+    """Lower bound of the seconds of one decode step on the devices of one process, from products and from memory traffic."""
     architecture, devices = engine.architecture, engine.mesh.devices.size
-    # The table is looked up, not multiplied with; a tied model's copy multiplies with it, or has a head beside it.
+    # The embedding table costs no product where the sampler holds a head of its own; a tied table without one is also the head.
     embedding = architecture.vocab_size * architecture.width if "head" in params else 0
     leaves = jax.tree.leaves(params)
     used = sum(leaf.size for leaf in leaves) - embedding
     weight_bytes = sum(leaf.nbytes for leaf in leaves) * used / (used + embedding)
-    of_token = 2 * architecture.num_layers * architecture.num_kv_heads * architecture.head_size
-    cache_bytes = engine.decode_slots * positions * of_token * jnp.dtype(engine.cache_dtype).itemsize
+    cache_per_token = 2 * architecture.num_layers * architecture.num_kv_heads * architecture.head_size
+    cache_bytes = engine.decode_slots * positions * cache_per_token * jnp.dtype(engine.cache_dtype).itemsize
     products = 2 * used * engine.decode_slots / (peak * devices)
     return max(products, (weight_bytes * engine.row_shards + cache_bytes) / (bandwidth * devices))
 
 
-def sentence(case: dict[str, Any]) -> str:
-    """A case as lines for a person."""
+def summary(case: dict[str, Any]) -> str:
+    """Text of one case."""
     seconds = case["seconds"]
     parts = ", ".join(f"{name} {seconds[name]:.2f}" for name in ("prefill", "decode", "host"))
     return (
@@ -222,7 +232,7 @@ def sentence(case: dict[str, Any]) -> str:
         f"{case['attention']}: "
         f"{case['tokens_per_s']:.1f} tokens/s, {case['of_roofline']:.0%} of the roofline's {case['roofline_tokens_per_s']:.0f}\n"
         f"  {seconds['decode_step'] * 1e3:.0f} ms a decode step, slots in use {case['slot_use']:.0%}; {seconds['run']:.1f} s: "
-        f"{parts}, {seconds['of_it_sampling']:.2f} of the decoding is drawing tokens\n"
+        f"{parts}, {seconds['of_it_sampling']:.2f} of the decoding is sampling tokens\n"
         f"  matmul peak {case['matmul_peak_flops'] / 1e9:.0f} GFLOP/s, memory {case['memory_bytes_per_s'] / 1e9:.1f} GB/s, "
         f"{case['compiled_programs']} programs, first run {case['first_call_s']:.0f} s"
     )
