@@ -115,14 +115,15 @@ def lowered(tiny, platforms):
     rows = batch.abstract(batch.shape_of(32, mesh.num_row_shards(tiny.mesh), limits=tiny.limits), tiny.mesh)
     with jax.numpy_dtype_promotion("standard"):
         programs = [step.trace(state, rows)]
-    engine = sampler.from_config(tiny.architecture, tiny.mesh, tiny.config, max_prompt_tokens=16)
-    compiled = steps.of(engine)
+    decoding = jax.sharding.Mesh(tiny.mesh.devices.reshape(-1, tiny.mesh.shape["tensor"]), ("rows", "tensor"))
+    engine = sampler.from_config(tiny.architecture, decoding, tiny.config, max_prompt_tokens=16)
+    jitted = steps.compiled(engine)
     copy = sampler.abstract_copy(engine)
     tokens = jax.ShapeDtypeStruct((engine.prefill_rows(32), 32), jnp.int32)
     settings = steps.sampling_params(1.0, 0, 1.0), steps.padded_stop_ids(())
     programs += [
-        compiled.prefill.trace(copy, tokens),
-        compiled.window.trace(copy, sampler.abstract_state(engine), *settings),
+        jitted.prefill.trace(copy, tokens),
+        jitted.window.trace(copy, sampler.abstract_state(engine), *settings),
     ]
     return [program.lower(lowering_platforms=platforms).as_text() for program in programs]
 
@@ -140,9 +141,12 @@ def test_programs_for_cpu_hold_bfloat16_as_integers():
 
 def test_no_program_lowered_for_a_tpu_holds_bfloat16_as_integers(v5e):
     devices = jax.sharding.Mesh(np.array(v5e).reshape(2, 2, 2), mesh.AXES)
-    for text in lowered(bfloat16_on(devices), ("tpu",)):
+    texts = lowered(bfloat16_on(devices), ("tpu",))
+    for text in texts:
         assert "bf16" in text
         assert "ui16" not in text
+    # Splash attends to whole rows, in the update and in prefill; decoding has rows of one token.
+    assert ["tpu_custom_call" in text for text in texts] == [True, True, False]
 
 
 def test_no_program_lowered_for_a_gpu_holds_bfloat16_as_integers(monkeypatch):

@@ -100,8 +100,8 @@ def test_what_the_engine_was_not_made_for_is_refused(changes, said):
 
 def test_an_engine_can_be_told_apart_by_each_of_its_settings():
     engine = engine_of(tiny_programs.tiny())
-    assert steps.of(engine) is steps.of(dataclasses.replace(engine))
-    assert steps.of(engine) is not steps.of(dataclasses.replace(engine, decode_window=5))
+    assert steps.compiled(engine) is steps.compiled(dataclasses.replace(engine))
+    assert steps.compiled(engine) is not steps.compiled(dataclasses.replace(engine, decode_window=5))
 
 
 @pytest.mark.parametrize("layers", ["stacked", "auto"])

@@ -1,4 +1,4 @@
-"""What the sampler's programs are compiled for."""
+"""The settings that the sampler's programs are compiled for."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PREFILL_TOKENS = 128  # of the prompts prefilled together: several short ones, o
 
 @dataclasses.dataclass(frozen=True)
 class Engine:
-    """What the sampler's programs are compiled for."""
+    """The settings that the sampler's programs are compiled for; hashable, so that they are compiled once."""
 
     architecture: model.Architecture
     mesh: Mesh  # this process's devices, axes (rows, tensor)
@@ -35,7 +35,7 @@ class Engine:
 
     @property
     def cache_dtype(self) -> str:
-        """The dtype of keys and values at rest."""
+        """The dtype of keys and values in the cache."""
         return self.compute_dtype if self.cache == "compute" else self.cache
 
     @property

@@ -75,7 +75,7 @@ def generate(
 
 def num_programs(engine: Engine) -> int:
     """Programs compiled for the engine so far."""
-    return steps.num_compiled(steps.of(engine))
+    return steps.num_compiled(steps.compiled(engine))
 
 
 def _limits(

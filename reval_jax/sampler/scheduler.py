@@ -34,7 +34,7 @@ class _PromptStore:
 
     def __init__(self, job: Job):
         self._engine, self._params, self._tokens = job.engine, job.params, job.prompts.tokens
-        self._prefill = steps.of(job.engine).prefill
+        self._prefill = steps.compiled(job.engine).prefill
         self._waiting: dict[int, int] = {}  # prompt → samples not yet admitted, in their order of admission
         for prompt, _ in job.requests:
             self._waiting[prompt] = self._waiting.get(prompt, 0) + 1
@@ -95,7 +95,7 @@ def run(
     Raises:
       Interrupted: `should_stop` returned True between two windows.
     """
-    programs = steps.of(job.engine)
+    programs = steps.compiled(job.engine)
     store, slots, queue = _PromptStore(job), _Slots(job.engine), list(reversed(job.requests))
     state = programs.fresh()
     while True:

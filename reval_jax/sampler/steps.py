@@ -1,7 +1,7 @@
 """The sampler's compiled programs: prefill prompts, admit responses to slots, decode a window of tokens.
 
-Their shapes depend on the engine and on a prompt's padded width, never on what is asked or in what order: that is what makes
-a response's bits its own. One `window`, and one `prefill` and `admit` for each padded width.
+Their shapes depend on the engine and on a prompt's padded width, never on the requests or their order, so a response is
+bitwise reproducible under any schedule. There is one `window`, and one `prefill` and `admit` for each padded width.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ class State(NamedTuple):
     """The slots. Donated to `admit` and `window`, which update it in place."""
 
     cache: model.Caches  # B rows and S positions of each layer, as `kernels.layout` holds them
-    token: jax.Array  # i32[B] the last token, whose successor is drawn next; it is not in the cache yet
+    token: jax.Array  # i32[B] the last token, whose successor is sampled next; not in the cache yet
     position: jax.Array  # i32[B] of `token`
-    step: jax.Array  # i32[B] response tokens drawn so far
-    limit: jax.Array  # i32[B] response tokens at which it is cut
+    step: jax.Array  # i32[B] response tokens sampled so far
+    limit: jax.Array  # i32[B] limit of response tokens
     is_active: jax.Array  # bool[B]
     key: jax.Array  # u32[B, 2] of the response: threefry's words
 
 
 class Admissions(NamedTuple):
-    """Responses that begin, those of each row shard first in its part; in a shard, slots count from 0. NumPy or device arrays."""
+    """New responses; each row shard's come first in its part, and its slots count from 0. NumPy or device arrays."""
 
     slot: Any  # i32[B]
     source: Any  # i32[B] row of the prefilled prompts
@@ -43,18 +43,18 @@ class Admissions(NamedTuple):
     token: Any  # i32[B] its last one
     cursor: Any  # u32[B] its place in the prompt order
     sample: Any  # i32[B]
-    limit: Any  # i32[B] response tokens at which it is cut
-    count: Any  # i32[shards] entries that are meant
+    limit: Any  # i32[B] limit of response tokens
+    count: Any  # i32[shards] number of valid entries per shard
 
 
 class Window(NamedTuple):
-    """What one call of `window` made, for the host. Column i of a slot is its i-th new token."""
+    """The outputs of one `window` for the host. Column i of a slot is its i-th new token."""
 
     token: jax.Array  # i32[B, W]
     log_prob: jax.Array  # f32[B, W]
     truncated_log_prob: jax.Array  # f32[B, W]
-    step: jax.Array  # i32[B] response tokens drawn so far, these included
-    is_active: jax.Array  # bool[B] goes on
+    step: jax.Array  # i32[B] response tokens sampled so far, these included
+    is_active: jax.Array  # bool[B] not finished
 
 
 class Programs(NamedTuple):
@@ -67,7 +67,7 @@ class Programs(NamedTuple):
 
 
 @functools.lru_cache(maxsize=16)
-def of(engine: Engine) -> Programs:
+def compiled(engine: Engine) -> Programs:
     """The engine's programs; each compiles when first called with a shape."""
     state = _placement(engine)
     whole = engine.sharding()
@@ -99,13 +99,13 @@ def num_compiled(programs: Programs) -> int:
 
 
 def _specs(engine: Engine) -> State:
-    """Where each array of the state is split."""
+    """The PartitionSpec of each array of the state."""
     rows: Any = PartitionSpec("rows")
     return State(_cache_specs(engine, "rows"), rows, rows, rows, rows, rows, rows)
 
 
 def _prompts_specs(engine: Engine) -> Any:
-    """Prefilled prompts lie whole on every row shard, any of whose slots may take them."""
+    """Prefilled prompts are whole on every row shard, because any slot may take them."""
     return _cache_specs(engine, None)
 
 
@@ -166,22 +166,22 @@ def _prefill(engine: Engine, params: model.Params, tokens: jax.Array) -> model.C
 
 
 def _admit(engine: Engine, state: State, prompts: Any, entries: Admissions, key: jax.Array) -> State:
-    """Each row shard copies its new responses' prompts into their slots: as much work as there are entries."""
+    """Each row shard copies the prompts of its new responses into their slots; the work is that of the valid entries."""
     row_axis = engine.kernels.layout.row_axis
 
-    def of_shard(state: State, prompts: Any, entries: Admissions, key: jax.Array) -> State:
+    def admit_shard(state: State, prompts: Any, entries: Admissions, key: jax.Array) -> State:
         slots = state.token.shape[0]
 
         def copy(index: jax.Array, cache: Any) -> Any:
-            def one(slot_part: jax.Array, prompt_part: jax.Array) -> jax.Array:
+            def copy_part(slot_part: jax.Array, prompt_part: jax.Array) -> jax.Array:
                 prompt = jax.lax.dynamic_slice_in_dim(prompt_part, entries.source[index], 1, axis=row_axis)
                 start = [jnp.int32(0)] * slot_part.ndim
                 start[row_axis] = entries.slot[index]
                 return jax.lax.dynamic_update_slice(slot_part, prompt, start)
 
-            return jax.tree.map(one, cache, prompts)
+            return jax.tree.map(copy_part, cache, prompts)
 
-        def fold(cursor: jax.Array, sample: jax.Array) -> jax.Array:
+        def response_key(cursor: jax.Array, sample: jax.Array) -> jax.Array:
             return jax.random.key_data(jax.random.fold_in(jax.random.fold_in(key, cursor), sample))
 
         target = jnp.where(jnp.arange(slots) < entries.count[0], entries.slot, slots)
@@ -192,17 +192,17 @@ def _admit(engine: Engine, state: State, prompts: Any, entries: Admissions, key:
         return State(
             cache=jax.lax.fori_loop(0, entries.count[0], copy, state.cache),
             token=put(state.token, entries.token),
-            # The first decode step goes over the prompt's last token again: one program draws every token.
+            # The first decode step repeats the prompt's last token, so that one program samples every token.
             position=put(state.position, entries.length - 1),
             step=put(state.step, jnp.zeros_like(state.step)),
             limit=put(state.limit, entries.limit),
             is_active=put(state.is_active, jnp.ones_like(state.is_active)),
-            key=put(state.key, jax.vmap(fold)(entries.cursor, entries.sample)),
+            key=put(state.key, jax.vmap(response_key)(entries.cursor, entries.sample)),
         )
 
     rows = PartitionSpec("rows")
     return jax.shard_map(
-        of_shard,
+        admit_shard,
         mesh=engine.mesh,
         in_specs=(
             _specs(engine),
@@ -225,7 +225,7 @@ def _window(
     rope_tables = model.rope.tables(architecture, jnp.arange(engine.cache_length, dtype=jnp.int32))
 
     def step(carried: tuple[jax.Array, State, Window]) -> tuple[jax.Array, State, Window]:
-        column, state, made = carried
+        column, state, outputs = carried
         hidden, cache = model.decode(
             architecture,
             params,
@@ -240,26 +240,26 @@ def _window(
         sampled = _sample(engine, state, scores.head_product(hidden, head), sampling)
         token = jnp.where(state.is_active, sampled.token, state.token)
         is_new = state.is_active.astype(jnp.int32)
-        drawn_so_far = state.step + is_new
-        is_last = jnp.any(token[:, None] == stop_ids[None], axis=1) | (drawn_so_far >= state.limit)
-        goes_on = state.is_active & ~is_last
-        made = Window(
-            token=made.token.at[:, column].set(token),
-            log_prob=made.log_prob.at[:, column].set(sampled.log_prob),
-            truncated_log_prob=made.truncated_log_prob.at[:, column].set(sampled.truncated_log_prob),
-            step=drawn_so_far,
-            is_active=goes_on,
+        num_sampled = state.step + is_new
+        is_last = jnp.any(token[:, None] == stop_ids[None], axis=1) | (num_sampled >= state.limit)
+        is_active = state.is_active & ~is_last
+        outputs = Window(
+            token=outputs.token.at[:, column].set(token),
+            log_prob=outputs.log_prob.at[:, column].set(sampled.log_prob),
+            truncated_log_prob=outputs.truncated_log_prob.at[:, column].set(sampled.truncated_log_prob),
+            step=num_sampled,
+            is_active=is_active,
         )
-        state = State(cache, token, state.position + is_new, drawn_so_far, state.limit, goes_on, state.key)
-        return column + 1, state, made
+        state = State(cache, token, state.position + is_new, num_sampled, state.limit, is_active, state.key)
+        return column + 1, state, outputs
 
     slots = state.token.shape[0]
     numbers = jnp.zeros((slots, width), jnp.float32)
-    made = Window(jnp.zeros((slots, width), jnp.int32), numbers, numbers, state.step, state.is_active)
-    _, state, made = jax.lax.while_loop(
-        lambda carried: (carried[0] < width) & jnp.any(carried[1].is_active), step, (jnp.int32(0), state, made)
+    outputs = Window(jnp.zeros((slots, width), jnp.int32), numbers, numbers, state.step, state.is_active)
+    _, state, outputs = jax.lax.while_loop(
+        lambda carried: (carried[0] < width) & jnp.any(carried[1].is_active), step, (jnp.int32(0), state, outputs)
     )
-    return state, made
+    return state, outputs
 
 
 def _attend(engine: Engine, query: jax.Array, keys: jax.Array, values: jax.Array, segment_ids: jax.Array) -> jax.Array:
@@ -298,10 +298,10 @@ def _attend_cached(
 def _sample(
     engine: Engine, state: State, logits: jax.Array, sampling: sampling_op.SamplingParams
 ) -> sampling_op.TokenSample:
-    """A token a slot, keyed by (response, position in it); each device looks at its own columns of the logits."""
+    """One token per slot, keyed by (response, position in it); each device reads its own columns of the logits."""
     axis = engine.vocab_axis()
 
-    def of_device(
+    def sample_local(
         words: jax.Array, step: jax.Array, logits: jax.Array, sampling: sampling_op.SamplingParams
     ) -> sampling_op.TokenSample:
         keys = jax.random.wrap_key_data(words, impl="threefry2x32")
@@ -309,7 +309,7 @@ def _sample(
 
     rows = PartitionSpec("rows")
     return jax.shard_map(
-        of_device,
+        sample_local,
         mesh=engine.mesh,
         in_specs=(rows, rows, PartitionSpec("rows", axis), PartitionSpec()),
         out_specs=rows,
@@ -318,13 +318,13 @@ def _sample(
 
 
 def sampling_params(temperature: float, top_k: int, top_p: float) -> sampling_op.SamplingParams:
-    """Settings as the arrays that `window` takes."""
+    """Sampling settings as the scalars that `window` takes."""
     values: Any = np.float32(temperature), np.int32(top_k), np.float32(top_p)
     return sampling_op.SamplingParams(*values)
 
 
 def padded_stop_ids(stop_ids: tuple[int, ...]) -> np.ndarray:
-    """i32[MAX_STOP_IDS], filled up with -1, which is no token."""
+    """i32[MAX_STOP_IDS], padded with -1, which is no token."""
     return np.array([*stop_ids, *[-1] * (MAX_STOP_IDS - len(stop_ids))], np.int32)
 
 
@@ -345,12 +345,12 @@ def _abstract_tokens(engine: Engine, width: int) -> jax.ShapeDtypeStruct:
 
 
 def lower_prefill(engine: Engine, width: int) -> jax.stages.Lowered:
-    """The program that prefills prompts of this padded width: here and below, to compile without running."""
-    return of(engine).prefill.lower(abstract_copy(engine), _abstract_tokens(engine, width))
+    """The program that prefills prompts of this padded width, to compile without running."""
+    return compiled(engine).prefill.lower(abstract_copy(engine), _abstract_tokens(engine, width))
 
 
 def lower_window(engine: Engine) -> jax.stages.Lowered:
-    """The program that decodes."""
-    return of(engine).window.lower(
+    """The program that decodes, to compile without running."""
+    return compiled(engine).window.lower(
         abstract_copy(engine), abstract_state(engine), sampling_params(1.0, 0, 1.0), padded_stop_ids(())
     )

@@ -180,7 +180,7 @@ def measure(engine: sampler.Engine, params: Any, workload: Workload, lengths: st
 
 def _program_seconds(engine: sampler.Engine, params: Any, workload: Workload, repeats: int) -> dict[str, float]:
     """Seconds of one prefill, of one decode window halfway through the responses, and of sampling one token in all slots."""
-    compiled = steps_lib.of(engine)
+    compiled = steps_lib.compiled(engine)
     width = batch.row_length(workload.prompt_tokens)
     tokens = np.zeros((engine.prefill_rows(width), width), np.int32)
     sampling, stop_ids = steps_lib.sampling_params(1.0, 0, 1.0), steps_lib.padded_stop_ids(())
