@@ -24,40 +24,28 @@ PositiveFloat = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
 Probability = Annotated[float, pydantic.Field(gt=0, le=1)]
 Decay = Annotated[float, pydantic.Field(ge=0, lt=1)]
-_FUNCTION = r"\w+(?:\.\w+)*:\w+(?:\.\w+)*"
+FUNCTION_NAME = r"\w+(?:\.\w+)*:\w+(?:\.\w+)*"
 BuiltIn = Literal["reval", "tbrm", "regression", "grpo"]
 OBJECTIVES: tuple[str, ...] = typing.get_args(BuiltIn)
 ENGINES = ("jax",)
 
 
-def _known_objective(name: object) -> object:
-    """The name, if an objective can have it.
+def _choice(kind: str, built_in: tuple[str, ...]) -> pydantic.BeforeValidator:
+    """A check that a value is the name of a built-in, or MODULE:FUNCTION."""
 
-    Raises:
-      ValueError: it is neither a built-in's nor MODULE:FUNCTION.
-    """
-    if name in OBJECTIVES or (isinstance(name, str) and re.fullmatch(_FUNCTION, name)):
-        return name
-    nearest = difflib.get_close_matches(str(name), OBJECTIVES, n=1, cutoff=0.0)[0]
-    raise ValueError(
-        f"no objective has this name. Did you mean '{nearest}'? Use one of {', '.join(OBJECTIVES)}, or MODULE:FUNCTION of "
-        "your own"
-    )
+    def check(name: object) -> object:
+        if name in built_in or (isinstance(name, str) and re.fullmatch(FUNCTION_NAME, name)):
+            return name
+        nearest = difflib.get_close_matches(str(name), built_in, n=1, cutoff=0.0)[0]
+        raise ValueError(
+            f"no {kind} has this name. Did you mean '{nearest}'? Use one of {', '.join(built_in)}, or MODULE:FUNCTION of your own"
+        )
 
-
-def _known_engine(name: object) -> object:
-    """The name, if a sampler's engine can have it.
-
-    Raises:
-      ValueError: it is neither a built-in's nor MODULE:FUNCTION.
-    """
-    if name in ENGINES or (isinstance(name, str) and re.fullmatch(_FUNCTION, name)):
-        return name
-    raise ValueError(f"no engine has this name. Use {', '.join(ENGINES)}, or MODULE:FUNCTION of your own")
+    return pydantic.BeforeValidator(check)
 
 
-Objective = Annotated[BuiltIn | str, pydantic.BeforeValidator(_known_objective)]
-Engine = Annotated[str, pydantic.BeforeValidator(_known_engine)]
+Objective = Annotated[BuiltIn | str, _choice("objective", OBJECTIVES)]
+Engine = Annotated[str, _choice("engine", ENGINES)]
 AnswerFormat = Literal["boxed", "first_number", "last_number"]
 STRICT = pydantic.ConfigDict(extra="forbid")
 
@@ -278,7 +266,7 @@ REMOVED = {
 """Former settings: refused, with the reason."""
 
 MAY_CHANGE = ("eval", "checkpoint")
-"""Sections a resumed run may change: they choose what is looked at and kept, not what is computed."""
+"""Sections that a resumed run may change: no result of training depends on them."""
 MAY_CHANGE_FIELDS = (
     ("run", "rounds"),
     ("run", "stop_score"),
@@ -313,7 +301,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 def load(path: str | Path) -> Config:
     """The settings in a YAML file; fields it does not name keep their defaults.
 
-    A run directory's config.yaml has one section more, `about`, which is what was found, not what is asked: left out here.
+    The section `about` of a run directory's config.yaml holds facts, not settings, and is ignored.
 
     Raises:
       ValueError: the file is missing, not YAML, or names an unknown key or a wrong type.
@@ -333,94 +321,6 @@ def from_tree(tree: dict[str, Any], *, source: str = "config") -> Config:
         return pydantic.TypeAdapter(Config).validate_python(tree)
     except pydantic.ValidationError as error:
         raise ValueError(f"{source}: " + "; ".join(_explain(problem) for problem in error.errors())) from error
-
-
-def check(config: Config) -> Config:
-    """The same settings, or a refusal of combinations that cannot train.
-
-    Raises:
-      ValueError: what was asked, what was found, why it can't be, what to change.
-    """
-    update, rollout, fresh = config.update, config.rollout, config.fresh_size
-    size = f"rollout.prompts_per_round x rollout.samples_per_prompt = {fresh}"
-    if not config.model.path:
-        raise ValueError("model.path is empty. Name a Hugging Face directory, a hub id or a .gguf file.")
-    if config.mesh.fsdp == 0:
-        raise ValueError("mesh.fsdp=0. Use -1 for all devices that data and tensor leave, or a count of at least 1.")
-    if not config.task.dataset:
-        raise ValueError(
-            "task.dataset is empty. Name a .jsonl file, a directory of `reval data prepare`, or procedural:NAME."
-        )
-    if config.task.instruction and config.task.template not in ("raw", "chat"):
-        raise ValueError(
-            f"task.instruction with task.template={config.task.template}: that template has the paper's own instruction. Leave "
-            "task.instruction empty, or use task.template=chat."
-        )
-    if update.reward_design == "group_normalized" and rollout.samples_per_prompt == 1:
-        raise ValueError(
-            "update.reward_design=group_normalized with rollout.samples_per_prompt=1: the reward minus the mean of a group of "
-            "one is always 0, so nothing would be learned. Use at least 2 samples a prompt, or update.reward_design=binary."
-        )
-    if update.fresh_first and update.batch_size != fresh:
-        raise ValueError(
-            f"update.batch_size={update.batch_size} with update.fresh_first: the first update trains on the fresh batch, and "
-            f"{size}. Set update.batch_size={fresh}, or update.fresh_first=false."
-        )
-    if update.batch_size > fresh:
-        raise ValueError(
-            f"update.batch_size={update.batch_size} is larger than the buffer after the first round: {size}, and a batch is "
-            f"drawn without replacement. Use at most {fresh}."
-        )
-    if config.replay.capacity < max(update.batch_size, fresh):
-        raise ValueError(
-            f"replay.capacity={config.replay.capacity} is smaller than a batch of {max(update.batch_size, fresh)} trajectories "
-            f"(update.batch_size={update.batch_size}; {size}). Use at least {max(update.batch_size, fresh)}."
-        )
-    _check_rollout(rollout)
-    if update.reset_optimizer and not update.reference_reset_every:
-        raise ValueError(
-            "update.reset_optimizer=true with update.reference_reset_every=0: the optimizer is reset when the reference is, "
-            "which is never. Set update.reference_reset_every, or leave update.reset_optimizer=false."
-        )
-    if update.objective_path and update.objective in OBJECTIVES:
-        raise ValueError(
-            f"update.objective_path={update.objective_path} with update.objective={update.objective}, which is built in. Set "
-            "update.objective=MODULE:FUNCTION, or leave update.objective_path empty."
-        )
-    _check_verifier(config.verifier)
-    return config
-
-
-def _check_verifier(verifier: Verifier) -> None:
-    if verifier.wall_limit < verifier.cpu_limit:
-        raise ValueError(
-            f"verifier.wall_limit={verifier.wall_limit:g} is less than verifier.cpu_limit={verifier.cpu_limit:g}: the wall clock "
-            "would decide verdicts that the CPU time is meant to decide. "
-            f"Use a wall_limit of at least {verifier.cpu_limit:g}, better ten times that."
-        )
-    if verifier.function and not re.fullmatch(_FUNCTION, verifier.function):
-        raise ValueError(
-            f"verifier.function={verifier.function!r} does not name a function. Write MODULE:FUNCTION, "
-            "for example my_rewards:score."
-        )
-
-
-def _check_rollout(rollout: Rollout) -> None:
-    if rollout.filter_groups and rollout.samples_per_prompt == 1:
-        raise ValueError(
-            "rollout.filter_groups=true with rollout.samples_per_prompt=1: one sample is all right or all wrong, so every prompt "
-            "would be dropped. Use at least 2 samples a prompt, or rollout.filter_groups=false."
-        )
-    if rollout.truncated == "penalty" and not 0 < rollout.penalty_tokens <= rollout.max_response_tokens:
-        raise ValueError(
-            f"rollout.truncated=penalty with rollout.penalty_tokens={rollout.penalty_tokens}: reward falls over that many "
-            f"tokens before the limit. Use 1 to rollout.max_response_tokens={rollout.max_response_tokens}."
-        )
-    if rollout.truncated != "penalty" and rollout.penalty_tokens:
-        raise ValueError(
-            f"rollout.penalty_tokens={rollout.penalty_tokens} with rollout.truncated={rollout.truncated}, which reads none. "
-            "Set rollout.truncated=penalty, or rollout.penalty_tokens=0."
-        )
 
 
 def to_tree(config: Config) -> dict[str, Any]:

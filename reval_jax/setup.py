@@ -13,6 +13,7 @@ import optax
 from reval_jax import (
     algorithms,
     checkpoint,
+    config_checks,
     distributed,
     evaluate,
     mesh,
@@ -77,7 +78,7 @@ def prepare(config: config_lib.Config, run_dir: Path, *, console: console_lib.Co
     Raises:
       ValueError: the config, the devices, the model, the data or the directory can't be used; nothing was written.
     """
-    config_lib.check(config)
+    config_checks.check(config)
     verifier.check(config.verifier)
     distributed.start()
     if jax.process_index() > 0:

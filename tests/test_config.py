@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from reval_jax import config, run_directory
+from reval_jax import config, config_checks, run_directory
 
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = sorted((ROOT / "configs").glob("*.yaml"))
@@ -55,7 +55,7 @@ def with_field(section: str, field: str, value: object) -> config.Config:
 
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
 def test_every_shipped_config_loads_and_can_train(file):
-    settings = config.check(config.load(file))
+    settings = config_checks.check(config.load(file))
     assert config.from_tree(config.to_tree(settings)) == settings
 
 

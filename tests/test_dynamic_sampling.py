@@ -11,7 +11,7 @@ import pytest
 from hypothesis import strategies
 from support import tiny_runs
 
-from reval_jax import algorithms, config, trajectories, types, verifier
+from reval_jax import algorithms, config, config_checks, trajectories, types, verifier
 
 
 def with_rewards(rewards, samples):
@@ -122,4 +122,4 @@ def test_a_masked_response_is_sampled_and_counted_and_not_learned_from(tmp_path,
 )
 def test_settings_that_nothing_would_read_are_refused(settings, said):
     with pytest.raises(ValueError, match=said):
-        config._check_rollout(config.Rollout(**settings))
+        config_checks.check_rollout(config.Rollout(**settings))

@@ -66,7 +66,10 @@ def test_an_engine_of_ones_own_plays_a_run(tmp_path, engine):
 
 def test_an_engine_that_does_not_exist_is_refused_before_anything_is_written(tmp_path, capsys):
     file = tiny_runs.write_files(tmp_path)
-    for name, message in (("jaxx", "no engine has this name. Use jax"), ("no_such:make", "cannot be loaded")):
+    for name, message in (
+        ("jaxx", "no engine has this name. Did you mean 'jax'"),
+        ("no_such:make", "cannot be loaded"),
+    ):
         argv = ["train", "--config", str(file), "--run-dir", str(tmp_path / "run"), "--rollout.engine", name]
         assert cli.main(argv) == 2
         assert message in capsys.readouterr().err

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from support import hostile
 
-from reval_jax import config, types, verifier
+from reval_jax import config, config_checks, types, verifier
 from reval_jax.sandbox import confinement, frames, pool, worker
 from reval_jax.verifier import grading
 
@@ -372,14 +372,14 @@ def test_a_reward_from_a_directory_that_does_not_exist_is_refused(tmp_path: Path
 
 def test_settings_that_cannot_grade_are_refused():
     usable = config.Config(model=config.Model(path="m"), task=config.Task(dataset="d.jsonl"))
-    config.check(usable)
+    config_checks.check(usable)
     for settings, reason in (
         (config.Verifier(function="module"), "does not name a function"),
         (config.Verifier(function="module:"), "does not name a function"),
         (config.Verifier(cpu_limit=20.0, wall_limit=19.0), "wall clock would decide"),
     ):
         with pytest.raises(ValueError, match=reason):
-            config.check(dataclasses.replace(usable, verifier=settings))
+            config_checks.check(dataclasses.replace(usable, verifier=settings))
 
 
 # --- when grading fails

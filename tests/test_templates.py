@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from reval_jax import config, prompts
+from reval_jax import config, config_checks, prompts
 
 UNHURRIED = settings(deadline=None, derandomize=True, database=None)  # the machine may be busy
 
@@ -178,7 +178,7 @@ def test_an_instruction_beside_a_paper_template_is_refused_before_anything_is_re
     for template in ("r1_distill", "qwen2_5_math"):
         task = config.Task(dataset="d.jsonl", template=template, instruction="Answer.")
         with pytest.raises(ValueError, match=f"task.instruction with task.template={template}"):
-            config.check(dataclasses.replace(base, task=task))
+            config_checks.check(dataclasses.replace(base, task=task))
 
 
 def test_an_instruction_that_forges_a_turn_is_refused(tmp_path: Path, qwen: Any) -> None:

@@ -11,14 +11,14 @@ import sys
 from pathlib import Path
 
 from reval_jax import config as config_lib
-from reval_jax import exit_codes
+from reval_jax import config_checks, exit_codes
 from reval_jax.cli import arguments, output, parsing
 
 
 def train(argv: list[str]) -> int:
     """Starts or resumes a run."""
     args = parsing.parse(arguments.Train, "train", argv)
-    config = config_lib.check(parsing.checked(args.settings))
+    config = config_checks.check(parsing.checked(args.settings))
     run_dir = args.run_dir or Path("runs") / (args.config.stem if args.config else "default")
 
     from reval_jax import console, train

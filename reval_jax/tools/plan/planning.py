@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from reval_jax import algorithms, batch, model, trajectories, weights
+from reval_jax import algorithms, batch, config_checks, model, trajectories, weights
 from reval_jax import config as config_lib
 from reval_jax.tools.plan import advice, compilation, estimate, memory, search, topology
 
@@ -52,7 +52,7 @@ def plan(
     Raises:
       ValueError: the config, the slice's name or the model can't be used, or libtpu is missing.
     """
-    config_lib.check(config)
+    config_checks.check(config)
     algorithms.choose(config)
     named = topology.named(slice_name)
     topology.require_compiler()

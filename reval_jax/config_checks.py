@@ -1,0 +1,108 @@
+"""Combinations of settings that cannot train, refused before anything is loaded.
+
+`config` checks each setting alone; `algorithms.choose` checks what one algorithm requires.
+"""
+
+from __future__ import annotations
+
+import re
+
+from reval_jax import config as config_lib
+
+
+def check(config: config_lib.Config) -> config_lib.Config:
+    """The same settings, if they can train together.
+
+    Raises:
+      ValueError: naming the settings with their values, why they cannot train, and what to change.
+    """
+    update, rollout, fresh = config.update, config.rollout, config.fresh_size
+    size = f"rollout.prompts_per_round x rollout.samples_per_prompt = {fresh}"
+    if not config.model.path:
+        raise ValueError("model.path is empty. Name a Hugging Face directory, a hub id or a .gguf file.")
+    if config.mesh.fsdp == 0:
+        raise ValueError("mesh.fsdp=0. Use -1 for all devices that data and tensor leave, or a count of at least 1.")
+    if not config.task.dataset:
+        raise ValueError(
+            "task.dataset is empty. Name a .jsonl file, a directory of `reval data prepare`, or procedural:NAME."
+        )
+    if config.task.instruction and config.task.template not in ("raw", "chat"):
+        raise ValueError(
+            f"task.instruction with task.template={config.task.template}: that template has the paper's own instruction. Leave "
+            "task.instruction empty, or use task.template=chat."
+        )
+    if update.reward_design == "group_normalized" and rollout.samples_per_prompt == 1:
+        raise ValueError(
+            "update.reward_design=group_normalized with rollout.samples_per_prompt=1: the reward minus the mean of a group of "
+            "one is always 0, so nothing would be learned. Use at least 2 samples a prompt, or update.reward_design=binary."
+        )
+    if update.fresh_first and update.batch_size != fresh:
+        raise ValueError(
+            f"update.batch_size={update.batch_size} with update.fresh_first: the first update trains on the fresh batch, and "
+            f"{size}. Set update.batch_size={fresh}, or update.fresh_first=false."
+        )
+    if update.batch_size > fresh:
+        raise ValueError(
+            f"update.batch_size={update.batch_size} is larger than the buffer after the first round: {size}, and a batch is "
+            f"drawn without replacement. Use at most {fresh}."
+        )
+    if config.replay.capacity < max(update.batch_size, fresh):
+        raise ValueError(
+            f"replay.capacity={config.replay.capacity} is smaller than a batch of {max(update.batch_size, fresh)} trajectories "
+            f"(update.batch_size={update.batch_size}; {size}). Use at least {max(update.batch_size, fresh)}."
+        )
+    check_rollout(rollout)
+    if update.reset_optimizer and not update.reference_reset_every:
+        raise ValueError(
+            "update.reset_optimizer=true with update.reference_reset_every=0: the optimizer is reset when the reference is, "
+            "which is never. Set update.reference_reset_every, or leave update.reset_optimizer=false."
+        )
+    if update.objective_path and update.objective in config_lib.OBJECTIVES:
+        raise ValueError(
+            f"update.objective_path={update.objective_path} with update.objective={update.objective}, which is built in. Set "
+            "update.objective=MODULE:FUNCTION, or leave update.objective_path empty."
+        )
+    check_verifier(config.verifier)
+    return config
+
+
+def check_verifier(verifier: config_lib.Verifier) -> None:
+    """Refuse limits that contradict each other, and a function that is not MODULE:FUNCTION.
+
+    Raises:
+      ValueError: as `check`.
+    """
+    if verifier.wall_limit < verifier.cpu_limit:
+        raise ValueError(
+            f"verifier.wall_limit={verifier.wall_limit:g} is less than verifier.cpu_limit={verifier.cpu_limit:g}: the wall clock "
+            "would decide verdicts that the CPU time is meant to decide. "
+            f"Use a wall_limit of at least {verifier.cpu_limit:g}, better ten times that."
+        )
+    if verifier.function and not re.fullmatch(config_lib.FUNCTION_NAME, verifier.function):
+        raise ValueError(
+            f"verifier.function={verifier.function!r} does not name a function. Write MODULE:FUNCTION, "
+            "for example my_rewards:score."
+        )
+
+
+def check_rollout(rollout: config_lib.Rollout) -> None:
+    """Refuse settings that would drop every prompt, or that nothing would read.
+
+    Raises:
+      ValueError: as `check`.
+    """
+    if rollout.filter_groups and rollout.samples_per_prompt == 1:
+        raise ValueError(
+            "rollout.filter_groups=true with rollout.samples_per_prompt=1: one sample is all right or all wrong, so every prompt "
+            "would be dropped. Use at least 2 samples a prompt, or rollout.filter_groups=false."
+        )
+    if rollout.truncated == "penalty" and not 0 < rollout.penalty_tokens <= rollout.max_response_tokens:
+        raise ValueError(
+            f"rollout.truncated=penalty with rollout.penalty_tokens={rollout.penalty_tokens}: reward falls over that many "
+            f"tokens before the limit. Use 1 to rollout.max_response_tokens={rollout.max_response_tokens}."
+        )
+    if rollout.truncated != "penalty" and rollout.penalty_tokens:
+        raise ValueError(
+            f"rollout.penalty_tokens={rollout.penalty_tokens} with rollout.truncated={rollout.truncated}, which reads none. "
+            "Set rollout.truncated=penalty, or rollout.penalty_tokens=0."
+        )
