@@ -45,7 +45,7 @@ def test_fifty_rounds_of_other_prompts_and_settings_compile_nothing_after_the_fi
 
 def test_a_prompt_is_prefilled_once_for_all_its_samples(monkeypatch):
     prefilled = []
-    real = steps.of
+    real = steps.compiled
 
     def counting(engine):
         found = real(engine)
@@ -53,7 +53,7 @@ def test_a_prompt_is_prefilled_once_for_all_its_samples(monkeypatch):
             prefill=lambda params, tokens: (prefilled.append(tokens), found.prefill(params, tokens))[1]
         )
 
-    monkeypatch.setattr(steps, "of", counting)
+    monkeypatch.setattr(steps, "compiled", counting)
     long = tiny_programs.prompts(*(tuple(range(4, 4 + length)) for length in (100, 90, 3, 5)))
     generate(tiny_programs.tiny(), prompts=long, samples=12, slots=4, prompt_tokens=112)
     # Four prompts in 48 responses: each long one alone at its own width, the short ones together.
