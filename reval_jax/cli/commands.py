@@ -108,9 +108,9 @@ def plan(argv: list[str]) -> int:
     from reval_jax.tools import plan
 
     result = plan.plan(
-        config, args.topology, is_searching=args.search, say=lambda text: print(text, file=sys.stderr, flush=True)
+        config, args.topology, is_searching=args.search, log=lambda text: print(text, file=sys.stderr, flush=True)
     )
-    output.show(args.json, plan.sentences(result))
+    output.show(args.json, plan.summary(result))
     output.write_json(args.json, plan.as_json(result))
     return exit_codes.DONE
 

@@ -1,13 +1,13 @@
-"""Will it fit, before you have the machine: the run's real programs compiled for a named TPU slice, and their memory added up.
+"""Memory planning: compiles a run's programs for a named TPU slice and adds up the memory of each phase.
 
-`plan` answers for one config, or with a search for the fastest variant of it that fits. Only shapes are compiled: no weights
-are read and no TPU is needed, but libtpu is, for its compiler.
+`plan` examines one config, or searches for its fastest variant that fits. It compiles from shapes alone: it reads no weights
+and needs no TPU, only libtpu's compiler.
 """
 
 from __future__ import annotations
 
 from reval_jax.tools.plan import advice, compilation, estimate, memory, search, topology
-from reval_jax.tools.plan.planning import as_json, examine, plan, sentences
+from reval_jax.tools.plan.planning import as_json, examine, plan, summary
 
 __all__ = [
     "advice",
@@ -18,6 +18,6 @@ __all__ = [
     "memory",
     "plan",
     "search",
-    "sentences",
+    "summary",
     "topology",
 ]

@@ -1,4 +1,4 @@
-"""Which setting to change where a config does not fit, with the value to try."""
+"""Advice for a config that does not fit: which setting to change, and the value to try."""
 
 from __future__ import annotations
 
@@ -10,51 +10,51 @@ from reval_jax.tools.plan import compilation, memory, search
 from reval_jax.tools.plan import topology as topology_lib
 
 
-def of(
+def advise(
     architecture: model.Architecture, pod: compilation.Pod, config: config_lib.Config, phases: list[memory.Phase]
 ) -> str:
-    """One sentence for each phase that does not fit; empty if all do.
+    """One line for each phase that does not fit; empty if all do.
 
     Args:
-      phases: of this config, measured or from shapes alone.
+      phases: of this config, compiled or from shapes alone.
     """
     lines = []
     for phase in phases:
         if not phase.fits(pod.capacity):
-            lines.append(f"{phase.name}: {_change(phase, architecture, pod, config)}")
+            lines.append(f"{phase.name}: {_advise_phase(phase, architecture, pod, config)}")
     return "\n".join(lines)
 
 
-def _change(
+def _advise_phase(
     phase: memory.Phase, architecture: model.Architecture, pod: compilation.Pod, config: config_lib.Config
 ) -> str:
     if phase.name != "score" and phase.kinds["reference"]:
-        return "the reference lies on the devices: set --update.reference_memory host"
-    known, least = _of_shapes(phase.name, architecture, pod, config), None
-    for candidate in _steps(phase.name, architecture, pod, config):
-        # What was measured beyond the shapes belongs, in the learner's phases, to its rows.
+        return "the reference is on the devices: set --update.reference_memory host"
+    bound, largest_change = _lower_bound(phase.name, architecture, pod, config), None
+    for candidate in _smaller_variants(phase.name, architecture, pod, config):
+        # In the learner's phases, the bytes beyond the lower bound scale with its rows.
         rows = candidate.update.micro_batch_tokens / config.update.micro_batch_tokens
-        beyond = (phase.total - known.total) * (rows if phase.name in ("score", "update") else 1)
-        needed = _of_shapes(phase.name, architecture, pod, candidate).total
+        beyond = (phase.total - bound.total) * (rows if phase.name in ("score", "update") else 1)
+        needed = _lower_bound(phase.name, architecture, pod, candidate).total
         if needed + beyond <= pod.capacity:
-            return _differences(config, candidate)
+            return _describe_changes(config, candidate)
         if needed <= pod.capacity:
-            least = candidate  # what was measured may shrink with it
-    if least is not None:
-        return _differences(config, least)
-    return _larger(phase, architecture, pod, config)
+            largest_change = candidate  # its bytes beyond the lower bound may shrink too
+    if largest_change is not None:
+        return _describe_changes(config, largest_change)
+    return _advise_larger_slice(phase, architecture, pod, config)
 
 
-def _of_shapes(
+def _lower_bound(
     name: str, architecture: model.Architecture, pod: compilation.Pod, config: config_lib.Config
 ) -> memory.Phase:
-    return {each.name: each for each in memory.at_least(architecture, pod, config)}[name]
+    return {each.name: each for each in memory.lower_bounds(architecture, pod, config)}[name]
 
 
-def _steps(
+def _smaller_variants(
     name: str, architecture: model.Architecture, pod: compilation.Pod, config: config_lib.Config
 ) -> Iterator[config_lib.Config]:
-    """The config with the settings that the phase depends on at values that need less and less."""
+    """Variants of the config that need less and less memory in this phase."""
     if name in ("score", "update"):
         row = batch.row_length(config.max_tokens)
         while config.update.micro_batch_tokens >= 2 * row:
@@ -79,7 +79,7 @@ _WHY = {
 }
 
 
-def _differences(config: config_lib.Config, candidate: config_lib.Config) -> str:
+def _describe_changes(config: config_lib.Config, candidate: config_lib.Config) -> str:
     changes = []
     for name, why in _WHY.items():
         section, field = name.split(".")
@@ -89,10 +89,10 @@ def _differences(config: config_lib.Config, candidate: config_lib.Config) -> str
     return "; ".join(changes)
 
 
-def _larger(
+def _advise_larger_slice(
     phase: memory.Phase, architecture: model.Architecture, pod: compilation.Pod, config: config_lib.Config
 ) -> str:
-    """The next larger slice, by its name: the learner's state is spread over all chips, so more of them hold less each."""
+    """Advice to use a larger slice, named: the learner's state is sharded over all chips, so each of more chips holds less."""
     state = sum(phase.kinds[kind] for kind in ("params", "optimizer", "gradients"))
     room = pod.capacity - (phase.total - state)
     if config.mesh.fsdp == -1 and room > 0:
@@ -102,7 +102,7 @@ def _larger(
                 needed, pod.topology.num_chips + 1
             ):
                 return (
-                    f"no setting is left to change: the learner's state is {state / 2**30:.2f} GiB of this phase, and would be "
-                    f"less a chip on more of them: try --topology {name} ({larger.num_chips} chips)"
+                    f"no setting is left to change: the learner's state is {state / 2**30:.2f} GiB of this phase, and "
+                    f"is smaller per chip on more chips: try --topology {name} ({larger.num_chips} chips)"
                 )
     return "no setting is left to change: use chips with more memory, a smaller model, or shorter responses"

@@ -1,4 +1,4 @@
-"""The run's real programs, compiled for a slice's devices: what each needs, and what it sends."""
+"""Compiles a run's programs for the devices of a slice: memory and collectives of each."""
 
 from __future__ import annotations
 
@@ -20,46 +20,46 @@ from reval_jax import mesh as mesh_lib
 from reval_jax.tools.plan import topology as topology_lib
 
 
-class Measured(NamedTuple):
-    """What a compiled program needs of each device, bytes."""
+class ProgramMemory(NamedTuple):
+    """Memory of a compiled program on each device, in bytes."""
 
     arguments: int
     outputs: int
-    aliased: int  # outputs that are written over arguments
+    aliased: int  # outputs that reuse the memory of arguments
     temporaries: int
     code: int
-    seconds: float  # taken to compile
-    collectives: dict[str, int]  # kind → how often it stands in the program; a loop's body stands there once
+    seconds: float  # of compilation
+    collectives: dict[str, int]  # kind → count in the program text; the body of a loop is counted once
 
     @property
     def needed(self) -> int:
-        """Bytes while it runs, its code left out."""
+        """Bytes while it runs, without its code."""
         return self.arguments + self.outputs - self.aliased + self.temporaries
 
 
 class TooLarge(NamedTuple):
-    """The compiler's refusal of a program that does not fit even with nothing else on the device."""
+    """The compiler's refusal of a program that does not fit even on an otherwise empty device."""
 
-    needed: int  # bytes, as the compiler says; 0 where it does not
+    needed: int  # bytes, from the compiler's message; 0 if it names none
     reason: str
     seconds: float
 
 
-Result = Measured | TooLarge
+Result = ProgramMemory | TooLarge
 Compile = Callable[[str, config_lib.Config], Result]
-"""(program, settings) → what it needs. Programs: score, update, sync_weights, prefill, decode."""
+"""(program, settings) → its memory. Programs: score, update, sync_weights, prefill, decode."""
 
 LEAST_EFFORT: dict[str, Any] = {"exec_time_optimization_effort": -1.0}
-"""Compiler options. At its default effort, as a run compiles, libtpu takes four to five times as long, nearly all of it on
-machine code, after memory was assigned. The temporaries it then finds differ a little either way: 1.12 GiB against 1.04 here, and
-1.12 against 1.16, for two layers and for other rows; in all of them XLA's figure counts fragmentation twice, 0.16 GiB there."""
+"""Compiler options. At the default effort, which runs use, libtpu takes four to five times as long, nearly all of it on machine
+code, after it has assigned memory. The temporaries differ slightly in either direction: 1.12 GiB here against 1.04 at default
+effort, and 1.12 against 1.16 for other rows, both with two layers. XLA's figures count fragmentation twice, 0.16 GiB there."""
 
 PROGRAMS = ("score", "update", "sync_weights", "prefill", "decode")
 _COLLECTIVE = re.compile(r"= .*? (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(")
 
 
 class Pod(NamedTuple):
-    """The devices of a slice, and of one host of it."""
+    """The devices of a slice and of one of its hosts."""
 
     topology: topology_lib.Topology
     devices: list[jax.Device]
@@ -77,8 +77,8 @@ def open_pod(topology: topology_lib.Topology) -> Pod:
     return Pod(topology, devices, topology_lib.devices(topology.host), topology_lib.hbm_bytes(devices[0]))
 
 
-def compiler(architecture: model.Architecture, pod: Pod, say: Callable[[str], None]) -> Compile:
-    """A `Compile` for this model on this slice, which compiles nothing twice."""
+def compiler(architecture: model.Architecture, pod: Pod, log: Callable[[str], None]) -> Compile:
+    """A `Compile` for this model on this slice that caches its results."""
 
     def build(program: str, config: config_lib.Config) -> Any:
         if program == "prefill":
@@ -92,14 +92,14 @@ def compiler(architecture: model.Architecture, pod: Pod, say: Callable[[str], No
     def compile_once(program: str, config: config_lib.Config) -> Result:
         start = time.monotonic()
         result = measure(lambda: build(program, config))
-        say(f"  compiled {program} in {time.monotonic() - start:.0f} s")
+        log(f"  compiled {program} in {time.monotonic() - start:.0f} s")
         return result
 
     return lambda program, config: compile_once(program, _relevant(program, config))
 
 
 def _relevant(program: str, config: config_lib.Config) -> config_lib.Config:
-    """The settings with those that this program does not depend on, of the ones a search changes, at one value."""
+    """The settings, with every searched one that this program does not depend on at a fixed value: the cache's key."""
     model_settings, update_settings, rollout = config.model, config.update, config.rollout
     if program != "update":
         model_settings = dataclasses.replace(model_settings, remat="none")
@@ -111,11 +111,11 @@ def _relevant(program: str, config: config_lib.Config) -> config_lib.Config:
 
 
 def measure(build: Callable[[], Any]) -> Result:
-    """What the compiled program that `build` gives needs; a refusal for want of memory is a result, any other an error."""
+    """Memory of the compiled program that `build` returns. Running out of memory is a result; other failures raise."""
     start = time.monotonic()
     try:
         with warnings.catch_warnings():
-            # What was compiled for devices elsewhere can be written to jax's persistent cache, but not read from it.
+            # jax's persistent cache can store programs for absent devices, but not load them.
             warnings.filterwarnings("ignore", message="Error reading persistent compilation cache entry")
             compiled = build()
     except jax.errors.JaxRuntimeError as error:
@@ -125,20 +125,20 @@ def measure(build: Callable[[], Any]) -> Result:
         used = re.search(r"Used ([\d.]+[KMGT]?) of|\(([\d.]+[KMGT]?)\) exceeds", str(error))
         needed = topology_lib.parse_bytes(used[1] or used[2]) if used else 0
         return TooLarge(needed, reason.removeprefix("RESOURCE_EXHAUSTED: "), time.monotonic() - start)
-    found = compiled.memory_analysis()
-    return Measured(
-        arguments=found.argument_size_in_bytes,
-        outputs=found.output_size_in_bytes,
-        aliased=found.alias_size_in_bytes,
-        temporaries=found.temp_size_in_bytes,
-        code=found.generated_code_size_in_bytes,
+    analysis = compiled.memory_analysis()
+    return ProgramMemory(
+        arguments=analysis.argument_size_in_bytes,
+        outputs=analysis.output_size_in_bytes,
+        aliased=analysis.alias_size_in_bytes,
+        temporaries=analysis.temp_size_in_bytes,
+        code=analysis.generated_code_size_in_bytes,
         seconds=time.monotonic() - start,
         collectives=count_collectives(compiled.as_text()),
     )
 
 
 def count_collectives(text: str) -> dict[str, int]:
-    """How often each collective operation stands in a compiled program's text."""
+    """Count of each collective operation in the text of a compiled program."""
     return dict(sorted(collections.Counter(_COLLECTIVE.findall(text)).items()))
 
 
@@ -152,15 +152,15 @@ def _lower_learner(
     largest = batch.abstract(largest_shape(mesh_lib.num_row_shards(mesh), config), mesh)
     if program == "score":
         dtypes = model.compute_dtypes(params, config.model.compute_dtype)
-        frozen = jax.tree.map(lambda leaf, dtype: leaf.update(dtype=dtype), params, dtypes)
-        return reference.make_scorer(architecture, mesh, config=config).lower(frozen, largest)
+        reference_params = jax.tree.map(lambda leaf, dtype: leaf.update(dtype=dtype), params, dtypes)
+        return reference.make_scorer(architecture, mesh, config=config).lower(reference_params, largest)
     optimizer = update.make_optimizer(config.optimizer)
     step = update.make_step(architecture, optimizer, mesh, loss=algorithms.choose(config).loss, config=config)
     return step.lower(update.abstract(params, optimizer, mesh), largest)
 
 
 def largest_shape(num_shards: int, config: config_lib.Config) -> batch.Shape:
-    """The sizes of a batch whose rows hold the longest trajectory there can be."""
+    """Shape of a batch whose rows hold the longest possible trajectory."""
     limits = batch.limits(config, step_size=algorithms.choose(config).step_size)
     return batch.shape_of(batch.row_length(config.max_tokens), num_shards, limits=limits)
 
@@ -171,8 +171,8 @@ def make_engine(architecture: model.Architecture, pod: Pod, config: config_lib.C
     Raises:
       ValueError: its slots do not divide over the host's devices, or `mesh.tensor` does not divide their number.
     """
-    of_host = config_lib.Mesh(data=1, fsdp=-1, tensor=config.mesh.tensor)
-    mesh = mesh_lib.make(of_host, pod.host_devices)
+    host_mesh = config_lib.Mesh(data=1, fsdp=-1, tensor=config.mesh.tensor)
+    mesh = mesh_lib.make(host_mesh, pod.host_devices)
     return sampler.from_config(
         architecture, mesh_lib.local(mesh), config, max_prompt_tokens=config.task.max_prompt_tokens
     )

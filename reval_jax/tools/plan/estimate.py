@@ -1,4 +1,4 @@
-"""How long an update would take, from operation counts, published peaks and stated assumptions: an estimate."""
+"""Estimates the time of an update and of generation from operation counts, published peaks and stated assumptions."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from reval_jax.tools.plan import topology as topology_lib
 UTILIZATION = 0.5  # of a chip's published peak, while it computes
 LINK_UTILIZATION = 0.5  # of a chip's published bandwidth to the others, while it communicates
 MEMORY_UTILIZATION = 0.5  # of a chip's published memory bandwidth, while it decodes
-SUM_SECONDS = 1e-5  # of one sum over the tensor axis while decoding, where latency is all
+SUM_SECONDS = 1e-5  # of one sum over the tensor axis while decoding, which latency dominates
 
 
-class Estimate(NamedTuple):
-    """One update's work and time."""
+class UpdateCost(NamedTuple):
+    """Work and time of one update."""
 
-    flops: float  # of the mathematics: forward, and twice that backward
-    executed_flops: float  # with what is computed again to save memory
+    flops: float  # model FLOPs: forward, and twice that backward
+    executed_flops: float  # with rematerialisation
     compute_seconds: float
     link_seconds: float
     tokens: int  # of the batch
@@ -26,7 +26,7 @@ class Estimate(NamedTuple):
 
     @property
     def seconds(self) -> float:
-        """Computing and communicating one after the other."""
+        """Computation and communication, not overlapped."""
         return self.compute_seconds + self.link_seconds
 
     @property
@@ -35,51 +35,51 @@ class Estimate(NamedTuple):
         return self.tokens / self.seconds
 
 
-class Mesh(NamedTuple):
-    """Sizes of the learner's axes."""
+class AxisSizes(NamedTuple):
+    """Sizes of the learner's mesh axes."""
 
     data: int
     fsdp: int
     tensor: int
 
 
-def axes(config: config_lib.Config, num_devices: int) -> Mesh:
-    """The sizes that `mesh.make` gives the axes."""
+def axes(config: config_lib.Config, num_devices: int) -> AxisSizes:
+    """Axis sizes of the learner's mesh (as `mesh.make` computes them)."""
     settings = config.mesh
     fsdp = settings.fsdp if settings.fsdp != -1 else max(1, num_devices // (settings.data * settings.tensor))
-    return Mesh(settings.data, fsdp, settings.tensor)
+    return AxisSizes(settings.data, fsdp, settings.tensor)
 
 
 def layer_weights(architecture: model.Architecture) -> int:
-    """Weights of all layers' matrices."""
+    """Number of weights in the matrices of all layers."""
     heads = 2 * architecture.num_heads + 2 * architecture.num_kv_heads
-    of_layer = architecture.width * (heads * architecture.head_size + 3 * architecture.mlp_width)
-    return architecture.num_layers * of_layer
+    per_layer = architecture.width * (heads * architecture.head_size + 3 * architecture.mlp_width)
+    return architecture.num_layers * per_layer
 
 
 def forward_flops(architecture: model.Architecture, tokens: int, response_tokens: int) -> tuple[float, float, float]:
-    """FLOPs forward through one trajectory: the layers' products, the causal attention, and the head on its response."""
+    """Forward FLOPs of one trajectory: the layers' products, causal attention, and the head on the response."""
     products = 2.0 * layer_weights(architecture) * tokens
     attention = 2.0 * architecture.num_layers * tokens**2 * architecture.num_heads * architecture.head_size
     return products, attention, 2.0 * architecture.width * architecture.vocab_size * response_tokens
 
 
-def of_update(
+def update_cost(
     architecture: model.Architecture, topology: topology_lib.Topology, num_devices: int, config: config_lib.Config
-) -> Estimate:
-    """The time of an update whose trajectories all have the longest prompt and the longest response."""
+) -> UpdateCost:
+    """Cost of an update on trajectories of maximum length."""
     chip, mesh = topology.chip, axes(config, num_devices)
     trajectories, tokens = algorithms.choose(config).step_size, config.max_tokens
     products, attention, head = forward_flops(architecture, tokens, config.rollout.max_response_tokens)
-    again = {"none": (0, 0), "dots": (0, 0), "attention": (1, 0), "full": (1, 1)}[config.model.remat]
-    # Flash attention's backward pass takes five products to the forward's two; the head computes its logits again.
-    executed = trajectories * (products * (3 + again[0]) + attention * (3.5 + again[1]) + head * 4)
+    recomputed = {"none": (0, 0), "dots": (0, 0), "attention": (1, 0), "full": (1, 1)}[config.model.remat]
+    # Flash attention: two products forward, five backward. The head recomputes its logits in the backward pass.
+    executed = trajectories * (products * (3 + recomputed[0]) + attention * (3.5 + recomputed[1]) + head * 4)
     shards = mesh.data * mesh.fsdp
     shape = batch.shape_of(batch.row_length(tokens), shards, limits=batch.limits(config, step_size=trajectories))
     rows = shape.rows // shards
     micro_batches = -(-trajectories // (shards * rows * max(1, shape.tokens // tokens)))
-    sent = micro_batches * _bytes_a_micro_batch(architecture, mesh, rows * shape.tokens, 2 + again[0], config)
-    return Estimate(
+    sent = micro_batches * _bytes_per_micro_batch(architecture, mesh, rows * shape.tokens, 2 + recomputed[0], config)
+    return UpdateCost(
         flops=trajectories * 3 * (products + attention + head),
         executed_flops=executed,
         compute_seconds=executed / (num_devices * chip.peak_flops * UTILIZATION),
@@ -89,7 +89,7 @@ def of_update(
             f"{trajectories} trajectories, every one {tokens} tokens long (task.max_prompt_tokens + "
             f"rollout.max_response_tokens); {topology.generation} at {UTILIZATION:.0%} of its published "
             f"{chip.peak_flops / 1e12:.0f} TFLOP/s and {LINK_UTILIZATION:.0%} of {chip.link_bandwidth / 1e9:.0f} GB/s between "
-            "chips, one after the other; no reference pass, no host work"
+            "chips, not overlapped; no reference pass, no host work"
         ),
     )
 
@@ -97,9 +97,9 @@ def of_update(
 def generate_seconds(
     architecture: model.Architecture, topology: topology_lib.Topology, num_devices: int, config: config_lib.Config
 ) -> float:
-    """The time to sample a round's responses, all of them `rollout.max_response_tokens` long.
+    """Seconds to sample a round's responses, all `rollout.max_response_tokens` long.
 
-    Decoding reads the weights and the slots' whole cache from memory for each token; prefill is left out.
+    Each decode step reads the weights and the whole cache of all slots from memory; prefill is left out.
     """
     chips, tensor, rollout = topology.host.num_chips, config.mesh.tensor, config.rollout
     hosts = max(1, num_devices // chips)
@@ -107,26 +107,26 @@ def generate_seconds(
     size = 4 if config.model.compute_dtype == "float32" else 2
     weights = (layer_weights(architecture) + architecture.width * architecture.vocab_size) / tensor
     kv_heads = architecture.num_kv_heads / (tensor if architecture.num_kv_heads % tensor == 0 else 1)
-    of_token = 2 * architecture.num_layers * kv_heads * architecture.head_size
-    cache = rollout.decode_slots * tensor / chips * config.max_tokens * of_token
-    sums = 2 * architecture.num_layers * SUM_SECONDS if tensor > 1 else 0.0
-    seconds = size * (weights + cache) / (topology.chip.hbm_bandwidth * MEMORY_UTILIZATION) + sums
+    cache_per_token = 2 * architecture.num_layers * kv_heads * architecture.head_size
+    cache = rollout.decode_slots * tensor / chips * config.max_tokens * cache_per_token
+    sum_seconds = 2 * architecture.num_layers * SUM_SECONDS if tensor > 1 else 0.0
+    seconds = size * (weights + cache) / (topology.chip.hbm_bandwidth * MEMORY_UTILIZATION) + sum_seconds
     return waves * rollout.max_response_tokens * seconds
 
 
-def _bytes_a_micro_batch(
-    architecture: model.Architecture, mesh: Mesh, tokens: int, gathers: int, config: config_lib.Config
+def _bytes_per_micro_batch(
+    architecture: model.Architecture, mesh: AxisSizes, tokens: int, gathers: int, config: config_lib.Config
 ) -> float:
-    """Bytes that a device receives: weights gathered, gradients scattered, and the tensor axis's sums of activations.
+    """Bytes that a device receives: gathered weights, scattered gradients, and sums of activations over the tensor axis.
 
     Args:
-      tokens: of a device's rows.
-      gathers: times that each layer's weights are gathered.
+      tokens: in the rows of a device.
+      gathers: number of times that the weights of each layer are gathered.
     """
     size = 4 if config.model.compute_dtype == "float32" else 2
-    of_fsdp, of_tensor = (mesh.fsdp - 1) / mesh.fsdp, (mesh.tensor - 1) / mesh.tensor
+    fsdp_share, tensor_share = (mesh.fsdp - 1) / mesh.fsdp, (mesh.tensor - 1) / mesh.tensor
     head = architecture.width * architecture.vocab_size
     weights = layer_weights(architecture) * (gathers * size + 4) + head * (size + 4)
-    # Two sums forward and two backward in each layer, each a reduce-scatter and an all-gather; once more where computed again.
+    # Two sums forward and two backward per layer, each a reduce-scatter and an all-gather; the forward two again with remat.
     sums = architecture.num_layers * (2 * gathers) * 2 * tokens * architecture.width * size
-    return weights / mesh.tensor * of_fsdp + sums * of_tensor
+    return weights / mesh.tensor * fsdp_share + sums * tensor_share

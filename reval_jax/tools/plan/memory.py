@@ -1,8 +1,8 @@
-"""What lies on a device in each phase of a round, by kind: from shapes alone, and with what the compiler says added.
+"""Memory of a device in each phase of a round, by kind: a lower bound from shapes alone, or with compiled programs.
 
-A round has four phases that differ in what is on the devices: `score` (the reference scores trajectories), `update` (one
-optimizer step), `sync_weights` (the sampler's copy is made) and `generate` (responses are sampled). The learner's parameters
-and optimizer state are there in all of them.
+A round has four phases with different arrays on the devices: `score` (the reference scores trajectories), `update` (one
+optimizer step), `sync_weights` (the sampler gets its copy of the weights) and `generate` (responses are sampled). The
+learner's parameters and optimizer state are on the devices in all of them.
 """
 
 from __future__ import annotations
@@ -39,24 +39,24 @@ KINDS = (
     "temporaries",
     "programs",
 )
-"""What the bytes are of; `temporaries` is what else a program needs while it runs, its padding included."""
+"""Kinds of arrays; `temporaries` is all else that a program needs while it runs, padding included."""
 
 
 class Phase(NamedTuple):
-    """One phase's bytes on the fullest device."""
+    """Bytes of one phase on the fullest device."""
 
     name: str
     kinds: dict[str, int]  # by KINDS; together `total`
-    is_measured: bool  # from compiled programs; else at least this much, from shapes alone
-    refusal: str | None = None  # the compiler's words, where it refused a program
+    is_compiled: bool  # with compiled programs; else a lower bound from shapes alone
+    refusal: str | None = None  # the compiler's message, if it refused a program
 
     @property
     def total(self) -> int:
-        """Bytes of all kinds together."""
+        """Sum over all kinds."""
         return sum(self.kinds.values())
 
     def fits(self, capacity: int) -> bool:
-        """Whether a device of so many bytes can run it, as far as is known."""
+        """Whether a device of `capacity` bytes can run it, as far as known."""
         return self.refusal is None and self.total <= capacity
 
 
@@ -69,49 +69,49 @@ def tree_bytes(tree: Any) -> int:
 
 
 def phases(config: config_lib.Config) -> list[str]:
-    """The phases of the config's rounds: nothing is scored where the algorithm has no reference."""
+    """The phases of a round; there is no `score` if the algorithm has no reference."""
     return [name for name in PHASES if name != "score" or algorithms.choose(config).has_reference]
 
 
-def at_least(architecture: model.Architecture, pod: compilation.Pod, config: config_lib.Config) -> list[Phase]:
-    """Each phase's bytes that no compiler can avoid, from shapes alone.
+def lower_bounds(architecture: model.Architecture, pod: compilation.Pod, config: config_lib.Config) -> list[Phase]:
+    """Each phase with a lower bound of its bytes, from shapes alone.
 
     Raises:
-      ValueError: the config does not go with the devices.
+      ValueError: the config does not fit the number of devices.
     """
     mesh = mesh_lib.make(config.mesh, pod.devices)
-    params, optimizer, frozen = _learner_bytes(architecture, mesh, config.optimizer, config.model.compute_dtype)
+    params, optimizer, reference = _learner_bytes(architecture, mesh, config.optimizer, config.model.compute_dtype)
     shape = compilation.largest_shape(mesh_lib.num_row_shards(mesh), config)
     rows = tree_bytes(batch.abstract(shape, mesh))
     engine = compilation.make_engine(architecture, pod, config)
     copy = _copy_bytes(engine)
-    everywhere = {"params": params, "optimizer": optimizer}
+    always = {"params": params, "optimizer": optimizer}
     if config.update.reference_memory == "device" and algorithms.choose(config).has_reference:
-        everywhere["reference"] = frozen
-    only_in = {
-        "score": {"reference": frozen, "batch": rows},
+        always["reference"] = reference
+    own = {
+        "score": {"reference": reference, "batch": rows},
         "update": {
             "gradients": params,
             "batch": rows,
-            "temporaries": _kept_for_backward(architecture, mesh, shape, config) + _head(architecture, mesh, config),
+            "temporaries": _residual_bytes(architecture, mesh, shape, config) + _head_bytes(architecture, mesh, config),
         },
         "sync_weights": {"sampler_copy": copy},
         "generate": {"sampler_copy": copy, "kv_cache": _slot_bytes(engine), "prompt_cache": _prompt_bytes(engine)},
     }
-    nothing = dict.fromkeys(KINDS, 0)
-    return [Phase(name, nothing | everywhere | only_in[name], is_measured=False) for name in phases(config)]
+    zeros = dict.fromkeys(KINDS, 0)
+    return [Phase(name, zeros | always | own[name], is_compiled=False) for name in phases(config)]
 
 
 @functools.lru_cache(maxsize=64)
 def _learner_bytes(
     architecture: model.Architecture, mesh: jax.sharding.Mesh, settings: config_lib.Optimizer, compute_dtype: str
 ) -> tuple[int, int, int]:
-    """Bytes of the parameters, of the optimizer's state and of the reference's copy."""
+    """Bytes of the parameters, of the optimizer state and of the reference."""
     params = update.abstract_params(architecture, mesh)
     optimizer = update.abstract(params, update.make_optimizer(settings), mesh).opt_state
     dtypes = model.compute_dtypes(params, compute_dtype)
-    frozen = jax.tree.map(lambda leaf, dtype: leaf.update(dtype=dtype), params, dtypes)
-    return tree_bytes(params), tree_bytes(optimizer), tree_bytes(frozen)
+    reference = jax.tree.map(lambda leaf, dtype: leaf.update(dtype=dtype), params, dtypes)
+    return tree_bytes(params), tree_bytes(optimizer), tree_bytes(reference)
 
 
 @functools.lru_cache(maxsize=64)
@@ -130,28 +130,32 @@ def _prompt_bytes(engine: sampler.Engine) -> int:
     return tree_bytes(sampler.abstract_prompts(engine, width))
 
 
-def _kept_for_backward(
+def _residual_bytes(
     architecture: model.Architecture, mesh: jax.sharding.Mesh, shape: batch.Shape, config: config_lib.Config
 ) -> int:
-    """Bytes that every layer keeps for its backward pass, by `model.remat`: its input, and what the policy names."""
+    """Bytes that the layers keep for their backward pass: each layer's input, and what `model.remat` keeps beside it.
+
+    The policies are in `model.forward`, the arrays that they name are marked by SAVED_PRODUCT and SAVED_ATTENTION of
+    `model.linear`: a change there has to be repeated here, as the sizes of those arrays.
+    """
     tensor = mesh.shape["tensor"]
 
-    def part(size: int) -> int:
+    def local(size: int) -> int:
         return size // tensor if size % tensor == 0 else size
 
-    query = part(architecture.num_heads) * architecture.head_size
-    key_value = 2 * part(architecture.num_kv_heads) * architecture.head_size
+    query = local(architecture.num_heads) * architecture.head_size
+    key_value = 2 * local(architecture.num_kv_heads) * architecture.head_size
     kept = architecture.width
     if config.model.remat != "full":
         kept += query  # the attention's output
     if config.model.remat in ("dots", "none"):
-        kept += query + key_value + architecture.width + 2 * part(architecture.mlp_width)
+        kept += query + key_value + architecture.width + 2 * local(architecture.mlp_width)
     tokens = shape.rows // mesh_lib.num_row_shards(mesh) * shape.tokens
     return architecture.num_layers * tokens * kept * jnp.dtype(config.model.compute_dtype).itemsize
 
 
-def _head(architecture: model.Architecture, mesh: jax.sharding.Mesh, config: config_lib.Config) -> int:
-    """Bytes of the head gathered over fsdp and of its float32 gradient before it is scattered."""
+def _head_bytes(architecture: model.Architecture, mesh: jax.sharding.Mesh, config: config_lib.Config) -> int:
+    """Bytes of the head gathered over fsdp, and of its float32 gradient before that is scattered (both in `scores`)."""
     if mesh.shape["fsdp"] == 1:
         return 0
     split = mesh.shape["tensor"] if architecture.vocab_size % mesh.shape["tensor"] == 0 else 1
@@ -160,27 +164,27 @@ def _head(architecture: model.Architecture, mesh: jax.sharding.Mesh, config: con
     )
 
 
-_OF_PROGRAM = {
+_HELD_BY_PROGRAM = {
     "score": ("reference", "batch"),
     "update": ("params", "optimizer", "gradients", "batch"),
     "sync_weights": ("params", "sampler_copy"),
     "prefill": ("sampler_copy", "prompt_cache"),
     "decode": ("sampler_copy", "kv_cache"),
 }
-"""The kinds that a program holds itself, as arguments, results or temporaries."""
+"""The kinds that are among a program's own arguments, results or temporaries."""
 
 
-def measured(known: Phase, results: dict[str, compilation.Result]) -> Phase:
-    """The phase with what its programs need: what they hold themselves, and what lies beside them.
+def with_programs(bound: Phase, results: dict[str, compilation.Result]) -> Phase:
+    """The phase with the memory of its compiled programs: their own arrays, and those that stay on the device beside them.
 
     Args:
-      known: of `at_least`.
+      bound: from `lower_bounds`.
       results: of the phase's programs, by name.
     """
     refused = [result.reason for result in results.values() if isinstance(result, compilation.TooLarge)]
-    compiled = [result for result in results.values() if isinstance(result, compilation.Measured)]
+    compiled = [result for result in results.values() if isinstance(result, compilation.ProgramMemory)]
     temporaries = max(
-        result.needed - sum(known.kinds[kind] for kind in _OF_PROGRAM[name]) for name, result in results.items()
+        result.needed - sum(bound.kinds[kind] for kind in _HELD_BY_PROGRAM[name]) for name, result in results.items()
     )
-    kinds = known.kinds | {"temporaries": max(0, temporaries), "programs": sum(result.code for result in compiled)}
-    return Phase(known.name, kinds, is_measured=True, refusal=refused[0] if refused else None)
+    kinds = bound.kinds | {"temporaries": max(0, temporaries), "programs": sum(result.code for result in compiled)}
+    return Phase(bound.name, kinds, is_compiled=True, refusal=refused[0] if refused else None)

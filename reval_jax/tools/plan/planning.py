@@ -1,8 +1,4 @@
-"""Will it fit, before you have the machine: the run's real programs compiled for a named TPU slice, and their memory added up.
-
-`plan` answers for one config, or with a search for the fastest variant of it that fits. Only shapes are compiled: no weights
-are read and no TPU is needed, but libtpu is, for its compiler.
-"""
+"""The plan of a config on a TPU slice: whether it fits, by phase and kind of memory, and what to change."""
 
 from __future__ import annotations
 
@@ -15,7 +11,7 @@ from reval_jax.tools.plan import advice, compilation, estimate, memory, search, 
 
 
 class Plan(NamedTuple):
-    """What a config needs on a slice."""
+    """Memory and estimated time of a config on a slice."""
 
     config: config_lib.Config
     topology: topology.Topology
@@ -23,31 +19,31 @@ class Plan(NamedTuple):
     source: str  # of the architecture
     capacity: int  # bytes of a device that programs may use
     phases: list[memory.Phase]
-    update: compilation.Result | None  # None where it was not compiled
-    estimate: estimate.Estimate
+    update: compilation.Result | None  # None if it was not compiled
+    estimate: estimate.UpdateCost
     generate_seconds: float  # estimated, to sample a round's responses
-    advice: str  # which setting to change; empty where it fits
+    advice: str  # which setting to change; empty if it fits
 
     @property
     def fits(self) -> bool:
-        """Whether every phase does, all its programs compiled."""
-        return all(phase.is_measured and phase.fits(self.capacity) for phase in self.phases)
+        """Whether every phase is compiled and fits."""
+        return all(phase.is_compiled and phase.fits(self.capacity) for phase in self.phases)
 
     @property
     def worst(self) -> memory.Phase:
-        """The phase that needs most, a refused one before all others."""
+        """The phase that needs most memory; a refused one comes before all others."""
         return max(self.phases, key=lambda phase: (phase.refusal is not None, phase.total))
 
 
 def plan(
-    config: config_lib.Config, slice_name: str, *, is_searching: bool = False, say: Callable[[str], None] = print
+    config: config_lib.Config, slice_name: str, *, is_searching: bool = False, log: Callable[[str], None] = print
 ) -> Plan:
-    """The plan of a config, or of the fastest variant of it that fits.
+    """The plan of a config, or of its fastest variant that fits.
 
     Args:
       slice_name: as for `topology.named`.
       is_searching: try model.remat, update.micro_batch_tokens, rollout.decode_slots and, if need be, mesh.tensor.
-      say: told of each step.
+      log: called with a line of text about each step.
 
     Raises:
       ValueError: the config, the slice's name or the model can't be used, or libtpu is missing.
@@ -59,9 +55,9 @@ def plan(
     architecture, source = weights.find_architecture(config.model.path)
     pod = compilation.open_pod(named)
     trajectories.check_divides(config.rollout.prompts_per_round, named.num_chips // named.host.num_chips)
-    compile_program = compilation.compiler(architecture, pod, say)
+    compile_program = compilation.compiler(architecture, pod, log)
     if is_searching:
-        config = search_with(architecture, pod, config, compile_program, say) or frugal(architecture, pod, config)
+        config = search_with(architecture, pod, config, compile_program, log) or frugal(architecture, pod, config)
     return examine(architecture, source, pod, config, compile_program)
 
 
@@ -70,19 +66,19 @@ def search_with(
     pod: compilation.Pod,
     config: config_lib.Config,
     compile_program: compilation.Compile,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> config_lib.Config | None:
-    """`search.find` with phases judged by compiling their programs."""
+    """`search.find`, compiling the programs of a phase to decide whether it fits."""
 
     def fits(candidate: config_lib.Config, name: str) -> bool:
-        known = {phase.name: phase for phase in memory.at_least(architecture, pod, candidate)}
-        return compile_phase(known[name], candidate, compile_program).fits(pod.capacity)
+        bounds = {phase.name: phase for phase in memory.lower_bounds(architecture, pod, candidate)}
+        return compile_phase(bounds[name], candidate, compile_program).fits(pod.capacity)
 
-    return search.find(architecture, pod, config, fits, say)
+    return search.find(architecture, pod, config, fits, log)
 
 
 def frugal(architecture: model.Architecture, pod: compilation.Pod, config: config_lib.Config) -> config_lib.Config:
-    """The variant that needs least memory, to say by how much even that does not fit."""
+    """The variant that needs least memory, to report by how much even that does not fit."""
     variants = []
     for tensor in search.tensors(architecture, pod, config):
         sized = search.replace(search.replace(config, "mesh.tensor", tensor), "model.remat", "full")
@@ -91,17 +87,17 @@ def frugal(architecture: model.Architecture, pod: compilation.Pod, config: confi
         variants.append(
             search.replace(fewest[0], "update.micro_batch_tokens", min(row, config.update.micro_batch_tokens))
         )
-    return min(variants, key=lambda each: max(phase.total for phase in memory.at_least(architecture, pod, each)))
+    return min(variants, key=lambda each: max(phase.total for phase in memory.lower_bounds(architecture, pod, each)))
 
 
-def compile_phase(known: memory.Phase, config: config_lib.Config, compile_program: compilation.Compile) -> memory.Phase:
-    """The phase as its compiled programs are."""
+def compile_phase(bound: memory.Phase, config: config_lib.Config, compile_program: compilation.Compile) -> memory.Phase:
+    """The phase, with its programs compiled."""
     results: dict[str, compilation.Result] = {}
-    for program in memory.PHASES[known.name]:
+    for program in memory.PHASES[bound.name]:
         results[program] = compile_program(program, config)
         if isinstance(results[program], compilation.TooLarge):
             break
-    return memory.measured(known, results)
+    return memory.with_programs(bound, results)
 
 
 def examine(
@@ -111,8 +107,8 @@ def examine(
     config: config_lib.Config,
     compile_program: compilation.Compile,
 ) -> Plan:
-    """The plan of one config. Where shapes alone show that a phase does not fit, nothing is compiled."""
-    phases = memory.at_least(architecture, pod, config)
+    """The plan of one config. If the lower bound of any phase does not fit, nothing is compiled."""
+    phases = memory.lower_bounds(architecture, pod, config)
     update: compilation.Result | None = None
     if all(phase.fits(pod.capacity) for phase in phases):
         phases = [compile_phase(phase, config, compile_program) for phase in phases]
@@ -126,66 +122,66 @@ def examine(
         capacity=pod.capacity,
         phases=phases,
         update=update,
-        estimate=estimate.of_update(architecture, pod.topology, chips, config),
+        estimate=estimate.update_cost(architecture, pod.topology, chips, config),
         generate_seconds=estimate.generate_seconds(architecture, pod.topology, chips, config),
-        advice=advice.of(architecture, pod, config, phases),
+        advice=advice.advise(architecture, pod, config, phases),
     )
 
 
-def as_json(found: Plan) -> dict[str, Any]:
-    """The plan as `--json` writes it; `fits`, `bytes_per_device` and `settings` are a contract."""
-    each = {phase.name: phase.kinds | {"total": phase.total} for phase in found.phases}
+def as_json(plan: Plan) -> dict[str, Any]:
+    """The plan as `--json` writes it; the keys `fits`, `bytes_per_device` and `settings` are stable."""
+    each = {phase.name: phase.kinds | {"total": phase.total} for phase in plan.phases}
     return {
-        "fits": found.fits,
-        "bytes_per_device": each | {"capacity": found.capacity},
-        "settings": config_lib.to_tree(found.config),
-        "is_compiled": all(phase.is_measured for phase in found.phases),
-        "worst_phase": found.worst.name,
-        "refusals": {phase.name: phase.refusal for phase in found.phases if phase.refusal},
-        "advice": found.advice,
-        "topology": found.topology.name,
-        "chips": found.topology.num_chips,
-        "chips_per_host": found.topology.host.num_chips,
-        "model": found.source,
-        "collectives": found.update.collectives if isinstance(found.update, compilation.Measured) else None,
-        "estimate": found.estimate._asdict()
-        | {"seconds": found.estimate.seconds, "tokens_per_s": found.estimate.tokens_per_s},
-        "estimated_generate_seconds": found.generate_seconds,
+        "fits": plan.fits,
+        "bytes_per_device": each | {"capacity": plan.capacity},
+        "settings": config_lib.to_tree(plan.config),
+        "is_compiled": all(phase.is_compiled for phase in plan.phases),
+        "worst_phase": plan.worst.name,
+        "refusals": {phase.name: phase.refusal for phase in plan.phases if phase.refusal},
+        "advice": plan.advice,
+        "topology": plan.topology.name,
+        "chips": plan.topology.num_chips,
+        "chips_per_host": plan.topology.host.num_chips,
+        "model": plan.source,
+        "collectives": plan.update.collectives if isinstance(plan.update, compilation.ProgramMemory) else None,
+        "estimate": plan.estimate._asdict()
+        | {"seconds": plan.estimate.seconds, "tokens_per_s": plan.estimate.tokens_per_s},
+        "estimated_generate_seconds": plan.generate_seconds,
     }
 
 
-def sentences(found: Plan) -> str:
-    """The plan as a person reads it: bytes by phase and kind, the verdict, what to change, and how long an update takes."""
-    slice_ = found.topology
-    mesh = estimate.axes(found.config, slice_.num_chips)
+def summary(plan: Plan) -> str:
+    """The plan as text: bytes by phase and kind, the verdict, advice, and the estimated time of an update."""
+    slice_ = plan.topology
+    mesh = estimate.axes(plan.config, slice_.num_chips)
     lines = [
-        f"model      {found.source}",
+        f"model      {plan.source}",
         f"slice      {slice_.name}: {slice_.num_chips} chips, {slice_.host.num_chips} a host, "
-        f"{_gib(found.capacity)} GiB each for programs",
+        f"{_gib(plan.capacity)} GiB each for programs",
         f"mesh       data {mesh.data} x fsdp {mesh.fsdp} x tensor {mesh.tensor}",
-        "settings   " + ", ".join(f"{name} {value}" for name, value in _searched(found.config).items()),
+        "settings   " + ", ".join(f"{name} {value}" for name, value in _searched(plan.config).items()),
         "",
-        *_table(found),
+        *_table(plan),
         "",
-        _verdict(found),
+        _verdict(plan),
     ]
-    if found.advice:
-        lines += [f"  {line}" for line in found.advice.splitlines()]
-    if isinstance(found.update, compilation.Measured):
-        counts = ", ".join(f"{count} {kind}" for kind, count in found.update.collectives.items()) or "none"
+    if plan.advice:
+        lines += [f"  {line}" for line in plan.advice.splitlines()]
+    if isinstance(plan.update, compilation.ProgramMemory):
+        counts = ", ".join(f"{count} {kind}" for kind, count in plan.update.collectives.items()) or "none"
         lines += [
-            "compiled with least effort at speed: the run's own compilation may need some percent more or less",
+            "compiled at low effort: the run's own programs may need a few percent more or less",
             "",
-            f"collectives in the update's program (a loop's body counted once): {counts}",
+            f"collectives in the update program (the body of a loop counted once): {counts}",
         ]
-    made = found.estimate
+    cost = plan.estimate
     lines += [
-        f"an update: {made.flops:.3g} FLOPs ({made.executed_flops:.3g} with what is computed again); estimated "
-        f"{made.seconds:.0f} s ({made.compute_seconds:.0f} computing, {made.link_seconds:.0f} communicating), "
-        f"{made.tokens_per_s:,.0f} tokens/s",
-        f"  assumed: {made.assumptions}",
-        f"a round's responses: estimated {found.generate_seconds:.0f} s",
-        f"  assumed: every one is {found.config.rollout.max_response_tokens} tokens long; the weights and the whole cache are "
+        f"an update: {cost.flops:.3g} FLOPs ({cost.executed_flops:.3g} with rematerialisation); estimated "
+        f"{cost.seconds:.0f} s ({cost.compute_seconds:.0f} computing, {cost.link_seconds:.0f} communicating), "
+        f"{cost.tokens_per_s:,.0f} tokens/s",
+        f"  assumed: {cost.assumptions}",
+        f"a round's responses: estimated {plan.generate_seconds:.0f} s",
+        f"  assumed: each is {plan.config.rollout.max_response_tokens} tokens long; the weights and the whole cache are "
         f"read for each token, at {estimate.MEMORY_UTILIZATION:.0%} of {slice_.chip.hbm_bandwidth / 1e9:.0f} GB/s",
     ]
     return "\n".join(lines)
@@ -200,22 +196,22 @@ def _searched(config: config_lib.Config) -> dict[str, Any]:
     }
 
 
-def _table(found: Plan) -> list[str]:
-    """GiB on a chip: a row for each kind, a column for each phase."""
-    kinds = [kind for kind in memory.KINDS if any(phase.kinds[kind] for phase in found.phases)]
-    head = f"{'GiB a chip':<14}" + "".join(f"{phase.name:>11}" for phase in found.phases)
-    rows = [f"{kind:<14}" + "".join(f"{_gib(phase.kinds[kind]):>11}" for phase in found.phases) for kind in kinds]
-    return [head, *rows, f"{'total':<14}" + "".join(f"{_gib(phase.total):>11}" for phase in found.phases)]
+def _table(plan: Plan) -> list[str]:
+    """GiB per chip: a row for each kind, a column for each phase."""
+    kinds = [kind for kind in memory.KINDS if any(phase.kinds[kind] for phase in plan.phases)]
+    head = f"{'GiB per chip':<14}" + "".join(f"{phase.name:>11}" for phase in plan.phases)
+    rows = [f"{kind:<14}" + "".join(f"{_gib(phase.kinds[kind]):>11}" for phase in plan.phases) for kind in kinds]
+    return [head, *rows, f"{'total':<14}" + "".join(f"{_gib(phase.total):>11}" for phase in plan.phases)]
 
 
-def _verdict(found: Plan) -> str:
-    worst = found.worst
-    share = f"{worst.name} needs {_gib(worst.total)} of {_gib(found.capacity)} GiB"
-    if found.fits:
+def _verdict(plan: Plan) -> str:
+    worst = plan.worst
+    share = f"{worst.name} needs {_gib(worst.total)} of {_gib(plan.capacity)} GiB"
+    if plan.fits:
         return f"fits; the fullest phase: {share}"
-    if not worst.is_measured:
+    if not worst.is_compiled:
         share = (
-            f"{worst.name} needs at least {_gib(worst.total)} of {_gib(found.capacity)} GiB, by shapes alone: nothing was "
+            f"{worst.name} needs at least {_gib(worst.total)} of {_gib(plan.capacity)} GiB, by shapes alone; nothing was "
             "compiled"
         )
     return f"does not fit: {share}" + (f" ({worst.refusal})" if worst.refusal else "")

@@ -1,4 +1,4 @@
-"""Names of TPU slices → their chips, as devices to compile for on a machine without them."""
+"""TPU slices by name, and their chips as devices to compile for on a machine without TPUs."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from jax.experimental import topologies
 
 
 class Chip(NamedTuple):
-    """What a generation's documentation says of one chip (cloud.google.com/tpu/docs/v4, v5e, v5p, v6e)."""
+    """One chip of a generation, as documented at cloud.google.com/tpu/docs/v4, v5e, v5p, v6e."""
 
     peak_flops: float  # bfloat16 FLOP/s
     hbm_bandwidth: float  # bytes/s
     link_bandwidth: float  # bytes/s to the other chips, one way, all links together
     counts_cores: bool  # a slice's common name counts TensorCores, two a chip, not chips
-    host: tuple[int, ...]  # how the chips of a host lie in a slice of several hosts
+    host: tuple[int, ...]  # chips of a host along each dimension, in a slice of several hosts
 
 
 CHIPS = {
@@ -35,7 +35,7 @@ CHIPS = {
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _DEEP = "2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8 8x8x16 8x16x16 16x16x16".split()  # noqa: SIM905
 _ALIASES = {"v5litepod": "v5e", "v5lite": "v5e"}
-# libtpu asks the machine what it is, and complains where it is no TPU; and it refuses a second process.
+# Without these libtpu queries the machine for a TPU, prints errors if there is none, and refuses a second process.
 _QUIET = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
@@ -73,7 +73,7 @@ class Topology(NamedTuple):
 
 
 def common_names() -> dict[str, Topology]:
-    """Each slice's common name, such as v5e-256 or v5p-128, and what it means."""
+    """Topology of each common slice name, such as v5e-256 or v5p-128."""
     names = {}
     for generation, chip in CHIPS.items():
         for text in _DEEP if len(chip.host) == 3 else _FLAT:
@@ -83,7 +83,7 @@ def common_names() -> dict[str, Topology]:
 
 
 def named(name: str) -> Topology:
-    """The slice that a common name (v5e-256, v5litepod-256, v5p-128) or a topology (v5e:16x16) means.
+    """The slice with this common name (v5e-256, v5litepod-256, v5p-128) or topology (v5e:16x16).
 
     Raises:
       ValueError: it is neither.
@@ -97,19 +97,19 @@ def named(name: str) -> Topology:
         shape = tuple(int(part) for part in size.split("x"))
         if len(shape) == len(CHIPS[generation].host):
             return Topology(generation, shape)
-    spelled = [*known, *(topology.name for topology in known.values())]
-    nearest = difflib.get_close_matches(f"{generation}{separator}{size}", spelled, n=4, cutoff=0.0)
+    names = [*known, *(topology.name for topology in known.values())]
+    nearest = difflib.get_close_matches(f"{generation}{separator}{size}", names, n=4, cutoff=0.0)
     raise ValueError(
-        f"--topology {name!r} is not known: neither a slice's common name nor a generation ({', '.join(CHIPS)}) with its "
-        f"chips along each dimension. v4 and v5p names count TensorCores, two a chip. Nearest: {', '.join(nearest)}."
+        f"--topology {name!r} is not known. Use a common slice name, or a generation ({', '.join(CHIPS)}) with its chips along "
+        f"each dimension. v4 and v5p names count TensorCores, two a chip. Nearest: {', '.join(nearest)}."
     )
 
 
 def devices(topology: Topology) -> list[jax.Device]:
-    """The slice's chips, to compile for.
+    """The chips of the slice, as devices to compile for.
 
     Raises:
-      ValueError: libtpu is not installed, or it does not know such a slice.
+      ValueError: libtpu is not installed, or does not know the slice.
     """
     require_compiler()
     for variable, value in _QUIET.items():
@@ -119,44 +119,46 @@ def devices(topology: Topology) -> list[jax.Device]:
     if topology.generation == "v4":
         options["chip_config_name"] = "megacore"  # as JAX uses a v4 chip: one device, not one a core
     try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=topology.name, **options)
+        description = topologies.get_topology_desc(platform="tpu", topology_name=topology.name, **options)
     except jax.errors.JaxRuntimeError as error:
         raise ValueError(
-            f"--topology {topology.name}: libtpu does not know such a slice ({str(error).splitlines()[0]}). Use a common "
+            f"--topology {topology.name}: libtpu does not know this slice ({str(error).splitlines()[0]}). Use a common "
             "one, for example v5e-16 or v5p-128."
         ) from error
-    return list(found.devices)
+    return list(description.devices)
 
 
 def require_compiler() -> None:
-    """Refuse where libtpu, TPU's compiler, is missing.
+    """Checks that libtpu, which holds the TPU compiler, is installed.
 
     Raises:
-      ValueError: it is; the message says which version this jax needs.
+      ValueError: it is not; the message names the version that this jax needs.
     """
     if importlib.util.find_spec("libtpu") is not None:
         return
-    wanted = [line for line in importlib.metadata.requires("jax") or () if re.match(r"libtpu\b.*extra == .tpu", line)]
-    package = wanted[0].split(";")[0].strip() if wanted else "libtpu"
+    requirements = [
+        line for line in importlib.metadata.requires("jax") or () if re.match(r"libtpu\b.*extra == .tpu", line)
+    ]
+    package = requirements[0].split(";")[0].strip() if requirements else "libtpu"
     raise ValueError(
-        "plan compiles for TPUs with libtpu, which is not installed here. It needs no TPU, and jax "
-        f"{jax.__version__} goes with one version of it: pip install '{package}'"
+        "plan compiles for TPUs with libtpu, which is not installed here. No TPU is needed. jax "
+        f"{jax.__version__} needs this version: pip install '{package}'"
     )
 
 
 def hbm_bytes(device: jax.Device) -> int:
-    """Bytes of a chip's memory that a program may use, as its compiler says when asked for more."""
+    """Bytes of a chip's memory that a program may use, from the compiler's refusal of a program that needs far more."""
     far_too_much = jax.ShapeDtypeStruct(
         (2**50,), jnp.int8, sharding=jax.sharding.SingleDeviceSharding(device, memory_kind="device")
     )
     try:
         jax.jit(lambda array: array + jnp.int8(1)).lower(far_too_much).compile()
     except jax.errors.JaxRuntimeError as error:
-        found = re.search(r"available HBM \(([\d.]+[KMGT]?)\)", str(error))
-        if found:
-            return parse_bytes(found[1])
+        available = re.search(r"available HBM \(([\d.]+[KMGT]?)\)", str(error))
+        if available:
+            return parse_bytes(available[1])
         raise
-    raise RuntimeError(f"a program of {2**50} bytes was compiled for {device.device_kind}, so its memory is unknown")
+    raise RuntimeError(f"a program of {2**50} bytes compiles for {device.device_kind}, so its memory is unknown")
 
 
 def parse_bytes(text: str) -> int:
