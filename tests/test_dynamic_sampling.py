@@ -31,21 +31,21 @@ def with_rewards(rewards, samples):
     data=strategies.data(),
 )
 def test_groups_whose_rewards_differ_come_first_and_others_fill_what_is_missing(groups, data):
-    made = with_rewards(list(itertools.chain.from_iterable(groups)), 3)
-    assert trajectories.is_mixed(made).reshape(-1, 3).tolist() == [[0 < sum(group) < 3] * 3 for group in groups]
-    asked = data.draw(strategies.integers(1, len(groups)))
+    sampled = with_rewards(list(itertools.chain.from_iterable(groups)), 3)
+    assert trajectories.is_mixed(sampled).reshape(-1, 3).tolist() == [[0 < sum(group) < 3] * 3 for group in groups]
+    num_groups = data.draw(strategies.integers(1, len(groups)))
     mixed = [index for index, group in enumerate(groups) if 0 < sum(group) < 3]
     others = [index for index in range(len(groups)) if index not in mixed]
-    kept = sorted((mixed + others)[:asked])
-    assert trajectories.choose_groups(made, asked).tolist() == [
+    kept = sorted((mixed + others)[:num_groups])
+    assert trajectories.choose_groups(sampled, num_groups).tolist() == [
         3 * index + sample for index in kept for sample in range(3)
     ]
 
 
 def test_the_penalty_climbs_over_the_buffer_to_one_at_the_limit():
     settings = config.Rollout(max_response_tokens=100, truncated="penalty", penalty_tokens=20)
-    found = trajectories.length_penalty(np.array([1, 79, 80, 81, 90, 100]), settings)
-    np.testing.assert_allclose(found, [0, 0, 0, 0.05, 0.5, 1], rtol=1e-6)
+    penalty = trajectories.length_penalty(np.array([1, 79, 80, 81, 90, 100]), settings)
+    np.testing.assert_allclose(penalty, [0, 0, 0, 0.05, 0.5, 1], rtol=1e-6)
     assert not trajectories.length_penalty(np.array([1, 100]), config.Rollout(max_response_tokens=100)).any()
 
 
@@ -94,10 +94,10 @@ def test_a_round_that_is_stopped_in_its_second_wave_keeps_the_first_and_ends_ali
     tiny_runs.play(file, tmp_path / "whole", **settings)
     with tiny_runs.stopped_when(lambda count, first: first > 0):  # the second wave
         assert tiny_runs.play(file, tmp_path / "parts", **settings).is_preempted
-    with tiny_runs.given_back() as given:
+    with tiny_runs.counting_restored() as restored:
         assert not tiny_runs.play(file, tmp_path / "parts", **settings).is_preempted
-    assert given[0] == 8
-    assert 0 < given[1] <= 8
+    assert restored[0] == 8
+    assert 0 < restored[1] <= 8
     tiny_runs.assert_same_run(tmp_path / "parts", tmp_path / "whole")
 
 
@@ -112,7 +112,7 @@ def test_a_masked_response_is_sampled_and_counted_and_not_learned_from(tmp_path,
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"filter_groups": True, "samples_per_prompt": 1}, "filter_groups"),
         ({"truncated": "penalty"}, "penalty_tokens=0"),
@@ -120,6 +120,6 @@ def test_a_masked_response_is_sampled_and_counted_and_not_learned_from(tmp_path,
         ({"penalty_tokens": 5}, "reads none"),
     ],
 )
-def test_settings_that_nothing_would_read_are_refused(settings, said):
-    with pytest.raises(ValueError, match=said):
+def test_settings_that_nothing_would_read_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
         config_checks.check_rollout(config.Rollout(**settings))

@@ -30,11 +30,11 @@ def make(lengths, seed=0):
     ]
 
 
-def assert_same(found, expected):
+def assert_same(actual, expected):
     """The same responses bit for bit, in whatever order."""
-    assert found.keys() == {(response.prompt, response.sample) for response in expected}
+    assert actual.keys() == {(response.prompt, response.sample) for response in expected}
     for response in expected:
-        other = found[response.prompt, response.sample]
+        other = actual[response.prompt, response.sample]
         assert (other.prompt, other.sample, other.is_truncated) == (
             response.prompt,
             response.sample,

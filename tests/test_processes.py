@@ -67,8 +67,8 @@ def loss_and_gradients(tmp_path, *, processes, devices, tensor):
         for joined in (addresses(processes) if processes > 1 else [{}])
     ]
     for process in started:
-        _, said = process.communicate(timeout=300)
-        assert process.returncode == 0, said
+        _, output = process.communicate(timeout=300)
+        assert process.returncode == 0, output
     return dict(np.load(file))
 
 
@@ -83,15 +83,15 @@ def test_two_processes_of_four_devices_equal_one_device(tmp_path, tensor):
             single.architecture, params, rows, loss, single.mesh, config=single.config
         )
     )(single.params)
-    found = loss_and_gradients(tmp_path, processes=2, devices=4, tensor=tensor)
-    np.testing.assert_allclose(found["loss"], value, rtol=1e-6)
+    actual = loss_and_gradients(tmp_path, processes=2, devices=4, tensor=tensor)
+    np.testing.assert_allclose(actual["loss"], value, rtol=1e-6)
     leaves, _ = jax.tree_util.tree_flatten_with_path(jax.device_get(gradients))
     params, _ = jax.tree_util.tree_flatten_with_path(jax.device_get(single.params))
     largest = max(np.abs(leaf).max() for _, leaf in leaves)
     for (path, leaf), (_, param) in zip(leaves, params, strict=True):
         name = jax.tree_util.keystr(path)
-        np.testing.assert_allclose(found["gradient" + name], leaf, atol=1e-5 * largest, rtol=0)
-        np.testing.assert_allclose(found["moved" + name], param - 0.1 * leaf, atol=1e-6 * largest + 1e-7, rtol=0)
+        np.testing.assert_allclose(actual["gradient" + name], leaf, atol=1e-5 * largest, rtol=0)
+        np.testing.assert_allclose(actual["moved" + name], param - 0.1 * leaf, atol=1e-6 * largest + 1e-7, rtol=0)
 
 
 @pytest.mark.slow
@@ -101,8 +101,8 @@ def test_two_processes_sample_and_learn_as_one_does_and_go_on(tmp_path):
     assert first.returncode == 0, first.stderr
     second = launch(tmp_path, file, tmp_path / "two", "--run.rounds", "4")
     assert second.returncode == 0, second.stderr
-    code, said = tiny_runs.finish(tiny_runs.start(file, tmp_path / "one", devices=2))
-    assert code == 0, said
+    code, output = tiny_runs.finish(tiny_runs.start(file, tmp_path / "one", devices=2))
+    assert code == 0, output
 
     assert responses(tmp_path / "two") == responses(tmp_path / "one")
     together, single = tiny_runs.metrics_lines(tmp_path / "two"), tiny_runs.metrics_lines(tmp_path / "one")
@@ -117,8 +117,8 @@ def play_in_two(file, run_dir, *options, ends=("never", "never")):
         tiny_runs.start(file, run_dir, *options, end=end, joined=joined)
         for end, joined in zip(ends, addresses(2), strict=True)
     ]
-    codes, said = zip(*(tiny_runs.finish(process) for process in started), strict=True)
-    return list(codes), "".join(said)
+    codes, output = zip(*(tiny_runs.finish(process) for process in started), strict=True)
+    return list(codes), "".join(output)
 
 
 # Two slots and four responses a process: some are not finished when the first are.
@@ -130,8 +130,8 @@ def straight(tmp_path_factory):
     """The config file and a run of two processes that none has stopped."""
     directory = tmp_path_factory.mktemp("straight")
     file = tiny_runs.write_files(directory)
-    codes, said = play_in_two(file, directory / "run", *FEW_SLOTS)
-    assert codes == [0, 0], said
+    codes, output = play_in_two(file, directory / "run", *FEW_SLOTS)
+    assert codes == [0, 0], output
     return file, directory / "run"
 
 
@@ -139,9 +139,9 @@ def straight(tmp_path_factory):
 @pytest.mark.parametrize("ends", [("TERM:journal:2", "never"), ("never", "TERM:journal:2")], ids=["first", "second"])
 def test_one_process_asked_to_stop_stops_both_and_they_go_on_as_if_never_stopped(straight, tmp_path, ends):
     file, never_stopped = straight
-    codes, said = play_in_two(file, tmp_path / "run", *FEW_SLOTS, ends=ends)
-    assert codes == [75, 75], said
-    assert said.count("preempted and saved; run the same command again to resume: 1 rounds") == 2
+    codes, output = play_in_two(file, tmp_path / "run", *FEW_SLOTS, ends=ends)
+    assert codes == [75, 75], output
+    assert output.count("preempted and saved; run the same command again to resume: 1 rounds") == 2
     assert tiny_runs.saved_rounds(tmp_path / "run") == [1]
     kept = [tiny_runs.journals(tmp_path / "run", f"process_{index}_of_2") for index in range(2)]
     for end, files in zip(ends, kept, strict=True):
@@ -149,6 +149,6 @@ def test_one_process_asked_to_stop_stops_both_and_they_go_on_as_if_never_stopped
         # The other learns of it where they meet, after its own share is sampled.
         assert len(finished) == 4 if end == "never" else 0 < len(finished) < 4
 
-    codes, said = play_in_two(file, tmp_path / "run", *FEW_SLOTS)
-    assert codes == [0, 0], said
+    codes, output = play_in_two(file, tmp_path / "run", *FEW_SLOTS)
+    assert codes == [0, 0], output
     tiny_runs.assert_same_run(tmp_path / "run", never_stopped)

@@ -17,7 +17,7 @@ ROW_FIELDS = [name for name in types.Trajectories._fields if name not in ("token
 UNHURRIED = settings(deadline=None, derandomize=True, database=None)  # the machine may be busy
 
 
-def made(lengths: list[tuple[int, int]], *, first: int = 0) -> types.Trajectories:
+def trajectories_of(lengths: list[tuple[int, int]], *, first: int = 0) -> types.Trajectories:
     """Trajectories of these (prompt, response) lengths whose every number names its trajectory and field."""
     ids = np.arange(first, first + len(lengths))
     prompt = np.array([length for length, _ in lengths], np.int32)
@@ -74,7 +74,7 @@ def frozen(trajectories: types.Trajectories) -> types.Trajectories:
 
 
 def filled(size: int) -> replay.Buffer:
-    return replay.add(replay.init(max(size, 1)), frozen(made([(1 + i % 3, 1 + i % 2) for i in range(size)])))
+    return replay.add(replay.init(max(size, 1)), frozen(trajectories_of([(1 + i % 3, 1 + i % 2) for i in range(size)])))
 
 
 lengths = st.tuples(st.integers(1, 4), st.integers(1, 5))
@@ -86,7 +86,7 @@ def test_the_buffer_is_a_deque_with_a_maximal_length(capacity: int, data: st.Dat
     schedule = data.draw(st.lists(st.lists(lengths, max_size=capacity), max_size=8))
     buffer, deque, first = replay.init(capacity), collections.deque(maxlen=capacity), 0
     for batch in schedule:
-        fresh = frozen(made(batch, first=first))
+        fresh = frozen(trajectories_of(batch, first=first))
         buffer = replay.add(buffer, fresh)._replace(capacity=capacity)
         deque.extend(split(fresh))
         first += len(batch)
@@ -97,7 +97,7 @@ def test_the_buffer_is_a_deque_with_a_maximal_length(capacity: int, data: st.Dat
 @UNHURRIED
 @given(st.lists(lengths, min_size=1, max_size=8), st.data())
 def test_gather_takes_what_a_loop_takes_repeats_included(batch: list[tuple[int, int]], data: st.DataObject) -> None:
-    trajectories = frozen(made(batch))
+    trajectories = frozen(trajectories_of(batch))
     rows = data.draw(st.lists(st.integers(0, len(batch) - 1), max_size=12))
     expected = [split(trajectories)[row] for row in rows]
     assert split(replay.gather(trajectories, np.array(rows, np.int64))) == expected
@@ -107,12 +107,12 @@ def test_gather_takes_what_a_loop_takes_repeats_included(batch: list[tuple[int, 
 @UNHURRIED
 @given(st.lists(st.lists(lengths, max_size=4), max_size=4))
 def test_concatenate_puts_parts_end_to_end(batches: list[list[tuple[int, int]]]) -> None:
-    parts = [frozen(made(batch, first=10 * i)) for i, batch in enumerate(batches)]
+    parts = [frozen(trajectories_of(batch, first=10 * i)) for i, batch in enumerate(batches)]
     assert split(replay.concatenate(parts)) == list(itertools.chain.from_iterable(map(split, parts)))
 
 
 def test_no_trajectories_are_the_unit_of_concatenate() -> None:
-    some = made([(2, 3), (1, 1)])
+    some = trajectories_of([(2, 3), (1, 1)])
     assert replay.empty().size == replay.concatenate([]).size == 0
     assert split(replay.concatenate([replay.empty(), some, replay.empty()])) == split(some)
     assert [field.dtype for field in replay.empty()] == [field.dtype for field in some]
@@ -120,13 +120,13 @@ def test_no_trajectories_are_the_unit_of_concatenate() -> None:
 
 def test_a_batch_larger_than_the_buffer_is_refused() -> None:
     with pytest.raises(ValueError, match=r"replay\.capacity=2 .* 3 trajectories .* at least 3"):
-        replay.add(replay.init(2), made([(1, 1)] * 3))
+        replay.add(replay.init(2), trajectories_of([(1, 1)] * 3))
     with pytest.raises(ValueError, match=r"replay\.capacity=0"):
         replay.init(0)
 
 
 def test_trajectories_whose_fields_do_not_fit_are_refused() -> None:
-    some = made([(2, 3), (1, 1)])
+    some = trajectories_of([(2, 3), (1, 1)])
     bad = {
         "tokens": some.tokens[:-1],
         "log_prob": np.append(some.log_prob, 0).astype(np.float32),
@@ -142,7 +142,7 @@ def test_trajectories_whose_fields_do_not_fit_are_refused() -> None:
 @pytest.mark.parametrize("rows", [[-1], [3], [0, 1, 7]])
 def test_a_row_outside_is_refused(rows: list[int]) -> None:
     with pytest.raises(ValueError, match="Rows count from 0"):
-        replay.gather(made([(1, 1)] * 3), np.array(rows))
+        replay.gather(trajectories_of([(1, 1)] * 3), np.array(rows))
     with pytest.raises(ValueError, match="Rows count from 0"):
         replay.with_uses(filled(3), np.array(rows))
 
@@ -227,7 +227,7 @@ def test_a_row_used_twice_in_one_batch_is_refused() -> None:
 
 def test_reference_scores_leave_with_their_trajectory() -> None:
     buffer = replay.with_reference_scores(filled(3), np.arange(3), np.full(3, -5.0), np.full(3, 30.0), 0)
-    buffer = replay.add(buffer, made([(1, 1)] * 2, first=3))
+    buffer = replay.add(buffer, trajectories_of([(1, 1)] * 2, first=3))
     np.testing.assert_array_equal(buffer.trajectories.cursor - 2**40, [2, 3, 4])
     np.testing.assert_array_equal(buffer.trajectories.reference_version, [0, types.NOT_SCORED, types.NOT_SCORED])
     np.testing.assert_array_equal(replay.stale(buffer.trajectories, np.array([2, 0, 1]), 0), [2, 1])

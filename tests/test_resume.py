@@ -1,4 +1,4 @@
-"""A run is the same run however often it is stopped: killed, preempted, finished and made longer, moved to other devices."""
+"""A run is the same run however often it is stopped: killed, preempted, extended after its end, moved to other devices."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def straight(file, tmp_path_factory):
 def straight_of_few_slots(file, tmp_path_factory):
     """The same with two slots, so that a round's responses finish one after the other."""
     run_dir = tmp_path_factory.mktemp("straight_of_few_slots") / "run"
-    code, said = tiny_runs.finish(tiny_runs.start(file, run_dir, *FEW_SLOTS))
-    assert code == 0, said
+    code, output = tiny_runs.finish(tiny_runs.start(file, run_dir, *FEW_SLOTS))
+    assert code == 0, output
     return run_dir
 
 
@@ -59,15 +59,15 @@ def copy(straight, tmp_path):
 def straight_process(file, tmp_path_factory):
     """The same in a process of its own, on one device."""
     run_dir = tmp_path_factory.mktemp("straight_process") / "run"
-    code, said = tiny_runs.finish(tiny_runs.start(file, run_dir))
-    assert code == 0, said
+    code, output = tiny_runs.finish(tiny_runs.start(file, run_dir))
+    assert code == 0, output
     return run_dir
 
 
 def test_a_run_killed_between_two_updates_ends_as_one_never_killed(file, straight, tmp_path):
     run_dir = tmp_path / "run"
-    code, said = tiny_runs.finish(tiny_runs.start(file, run_dir, end="KILL:update:3", devices=8))
-    assert code == -9, said
+    code, output = tiny_runs.finish(tiny_runs.start(file, run_dir, end="KILL:update:3", devices=8))
+    assert code == -9, output
     # Whether the save of round 2 was committed by then is a race, and either way is right.
     assert set(tiny_runs.rollouts(run_dir)) == {"round_000001.jsonl", "round_000002.jsonl"}
     tiny_runs.play(file, run_dir)
@@ -81,15 +81,15 @@ def test_a_run_killed_in_every_phase_ends_as_one_never_killed(file, straight_pro
     def live_and_die(name: str, ends: tuple[str, ...]) -> Path:
         run_dir = tmp_path / name
         for end in ends:
-            code, said = tiny_runs.finish(tiny_runs.start(file, run_dir, end=end))
-            assert code == (75 if end.startswith("TERM") else -9), f"{end}: {said}"
+            code, output = tiny_runs.finish(tiny_runs.start(file, run_dir, end=end))
+            assert code == (75 if end.startswith("TERM") else -9), f"{end}: {output}"
             if code == 75:
                 # The signal came as the round was about to be sampled, so it was not.
-                assert "preempted and saved; run the same command again to resume: 2 rounds" in said
+                assert "preempted and saved; run the same command again to resume: 2 rounds" in output
                 assert tiny_runs.saved_rounds(run_dir) == [2]
                 assert "round_000003.jsonl" not in tiny_runs.rollouts(run_dir)
-        code, said = tiny_runs.finish(tiny_runs.start(file, run_dir))
-        assert code == 0, said
+        code, output = tiny_runs.finish(tiny_runs.start(file, run_dir))
+        assert code == 0, output
         return run_dir
 
     with futures.ThreadPoolExecutor(len(LIVES)) as pool:
@@ -106,9 +106,9 @@ def test_a_round_cut_while_sampling_goes_on_from_its_journal_and_samples_nothing
 ):
     """A round that has no checkpoint before it is saved on SIGTERM; SIGKILL comes after one that has."""
     run_dir = tmp_path / "run"
-    code, said = tiny_runs.finish(tiny_runs.start(file, run_dir, *FEW_SLOTS, end=f"{name}:journal:{round}"))
+    code, output = tiny_runs.finish(tiny_runs.start(file, run_dir, *FEW_SLOTS, end=f"{name}:journal:{round}"))
     left_at = time.time()
-    assert code == (75 if name == "TERM" else -9), said
+    assert code == (75 if name == "TERM" else -9), output
     assert tiny_runs.saved_rounds(run_dir) == [round - 1]
     first = tiny_runs.journals(run_dir)
     before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in first}
@@ -116,33 +116,33 @@ def test_a_round_cut_while_sampling_goes_on_from_its_journal_and_samples_nothing
     # The signal was sent as soon as the last file was written. A platform kills what has not left after a while.
     assert left_at - max(path.stat().st_mtime for path in first) < 15
 
-    code, said = tiny_runs.finish(tiny_runs.start(file, run_dir, *FEW_SLOTS, end=f"TERM:sampled:{round}"))
-    assert code == 75, said
+    code, output = tiny_runs.finish(tiny_runs.start(file, run_dir, *FEW_SLOTS, end=f"TERM:sampled:{round}"))
+    assert code == 75, output
     after = tiny_runs.journals(run_dir)
     assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in after if path in before} == before
     assert sorted(tiny_runs.journalled(after)) == [(prompt, sample) for prompt in range(4) for sample in range(2)]
 
-    code, said = tiny_runs.finish(tiny_runs.start(file, run_dir, *FEW_SLOTS))
-    assert code == 0, said
+    code, output = tiny_runs.finish(tiny_runs.start(file, run_dir, *FEW_SLOTS))
+    assert code == 0, output
     tiny_runs.assert_same_run(run_dir, straight_of_few_slots)
 
 
 @pytest.mark.slow
 def test_a_journal_file_that_was_torn_is_sampled_again_and_the_run_is_the_same(file, straight_of_few_slots, tmp_path):
     run_dir = tmp_path / "run"
-    code, said = tiny_runs.finish(tiny_runs.start(file, run_dir, *FEW_SLOTS, end="TERM:sampled:2"))
-    assert code == 75, said
+    code, output = tiny_runs.finish(tiny_runs.start(file, run_dir, *FEW_SLOTS, end="TERM:sampled:2"))
+    assert code == 75, output
     whole = tiny_runs.journals(run_dir)
     assert len(whole) >= 4
     torn, lost = whole[1], tiny_runs.journalled(whole[1:2])
     torn.write_bytes(torn.read_bytes()[: torn.stat().st_size // 2])
 
-    code, said = tiny_runs.finish(tiny_runs.start(file, run_dir, *FEW_SLOTS, end="TERM:sampled:2"))
-    assert code == 75, said
+    code, output = tiny_runs.finish(tiny_runs.start(file, run_dir, *FEW_SLOTS, end="TERM:sampled:2"))
+    assert code == 75, output
     assert sorted(tiny_runs.journalled(tiny_runs.journals(run_dir)[len(whole) :])) == sorted(lost)
 
-    code, said = tiny_runs.finish(tiny_runs.start(file, run_dir, *FEW_SLOTS))
-    assert code == 0, said
+    code, output = tiny_runs.finish(tiny_runs.start(file, run_dir, *FEW_SLOTS))
+    assert code == 0, output
     tiny_runs.assert_same_run(run_dir, straight_of_few_slots)
 
 
@@ -152,38 +152,38 @@ def test_sampling_stops_between_two_windows_and_what_was_finished_is_given_back_
     settings = {"rollout__samples_per_prompt": 6, "update__batch_size": 24, "replay__capacity": 40, "run__rounds": 2}
     settings |= {"eval__every": 0, "update__reference_reset_every": 0}
     tiny_runs.play(file, tmp_path / "straight", **settings)
-    made: list[int] = []
+    sampled: list[int] = []
 
     def is_in_the_second_round(count, first):
-        made.append(count)
-        return sum(made) == 24 + count
+        sampled.append(count)
+        return sum(sampled) == 24 + count
 
     with tiny_runs.stopped_when(is_in_the_second_round):
         outcome = tiny_runs.play(file, tmp_path / "run", **settings)
     assert (outcome.rounds, outcome.is_preempted) == (1, True)
-    assert 24 < sum(made) < 48
-    with tiny_runs.given_back() as given:
+    assert 24 < sum(sampled) < 48
+    with tiny_runs.counting_restored() as restored:
         outcome = tiny_runs.play(file, tmp_path / "run", **settings)
     assert (outcome.rounds, outcome.is_preempted) == (2, False)
-    assert given == [sum(made) - 24]
+    assert restored == [sum(sampled) - 24]
     tiny_runs.assert_same_run(tmp_path / "run", tmp_path / "straight")
 
 
 def test_the_journal_of_another_round_policy_or_config_is_deleted_and_never_used(file, straight, tmp_path):
     run_dir = tmp_path / "run"
     tiny_runs.play(file, run_dir, run__rounds=2, checkpoint__every=1)
-    (mine,) = (run_dir / "journal" / "process_0_of_1").iterdir()
-    config_hash, version = re.fullmatch(r"(\w{16})_round_000001_policy_(\d+)", mine.name).groups()
+    (current,) = (run_dir / "journal" / "process_0_of_1").iterdir()
+    config_hash, version = re.fullmatch(r"(\w{16})_round_000001_policy_(\d+)", current.name).groups()
     third, fourth = (f"{config_hash}_round_{round:06d}_policy_{round * int(version)}" for round in (2, 3))
     for name in (
         third.replace("round_000002", "round_000003"),
         third.replace(f"policy_{2 * int(version)}", f"policy_{version}"),
         third.replace(config_hash, config_hash[::-1]),
     ):
-        shutil.copytree(mine, mine.with_name(name))
+        shutil.copytree(current, current.with_name(name))
     tiny_runs.play(file, run_dir, checkpoint__every=1)
     # What is left is called as this test takes a round's journal to be called.
-    assert [path.name for path in mine.parent.iterdir()] == [fourth]
+    assert [path.name for path in current.parent.iterdir()] == [fourth]
     tiny_runs.assert_same_run(run_dir, straight)
 
 
@@ -200,15 +200,15 @@ def test_a_journal_is_used_where_it_belongs(file, straight, tmp_path):
     arrays["tokens"][0] = 99 if arrays["tokens"][0] != 99 else 98
     np.savez(kept, **arrays)
     tiny_runs.play(file, run_dir, run__rounds=1, eval__every=0)
-    found, expected = (tiny_runs.rollouts(path)["round_000001.jsonl"].splitlines() for path in (run_dir, straight))
-    assert [one == other for one, other in zip(found, expected, strict=True)] == [False, *[True] * 7]
+    actual, expected = (tiny_runs.rollouts(path)["round_000001.jsonl"].splitlines() for path in (run_dir, straight))
+    assert [one == other for one, other in zip(actual, expected, strict=True)] == [False, *[True] * 7]
 
 
 @pytest.mark.slow
 def test_a_run_resumed_on_eight_devices_instead_of_one_agrees_to_rounding(file, straight_process, tmp_path):
     run_dir = tmp_path / "run"
-    code, said = tiny_runs.finish(tiny_runs.start(file, run_dir, end="KILL:saved:2"))
-    assert code == -9, said
+    code, output = tiny_runs.finish(tiny_runs.start(file, run_dir, end="KILL:saved:2"))
+    assert code == -9, output
     assert tiny_runs.saved_rounds(run_dir) == [2]
     tiny_runs.play(file, run_dir)
     for name, text in tiny_runs.rollouts(straight_process).items():
@@ -216,25 +216,25 @@ def test_a_run_resumed_on_eight_devices_instead_of_one_agrees_to_rounding(file, 
             row, moved = json.loads(line), json.loads(other)
             assert moved.pop("log_prob") == pytest.approx(row.pop("log_prob"), abs=1e-3)
             assert moved == row
-    found, expected = tiny_runs.saved_arrays(run_dir), tiny_runs.saved_arrays(straight_process)
-    assert found.keys() == expected.keys()
+    actual, expected = tiny_runs.saved_arrays(run_dir), tiny_runs.saved_arrays(straight_process)
+    assert actual.keys() == expected.keys()
     start = weights.load(tiny_runs.with_overrides(file, {}).model.path).params
     start = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(start)}
     for name, value in expected.items():
         if not np.issubdtype(value.dtype, np.floating):
-            np.testing.assert_array_equal(found[name], value, err_msg=name)
+            np.testing.assert_array_equal(actual[name], value, err_msg=name)
             continue
         # Sums over rows and weights are cut in eight. Adam divides by sqrt(v), so a weight whose gradient is near 0 may
         # move by any share of the learning rate: the claim is on each array's whole movement.
         moved = value - start.get(name.removeprefix("['params']").removeprefix("['reference']"), 0)
-        assert np.linalg.norm(found[name] - value) <= 1e-3 * np.linalg.norm(moved), name
+        assert np.linalg.norm(actual[name] - value) <= 1e-3 * np.linalg.norm(moved), name
 
 
 @pytest.mark.slow
 def test_the_compilation_cache_changes_nothing(file, straight_process, tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", "false")
-    code, said = tiny_runs.finish(tiny_runs.start(file, tmp_path / "run"))
-    assert code == 0, said
+    code, output = tiny_runs.finish(tiny_runs.start(file, tmp_path / "run"))
+    assert code == 0, output
     tiny_runs.assert_same_run(tmp_path / "run", straight_process)
 
 
@@ -248,8 +248,8 @@ def test_the_same_seed_and_config_give_the_same_run(file, straight, tmp_path):
 def test_another_seed_gives_another_run(file, straight, tmp_path):
     tiny_runs.play(file, tmp_path / "other", run__seed=1)
     assert tiny_runs.rollouts(tmp_path / "other") != tiny_runs.rollouts(straight)
-    found, expected = (tiny_runs.saved_arrays(path) for path in (tmp_path / "other", straight))
-    assert all(np.any(found[name] != value) for name, value in expected.items() if name.startswith("['params']"))
+    actual, expected = (tiny_runs.saved_arrays(path) for path in (tmp_path / "other", straight))
+    assert all(np.any(actual[name] != value) for name, value in expected.items() if name.startswith("['params']"))
 
 
 def test_a_finished_run_started_again_does_nothing(file, straight):
@@ -271,7 +271,7 @@ def test_more_rounds_go_on_are_recorded_and_end_as_if_asked_for_at_once(file, st
 
 
 def test_a_background_save_holds_the_round_it_was_begun_in(file, straight, tmp_path, monkeypatch):
-    """What Orbax writes late must not be the memory that the next updates were given by donation."""
+    """What Orbax writes late must not be in memory that the next updates received by donation."""
     write, late = serialization.async_serialize_from_host, []
 
     async def write_late(*arguments, **settings):

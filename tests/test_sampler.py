@@ -15,8 +15,8 @@ from reval_jax import keys, model, sampler
 from reval_jax.sampler import sampling_op, scheduler, steps
 
 
-def assert_same(found, expected):
-    for name, one, other in zip(found._fields, found, expected, strict=True):
+def assert_same(actual, expected):
+    for name, one, other in zip(actual._fields, actual, expected, strict=True):
         np.testing.assert_array_equal(one, other, err_msg=name)
 
 
@@ -102,13 +102,13 @@ def test_no_response_depends_on_the_schedule_bit_for_bit(data):
         steps.padded_stop_ids(STOPS),
         np.full((4, 4), 8),
     )
-    found = {}
+    actual = {}
     for chunks in scheduler.run(job, should_stop=lambda: False, choose_slots=choose):
         for chunk in chunks:
-            found.setdefault((chunk.prompt, chunk.sample), []).append(chunk)
-    assert len(found) == 16
+            actual.setdefault((chunk.prompt, chunk.sample), []).append(chunk)
+    assert len(actual) == 16
     for index, (tokens, log_prob) in enumerate(zip(*responses_of(expected), strict=True)):
-        parts = found[int(expected.prompt[index]), int(expected.sample[index])]
+        parts = actual[int(expected.prompt[index]), int(expected.sample[index])]
         np.testing.assert_array_equal(np.concatenate([part.tokens for part in parts]), tokens)
         np.testing.assert_array_equal(np.concatenate([part.log_prob for part in parts]), log_prob)
 
@@ -215,9 +215,9 @@ def test_every_first_divergence_lies_within_rounding_of_a_boundary(monkeypatch):
         seen.append({})
         rollouts.append(generate(tiny, samples=64, slots=slots, limit=16, sampling=sampler.Sampling()))
         jax.effects_barrier()
-    found = list(first_divergences(rollouts))
-    assert len(found) >= 3
-    for prompt, sample, place, tokens in found:
+    actual = list(first_divergences(rollouts))
+    assert len(actual) >= 3
+    for prompt, sample, place, tokens in actual:
         key = keys.named_key(0, "test")
         for number in (prompt, sample, place):
             key = jax.random.fold_in(key, int(number))

@@ -148,9 +148,9 @@ def test_prompts_that_do_not_divide_over_processes_are_refused():
 
 def test_gathering_in_one_process_changes_nothing_and_several_join_in_process_order(monkeypatch):
     first, second = finished(0), finished(1)
-    for found, expected in zip(trajectories_lib.gather(first), first, strict=True):
-        np.testing.assert_array_equal(found, expected)
-        assert found.dtype == expected.dtype
+    for actual, expected in zip(trajectories_lib.gather(first), first, strict=True):
+        np.testing.assert_array_equal(actual, expected)
+        assert actual.dtype == expected.dtype
     own = trajectories_lib.distributed.gather_bytes
     other: list[bytes] = []
     monkeypatch.setattr(

@@ -89,7 +89,7 @@ def play(file: Path, run_dir: Path, **overrides: Any) -> train.Outcome:
 
 @contextlib.contextmanager
 def stopped_when(is_time: Callable[[int, int], bool]) -> Iterator[None]:
-    """Sends this process SIGTERM after responses were journalled where `is_time(how many, from which response on)`."""
+    """Sends this process SIGTERM after the first write to the journal for which `is_time(number of responses, first prompt)`."""
     add = journal.Journal.add
 
     def add_and_stop(self: Any, responses: Any, first: int) -> None:
@@ -103,26 +103,26 @@ def stopped_when(is_time: Callable[[int, int], bool]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def given_back() -> Iterator[list[int]]:
-    """A list that grows by the number of finished responses that each call of the sampler is given."""
-    generate, given = engine.generate, []
+def counting_restored() -> Iterator[list[int]]:
+    """A list of the number of responses from the journal in each call of the sampler, one appended per call."""
+    generate, counts = engine.generate, []
 
-    def noted(*arguments: Any, finished: Any, **options: Any) -> Any:
-        given.append(len(finished))
+    def counted(*arguments: Any, finished: Any, **options: Any) -> Any:
+        counts.append(len(finished))
         return generate(*arguments, finished=finished, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "generate", noted)
-        yield given
+        patch.setattr(engine, "generate", counted)
+        yield counts
 
 
 def start(
     file: Path, run_dir: Path, *options: str, end: str = "never", devices: int = 1, joined: dict[str, str] | None = None
 ) -> subprocess.Popen[str]:
-    """Begins `reval train` in a process of its own, which meets its end as `train_until.py` says.
+    """Starts `reval train` in a process of its own, which `train_until.py` ends.
 
     Args:
-      joined: environment by which the process finds others.
+      joined: environment variables by which processes join.
     """
     return subprocess.Popen(
         [
@@ -144,13 +144,13 @@ def start(
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
-    """Waits; returns the exit code (minus the signal that killed it) and what was printed to both streams."""
+    """Waits; returns the exit code (minus the signal that killed it) and the text of both output streams."""
     out, error = process.communicate(timeout=300)
     return process.returncode, out + error
 
 
 def metrics_lines(run_dir: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl without what depends on the clock."""
+    """metrics.jsonl without the values that depend on the clock."""
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in line.items() if not name.startswith(EXEMPT)} for line in lines]
 
@@ -167,11 +167,11 @@ def journals(run_dir: Path, process: str = "process_0_of_1") -> list[Path]:
 
 def journalled(files: list[Path]) -> list[tuple[int, int]]:
     """(prompt, sample) of every response in the files, in their order; read without our own code."""
-    found: list[tuple[int, int]] = []
+    requests: list[tuple[int, int]] = []
     for file in files:
         with np.load(file) as stored:
-            found += zip(stored["prompt"].tolist(), stored["sample"].tolist(), strict=True)
-    return found
+            requests += zip(stored["prompt"].tolist(), stored["sample"].tolist(), strict=True)
+    return requests
 
 
 def saved_rounds(run_dir: Path) -> list[int]:
@@ -197,24 +197,25 @@ def saved_progress(run_dir: Path, round: int | None = None) -> dict[str, int]:
     return progress
 
 
-def different_arrays(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> list[str]:
+def different_arrays(actual: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> list[str]:
     """Names of the arrays that are not bit for bit the same."""
-    assert found.keys() == expected.keys()
-    assert {"['params']", "['optimizer']", "['replay']"} <= {name[: name.index("]") + 1] for name in found}
+    assert actual.keys() == expected.keys()
+    assert {"['params']", "['optimizer']", "['replay']"} <= {name[: name.index("]") + 1] for name in actual}
     return [
         name
         for name, value in expected.items()
-        if (found[name].dtype, found[name].shape, found[name].tobytes()) != (value.dtype, value.shape, value.tobytes())
+        if (actual[name].dtype, actual[name].shape, actual[name].tobytes())
+        != (value.dtype, value.shape, value.tobytes())
     ]
 
 
-def assert_same_run(found: Path, expected: Path) -> None:
-    """The two run directories tell of the same run: metrics, rollouts, counters, and the last checkpoint bit for bit."""
-    assert metrics_lines(found) == metrics_lines(expected)
-    assert rollouts(found) == rollouts(expected)
-    assert saved_rounds(found)[-1] == saved_rounds(expected)[-1]
-    assert saved_progress(found) == saved_progress(expected)
-    assert different_arrays(saved_arrays(found), saved_arrays(expected)) == []
+def assert_same_run(actual: Path, expected: Path) -> None:
+    """The two run directories hold the same run: metrics, rollouts, counters, and the last checkpoint bit for bit."""
+    assert metrics_lines(actual) == metrics_lines(expected)
+    assert rollouts(actual) == rollouts(expected)
+    assert saved_rounds(actual)[-1] == saved_rounds(expected)[-1]
+    assert saved_progress(actual) == saved_progress(expected)
+    assert different_arrays(saved_arrays(actual), saved_arrays(expected)) == []
 
 
 def tree_hash(directory: Path) -> str:

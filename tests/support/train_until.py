@@ -1,4 +1,4 @@
-"""Runs the `reval` command and ends its own process at a chosen point: `python train_until.py END COMMAND ...`.
+"""Runs the `reval` command and sends its own process a signal at a chosen point: `python train_until.py END COMMAND ...`.
 
 END is `never` or SIGNAL:POINT:ROUND, for example KILL:update:3. A point is a phase of the loop (its first block is over, so
 an update's gradients are applied and a second update is still to come) or one of
@@ -24,12 +24,12 @@ from reval_jax.sampler import sampler as engine
 
 
 def arrange(end: str) -> None:
-    """Patches the program so that it meets its end."""
+    """Patches the program so that it sends itself the signal."""
     name, point, at = end.split(":")
     number = signal.Signals[f"SIG{name}"]
     now = {"round": 0, "saving": False}
 
-    def meet_if(reached: str) -> None:
+    def end_if(reached: str) -> None:
         if reached == point and now["round"] == int(at):
             os.kill(os.getpid(), number)
 
@@ -42,37 +42,37 @@ def arrange(end: str) -> None:
 
     def noted_add(finished: journal.Journal, responses: Any, first: int) -> None:
         add(finished, responses, first)
-        meet_if("journal")
+        end_if("journal")
 
     @contextlib.contextmanager
     def noted_phase(clock: metrics.Clock, name: str) -> Iterator[None]:
         with phase(clock, name):
             yield
-            meet_if(name)
+            end_if(name)
 
     def noted_write(writer: metrics.Writer, values: Any) -> None:
         write(writer, values)
-        meet_if("line")
+        end_if("line")
 
     def noted_save(store: checkpoint.Store, *arguments: Any) -> None:
         now["saving"] = True
         save(store, *arguments)
         if point in ("commit", "saved", "journal"):
             store.wait()
-            meet_if("saved")
+            end_if("saved")
 
     def watch(event: str, arguments: tuple[Any, ...]) -> None:
         if event != "os.rename":
             return
         if str(arguments[1]).endswith("config.yaml"):
-            meet_if("claim")
+            end_if("claim")
         elif now["saving"]:
-            meet_if("commit")
+            end_if("commit")
 
     def noted_generate(*arguments: Any, **options: Any) -> Any:
-        rollout = generate(*arguments, **options)
-        meet_if("sampled")
-        return rollout
+        responses = generate(*arguments, **options)
+        end_if("sampled")
+        return responses
 
     patches: list[tuple[Any, str, Callable[..., Any]]] = [
         (train, "play_round", noted_round),
