@@ -219,7 +219,7 @@ class Run:
     # Mean score of a fresh round that ends the run early.
     stop_score: Annotated[float, pydantic.Field(ge=0, le=1)] | None = None
     stop_rounds: PositiveInt = 2  # rounds in a row that must reach stop_score
-    # Where metrics go besides metrics.jsonl: tensorboard, or MODULE:FUNCTION of your own (docs/howto/metric_sink.md).
+    # Where metrics go besides metrics.jsonl: tensorboard, or MODULE:FUNCTION of your own (docs/examples/own_sink.py).
     sinks: tuple[str, ...] = ()
 
 

@@ -24,7 +24,7 @@ class Console:
         self._console.print(text, markup=False)
 
     @contextlib.contextmanager
-    def working(self, what: str) -> Iterator[Report]:
+    def working(self, description: str) -> Iterator[Report]:
         """Show a progress bar during the block, on a terminal only; yields `report(done, total)`."""
         if not self._console.is_terminal:
             yield lambda done, total: None
@@ -36,7 +36,7 @@ class Console:
             rich.progress.TimeElapsedColumn(),
         )
         with rich.progress.Progress(*columns, console=self._console, transient=True) as bars:
-            task = bars.add_task(what, total=None)
+            task = bars.add_task(description, total=None)
             yield lambda done, total: bars.update(task, completed=done, total=total)
 
     def round_line(self, rounds: int, line: Mapping[str, Any]) -> None:

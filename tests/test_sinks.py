@@ -106,6 +106,17 @@ def test_a_sink_that_does_not_exist_is_refused(name, message):
         sinks.choose([name])
 
 
+def test_the_example_writes_a_table(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tiny_runs.TESTS.parent / "docs" / "examples")
+    ours = started(tmp_path, **sinks.choose(["own_sink:table"]))
+    for round in (0, 1):
+        ours.write({"training/round": round, "timing_s/round": 2.5, **({"critic/score/mean": 0.5} if round else {})})
+    ours.close()
+    header, *rows = (tmp_path / "table.csv").read_text().splitlines()
+    assert header == "round,critic/score/mean,actor/loss,response_length/mean,timing_s/round"
+    assert rows == ["0,,,,2.5", "1,0.5,,,2.5"]
+
+
 def test_a_toy_sink_takes_a_file_of_its_own_and_a_name(tmp_path, toy_module, monkeypatch):
     """In a run: MODULE:FUNCTION needs no more; a built-in is one more entry of SINKS."""
     monkeypatch.setitem(sinks.SINKS, "toy", sinks.choose([toy_module])[toy_module])

@@ -1,0 +1,36 @@
+"""A metric sink of your own: a table of a few metrics, one row per round, in the run directory.
+
+    PYTHONPATH=docs/examples reval train --config configs/one_shot_easy.yaml --run.sinks tensorboard own_sink:table
+
+`table` is all that reval_jax needs: a function of the config and the run directory that returns the sink, a function of a round
+and its metrics. For Weights & Biases the same shape is enough:
+
+    def wandb_sink(config, run_dir):
+        run = wandb.init(project="reval", name=run_dir.name, id=run_dir.name, resume="allow")
+        return lambda round, metrics: run.log(dict(metrics), step=round)
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+
+from reval_jax import config, sinks
+
+COLUMNS = ("critic/score/mean", "actor/loss", "response_length/mean", "timing_s/round")
+
+
+def table(settings: config.Config, run_dir: Path) -> sinks.Sink:
+    """A sink that appends COLUMNS to table.csv; a metric that a round lacks is left empty."""
+    path = run_dir / "table.csv"
+
+    def write(round: int, metrics: Mapping[str, float | str]) -> None:
+        is_new = not path.exists()
+        with path.open("a", newline="", encoding="utf-8") as file:
+            rows = csv.writer(file)
+            if is_new:
+                rows.writerow(["round", *COLUMNS])
+            rows.writerow([round, *(metrics.get(name, "") for name in COLUMNS)])
+
+    return write
