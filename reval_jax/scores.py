@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 # Bytes of float32 logits per chunk unless chunk_tokens is set: 544 tokens against 151,936 columns. Every chunk reads the
 # head and adds to the head's whole gradient; in short chunks that would take as long as the products.
@@ -75,7 +76,7 @@ def head_product(hidden: jax.Array, head: jax.Array) -> jax.Array:
     """The logits before the temperature, f32[N, V], of hidden [N, D] and head [D, V]: the sampler's and the learner's.
 
     The product is taken in the operands' dtype and accumulated in float32; on accelerators a float32 product is rounded to
-    bfloat16 or TF32 unless it is asked for in full, as it is here.
+    bfloat16 or TF32 unless full precision is requested, as it is here.
     """
     return _product(hidden, head, 1, 0)
 
@@ -84,7 +85,7 @@ class Plan(NamedTuple):
     """The static settings of a call."""
 
     chunk_tokens: int
-    head_dtype: Any
+    head_dtype: DTypeLike
     vocab_axis: str | None
     gather_axis: str | None
     row_axes: tuple[str, ...] = ()  # mesh axes over which what all rows share has its gradient summed
@@ -293,6 +294,6 @@ def check_operands(hidden: jax.Array, head: jax.Array, targets: jax.Array, parts
         )
     if head.dtype not in (hidden.dtype, jnp.float32):
         raise ValueError(
-            f"token_scores multiplies in hidden's dtype, {hidden.dtype}, but found a head of {head.dtype}, so the product's "
+            f"token_scores multiplies in hidden's dtype, {hidden.dtype}, but the head is {head.dtype}, so the product's "
             f"precision would be a guess. Pass the head in {hidden.dtype} or as float32 master weights."
         )

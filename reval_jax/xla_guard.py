@@ -51,15 +51,15 @@ def came_too_late() -> bool:
 
 
 def exposure_message() -> str:
-    """What to tell a user of a process that `is_exposed`: what was found, why it matters, what to change."""
+    """The warning for a process that `is_exposed`: the cause, why it matters, what to change."""
     if came_too_late():
-        found = "a jax backend had started before reval_jax was imported"
+        cause = "a jax backend had started before reval_jax was imported"
         change = "Import reval_jax before the first jax computation"
     else:
-        found = f"XLA_FLAGS={os.environ.get('XLA_FLAGS', '')!r} leaves reductions in the faulty fusion"
+        cause = f"XLA_FLAGS={os.environ.get('XLA_FLAGS', '')!r} leaves reductions in the faulty fusion"
         change = "Take that setting out"
     return (
-        f"reval_jax works around a CPU fault of jaxlib {jaxlib_version()}, but {found}, so sums computed on CPU can be "
+        f"reval_jax works around a CPU fault of jaxlib {jaxlib_version()}, but {cause}, so sums computed on CPU can be "
         f"silently wrong (jax issue 39103). {change}, or set XLA_FLAGS={REMEDY} before Python starts."
     )
 

@@ -41,9 +41,9 @@ def output_and_gradients(attend, query, keys, values, segment_ids):
     return run(query, keys, values)
 
 
-def assert_close(found, expected, tolerance):
+def assert_close(result, expected, tolerance):
     """Largest difference relative to the largest entry, array by array."""
-    for one, other in zip(found, expected, strict=True):
+    for one, other in zip(result, expected, strict=True):
         one, other = np.asarray(one, np.float64), np.asarray(other, np.float64)
         assert one.shape == other.shape
         assert np.abs(one - other).max() <= tolerance * np.abs(other).max()
@@ -109,9 +109,9 @@ def test_splash_equals_the_plain_implementation_and_so_do_its_gradients(shape):
 def test_splash_in_bfloat16_rounds_as_the_plain_implementation_does():
     inputs = heads(1, 128, 4, 2, 64, jnp.bfloat16)
     exact = output_and_gradients(attention.xla.attend, *(array.astype(jnp.float32) for array in inputs[:3]), inputs[3])
-    for found in (output_and_gradients(attend, *inputs) for attend in (SPLASH, attention.xla.attend)):
-        assert all(array.dtype == jnp.bfloat16 for array in found)
-        assert_close(found, exact, 0.02)
+    for result in (output_and_gradients(attend, *inputs) for attend in (SPLASH, attention.xla.attend)):
+        assert all(array.dtype == jnp.bfloat16 for array in result)
+        assert_close(result, exact, 0.02)
 
 
 def test_splash_asks_for_full_precision_in_float32_backward_too():
@@ -248,7 +248,7 @@ def model_gradient(architecture, attend, remat, shape, dtype=jnp.bfloat16):
 @pytest.mark.slow
 @pytest.mark.parametrize(("remat", "runs"), [("none", 1), ("dots", 1), ("attention", 1), ("full", 2)])
 def test_the_backward_pass_runs_the_splash_kernel_again_only_when_nothing_is_kept(v5e, remat, runs):
-    # The layers are one loop forward and one backward: a kernel stands in the text once for each that runs it.
+    # The layers are one loop forward and one backward: a kernel is in the text once for each loop that runs it.
     architecture = hf_checkpoints.tiny_architecture(head_size=64)
     on_chip = SingleDeviceSharding(v5e[0])
     params = jax.tree.map(

@@ -19,7 +19,7 @@ LAYERS, TOKENS, WIDTH = 3, 7, 5
 
 
 def pulled_back(dtype, wrap):
-    """Value and gradients of a loop over layers, and the function that makes them."""
+    """A function to the gradients of a loop over layers, and its arguments."""
 
     def layer(bias, hidden, weight):
         mixing = jnp.outer(bias, bias).astype(dtype)  # the same in every layer
@@ -28,8 +28,8 @@ def pulled_back(dtype, wrap):
 
     def loss(hidden, weights):
         bias, kept = jnp.linspace(-1, 1, TOKENS), wrap(layer)
-        made, _ = jax.lax.scan(lambda hidden, weight: (kept(bias, hidden, weight), None), hidden, weights)
-        return made.astype(jnp.float32).sum()
+        outputs, _ = jax.lax.scan(lambda hidden, weight: (kept(bias, hidden, weight), None), hidden, weights)
+        return outputs.astype(jnp.float32).sum()
 
     rng = np.random.default_rng(0)
     hidden = jnp.asarray(rng.normal(size=(TOKENS, WIDTH)), dtype)
@@ -46,17 +46,17 @@ def stacked(function, arguments):
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_gradients_are_the_plain_ones_bit_for_bit(dtype):
-    found, expected = (
+    result, expected = (
         jax.jit(function)(*arguments)
         for function, arguments in (pulled_back(dtype, wrap) for wrap in (cpu.uint16_residuals, lambda layer: layer))
     )
-    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    jax.tree.map(np.testing.assert_array_equal, result, expected)
 
 
 def test_what_is_stacked_is_what_was_as_integers_and_nothing_more():
-    found, plain = (stacked(*pulled_back(jnp.bfloat16, wrap)) for wrap in (cpu.uint16_residuals, lambda layer: layer))
-    assert found == [(shape, dtype.replace("bfloat16", "uint16")) for shape, dtype in plain]
-    shapes = [shape for shape, _ in found]
+    result, plain = (stacked(*pulled_back(jnp.bfloat16, wrap)) for wrap in (cpu.uint16_residuals, lambda layer: layer))
+    assert result == [(shape, dtype.replace("bfloat16", "uint16")) for shape, dtype in plain]
+    shapes = [shape for shape, _ in result]
     assert (LAYERS, TOKENS, WIDTH) in shapes
     assert (LAYERS, TOKENS, TOKENS) not in shapes, "what is the same in every layer is kept once"
 

@@ -93,9 +93,9 @@ def test_logits_equal_transformers(case, tmp_path):
     tokens = random_tokens(2, 100)
     expected = hf_checkpoints.transformers_logits(directory, tokens)
     loaded = weights.load(directory)
-    found = logits_of(loaded.architecture, loaded.params, tokens)
+    result = logits_of(loaded.architecture, loaded.params, tokens)
     assert np.abs(expected).max() > 0.5  # the comparison below is not of zeros
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(result, expected, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parity
@@ -146,20 +146,20 @@ def decoded_logits(family, *, length=cache_lib.BLOCK, kept="float32"):
     output_head = np.asarray(model.head(architecture, params, compute_dtype=jnp.float32))
     cache = filled_cache(architecture, params, prompts, length, kept=kept)
     decode = jax.jit(functools.partial(model.decode, architecture, compute_dtype=jnp.float32), donate_argnums=1)
-    rows, found, exact = np.arange(4), [], []
+    rows, result, exact = np.arange(4), [], []
     # Decoding begins at the prompt's last token, whose keys and values it writes again.
     for step in range(-1, steps):
         positions = lengths + step
         hidden, cache = decode(params, cache, full[rows, positions], positions)
-        found.append(np.asarray(hidden) @ output_head)
+        result.append(np.asarray(hidden) @ output_head)
         exact.append(expected[rows, positions])
-    return np.array(found), np.array(exact)
+    return np.array(result), np.array(exact)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_prefill_and_decode_equal_the_full_forward_with_unequal_prompt_lengths(family):
-    found, exact = decoded_logits(family)
-    np.testing.assert_allclose(found, exact, rtol=0, atol=1e-5)
+    result, exact = decoded_logits(family)
+    np.testing.assert_allclose(result, exact, rtol=0, atol=1e-5)
 
 
 def test_an_int8_cache_changes_logits_little_and_an_exact_one_not_at_all_with_its_length():
@@ -177,10 +177,10 @@ def test_attention_over_several_blocks_is_the_softmax_over_all_of_them():
     positions = np.array([0, 200, 383], np.int32)
     cache = cache_lib.from_prefill(jnp.asarray(keys), jnp.asarray(values), "float32")
     layer, lengths = jax.tree.map(lambda leaf: leaf[1], cache), jnp.asarray(positions + 1)
-    found = cache_lib.batched(jnp.asarray(query), cache, lengths, jnp.int32(1))
-    np.testing.assert_array_equal(found, cache_lib.batched(jnp.asarray(query), layer, lengths))
-    np.testing.assert_array_equal(found, cpu.per_row(jnp.asarray(query), cache, lengths, jnp.int32(1)))
-    np.testing.assert_array_equal(found, cpu.per_row(jnp.asarray(query), layer, lengths))
+    result = cache_lib.batched(jnp.asarray(query), cache, lengths, jnp.int32(1))
+    np.testing.assert_array_equal(result, cache_lib.batched(jnp.asarray(query), layer, lengths))
+    np.testing.assert_array_equal(result, cpu.per_row(jnp.asarray(query), cache, lengths, jnp.int32(1)))
+    np.testing.assert_array_equal(result, cpu.per_row(jnp.asarray(query), layer, lengths))
     for row in range(rows):
         for head in range(heads):
             seen_keys, seen_values = (
@@ -188,7 +188,7 @@ def test_attention_over_several_blocks_is_the_softmax_over_all_of_them():
             )
             scores = seen_keys @ query[row, head] / np.sqrt(size)
             weights = np.exp(scores - scores.max())
-            np.testing.assert_allclose(found[row, head], weights @ seen_values / weights.sum(), atol=1e-5)
+            np.testing.assert_allclose(result[row, head], weights @ seen_values / weights.sum(), atol=1e-5)
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 2), (3, 1), (2, 2), (1, 1)])
@@ -243,9 +243,9 @@ def test_padding_changes_nothing_and_is_finite():
     alone = logits_of(architecture, params, tokens)
     padded = np.concatenate([tokens, random_tokens(2, 3, seed=1)], axis=1)
     segments = np.repeat([[1] * 6 + [0] * 3], 2, axis=0)
-    found = logits_of(architecture, params, padded, None, segments)
-    np.testing.assert_allclose(found[:, :6], alone, rtol=0, atol=1e-6)
-    assert np.isfinite(found).all()
+    result = logits_of(architecture, params, padded, None, segments)
+    np.testing.assert_allclose(result[:, :6], alone, rtol=0, atol=1e-6)
+    assert np.isfinite(result).all()
     assert np.isfinite(logits_of(architecture, params, tokens, None, np.zeros_like(tokens))).all()
 
 
@@ -256,9 +256,9 @@ def test_packed_rows_equal_unpacked_rows(family):
     packed = np.concatenate([first, second, [[0, 0]]], axis=1)
     positions = np.array([[0, 1, 2, 3, 4, 0, 1, 2, 3, 0, 0]])
     segments = np.array([[1] * 5 + [2] * 4 + [0] * 2])
-    found = logits_of(architecture, params, packed, positions, segments)
-    np.testing.assert_allclose(found[:, :5], logits_of(architecture, params, first), rtol=0, atol=1e-5)
-    np.testing.assert_allclose(found[:, 5:9], logits_of(architecture, params, second), rtol=0, atol=1e-5)
+    result = logits_of(architecture, params, packed, positions, segments)
+    np.testing.assert_allclose(result[:, :5], logits_of(architecture, params, first), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(result[:, 5:9], logits_of(architecture, params, second), rtol=0, atol=1e-5)
 
 
 def test_no_gradient_flows_from_the_future_nor_from_another_segment():
@@ -299,8 +299,8 @@ def loss_and_gradient(architecture, params, remat, dtype):
 def test_rematerialisation_changes_nothing(remat):
     architecture, params = tiny("qwen3")
     expected, expected_gradient = loss_and_gradient(architecture, params, "none", jnp.float32)
-    found, gradient = loss_and_gradient(architecture, params, remat, jnp.float32)
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    result, gradient = loss_and_gradient(architecture, params, remat, jnp.float32)
+    np.testing.assert_allclose(result, expected, rtol=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), gradient, expected_gradient)
 
 
@@ -359,8 +359,8 @@ def test_bfloat16_is_close_to_float32_and_its_gradients_are_float32():
     architecture, params = tiny("qwen3", qkv_bias=True)
     tokens = random_tokens(2, 12)
     exact = logits_of(architecture, params, tokens)
-    found = logits_of(architecture, params, tokens, dtype=jnp.bfloat16)
-    assert np.abs(found - exact).max() < 0.05 * np.abs(exact).max()
+    result = logits_of(architecture, params, tokens, dtype=jnp.bfloat16)
+    assert np.abs(result - exact).max() < 0.05 * np.abs(exact).max()
     _, gradient = loss_and_gradient(architecture, params, "dots", jnp.bfloat16)
     _, exact_gradient = loss_and_gradient(architecture, params, "dots", jnp.float32)
     for leaf, truth in zip(jax.tree.leaves(gradient), jax.tree.leaves(exact_gradient), strict=True):

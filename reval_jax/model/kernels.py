@@ -1,4 +1,4 @@
-"""The platform's choices as one record, made once from the mesh's devices; nothing else asks which platform it is.
+"""What differs between platforms, as one record, chosen once from the mesh's devices; nothing else reads the platform.
 
 `for_learner` and `for_sampler` choose. The record holds functions, which forward pass, prefill and decoding are closed
 over. What exists for XLA:CPU alone is in `cpu`, and enters a program only through this record.

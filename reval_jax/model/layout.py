@@ -24,7 +24,7 @@ class Layout(NamedTuple):
     """How the sampler holds layers. `STACKED` is the learner's way; see `cpu.UNROLLED` for the other."""
 
     cast: Callable[[Architecture, Params, DTypeLike], Params]  # the learner's parameters → the sampler's
-    # (stacked layers, index, dtype) → one layer, made by a program of its own; `cast` is then called without layers.
+    # (stacked layers, index, dtype) → one layer, cast by a program of its own; `cast` then gets no layers.
     cast_layer: Callable[[Params, jax.Array, DTypeLike], Params] | None
     place: Callable[[Architecture, Params], Params]  # shardings of stacked parameters → of the sampler's
     caches: Callable[

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +13,7 @@ from jax.typing import DTypeLike
 from reval_jax import parallel
 
 Linear = Callable[..., jax.Array]  # `linear`, or a function with its signature
+Operands = tuple[jax.Array, jax.Array]
 
 SAVED_PRODUCT = "product"  # checkpoint name of a layer's products with weights; kept by remat="dots"
 SAVED_ATTENTION = "attention"  # of its attention's output and the kernel's residuals; kept by "attention" and "dots"
@@ -50,12 +50,14 @@ def product(spec: str, compute_dtype: DTypeLike, left: jax.Array, right: jax.Arr
     return jnp.transpose(outputs, [order.index(axis) for axis in result])
 
 
-def _product_forward(spec: str, compute_dtype: DTypeLike, left: jax.Array, right: jax.Array) -> tuple[jax.Array, Any]:
+def _product_forward(
+    spec: str, compute_dtype: DTypeLike, left: jax.Array, right: jax.Array
+) -> tuple[jax.Array, Operands]:
     return product(spec, compute_dtype, left, right), (left, right)
 
 
 def _product_backward(
-    spec: str, compute_dtype: DTypeLike, operands: Any, cotangent: jax.Array
+    spec: str, compute_dtype: DTypeLike, operands: Operands, cotangent: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     left, right = operands
     left_axes, right_axes, result = axes_of(spec)
@@ -95,12 +97,12 @@ def _gathered_product(
 
 def _gathered_product_forward(
     spec: str, compute_dtype: DTypeLike, dimension: int, inputs: jax.Array, weight: jax.Array
-) -> tuple[jax.Array, Any]:
+) -> tuple[jax.Array, Operands]:
     return _gathered_product(spec, compute_dtype, dimension, inputs, weight), (inputs, weight)
 
 
 def _gathered_product_backward(
-    spec: str, compute_dtype: DTypeLike, dimension: int, operands: Any, cotangent: jax.Array
+    spec: str, compute_dtype: DTypeLike, dimension: int, operands: Operands, cotangent: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     inputs, weight = operands
     whole = parallel.all_gather(weight.astype(compute_dtype), parallel.FSDP, dimension)

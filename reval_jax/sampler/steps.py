@@ -35,7 +35,10 @@ class State(NamedTuple):
 
 
 class Admissions(NamedTuple):
-    """New responses; each row shard's come first in its part, and its slots count from 0. NumPy or device arrays."""
+    """New responses; each row shard's come first in its part, and its slots count from 0.
+
+    NumPy arrays on the host, device arrays in a program, and its specs: hence `Any`.
+    """
 
     slot: Any  # i32[B]
     source: Any  # i32[B] row of the prefilled prompts
@@ -60,10 +63,10 @@ class Window(NamedTuple):
 class Programs(NamedTuple):
     """The jitted functions of one engine."""
 
-    fresh: Any  # () → State with no active slot
-    prefill: Any  # (params, tokens i32[rows, P]) → prompts' Cache
-    admit: Any  # (State, prompts' Cache, Admissions, key) → State
-    window: Any  # (params, State, SamplingParams, stop ids i32[MAX_STOP_IDS]) → (State, Window)
+    fresh: jax.stages.Wrapped  # () → State with no active slot
+    prefill: jax.stages.Wrapped  # (params, tokens i32[rows, P]) → prompts' Cache
+    admit: jax.stages.Wrapped  # (State, prompts' Cache, Admissions, key) → State
+    window: jax.stages.Wrapped  # (params, State, SamplingParams, stop ids i32[MAX_STOP_IDS]) → (State, Window)
 
 
 @functools.lru_cache(maxsize=16)
@@ -95,7 +98,7 @@ def compiled(engine: Engine) -> Programs:
 
 def num_compiled(programs: Programs) -> int:
     """Compiled programs so far."""
-    return sum(program._cache_size() for program in programs)
+    return sum(program._cache_size() for program in programs)  # type: ignore[attr-defined]
 
 
 def _specs(engine: Engine) -> State:
@@ -165,14 +168,14 @@ def _prefill(engine: Engine, params: model.Params, tokens: jax.Array) -> model.C
     )
 
 
-def _admit(engine: Engine, state: State, prompts: Any, entries: Admissions, key: jax.Array) -> State:
+def _admit(engine: Engine, state: State, prompts: model.Caches, entries: Admissions, key: jax.Array) -> State:
     """Each row shard copies the prompts of its new responses into their slots; the work is that of the valid entries."""
     row_axis = engine.kernels.layout.row_axis
 
-    def admit_shard(state: State, prompts: Any, entries: Admissions, key: jax.Array) -> State:
+    def admit_shard(state: State, prompts: model.Caches, entries: Admissions, key: jax.Array) -> State:
         slots = state.token.shape[0]
 
-        def copy(index: jax.Array, cache: Any) -> Any:
+        def copy(index: jax.Array, cache: model.Caches) -> model.Caches:
             def copy_part(slot_part: jax.Array, prompt_part: jax.Array) -> jax.Array:
                 prompt = jax.lax.dynamic_slice_in_dim(prompt_part, entries.source[index], 1, axis=row_axis)
                 start = [jnp.int32(0)] * slot_part.ndim
@@ -216,7 +219,7 @@ def _admit(engine: Engine, state: State, prompts: Any, entries: Admissions, key:
 
 
 def _window(
-    engine: Engine, params: Any, state: State, sampling: sampling_op.SamplingParams, stop_ids: jax.Array
+    engine: Engine, params: model.Params, state: State, sampling: sampling_op.SamplingParams, stop_ids: jax.Array
 ) -> tuple[State, Window]:
     """Up to `decode_window` tokens a slot; ends early when no slot is active."""
     architecture, width = engine.architecture, engine.decode_window
@@ -333,7 +336,7 @@ def abstract_state(engine: Engine) -> State:
     return placed(jax.eval_shape(functools.partial(_fresh, engine)), _placement(engine))
 
 
-def abstract_prompts(engine: Engine, width: int) -> Any:
+def abstract_prompts(engine: Engine, width: int) -> model.Caches:
     """Shapes and placement of prefilled prompts of this padded width."""
     shapes = jax.eval_shape(functools.partial(_prefill, engine), abstract_copy(engine), _abstract_tokens(engine, width))
     return placed(shapes, _prompts_placement(engine))

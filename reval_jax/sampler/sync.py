@@ -115,7 +115,7 @@ def _copy(engine: Engine, params: model.Params, cast: _Cast, cast_layer: _Cast |
 
 
 def _cast_functions(engine: Engine) -> tuple[_Cast, _Cast | None]:
-    """What makes the copy, and one layer of it where each is made by itself."""
+    """The function that makes the copy, and the one for a single layer if layers are cast one by one."""
     layout = engine.kernels.layout
     cast_layer = layout.cast_layer
 

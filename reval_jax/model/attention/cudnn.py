@@ -1,19 +1,21 @@
-"""Attention by cuDNN's flash kernel, for NVIDIA GPUs: the scores are never in memory, their mask is."""
+"""Attention by cuDNN's flash kernel, for NVIDIA GPUs. It never holds the scores in memory, but it does hold their mask."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import Primitive
+from jax.typing import DTypeLike
 
 
 def attend(query: jax.Array, keys: jax.Array, values: jax.Array, segment_ids: jax.Array) -> jax.Array:
     """Grouped-query attention, causal and inside segments: query [B,T,N,H], keys and values [B,T,K,H] -> [B,T,N,H].
 
-    Scores and softmax are float32; operands bfloat16 or float16. cuDNN skips what is past the causal diagonal; the
-    segments reach it as a mask, which jax makes a bias [B,1,T,T] in the operands' type: at 8,192 columns 128 MiB a row,
-    and as much again for the gradient of that bias.
+    Scores and softmax are float32; operands bfloat16 or float16. cuDNN skips blocks past the causal diagonal. It
+    gets the segments as a mask, which jax turns into a bias [B,1,T,T] of the operands' type: at 8,192 columns 128 MiB per
+    row, and as much again for the gradient of that bias.
 
     Raises:
       ValueError: the type or the head size is one that cuDNN does not take.
@@ -23,10 +25,14 @@ def attend(query: jax.Array, keys: jax.Array, values: jax.Array, segment_ids: ja
 
 
 def _attend(
-    query: jax.Array, keys: jax.Array, values: jax.Array, segment_ids: jax.Array, implementation: Any
+    query: jax.Array,
+    keys: jax.Array,
+    values: jax.Array,
+    segment_ids: jax.Array,
+    implementation: Literal["cudnn", "xla"],
 ) -> jax.Array:
     length = query.shape[1]
-    # The backward kernel takes an even number of columns when there is a mask. The added one is seen by no other.
+    # With a mask the backward kernel takes an even number of columns. No other column sees the added one.
     padding = ((0, 0), (0, length % 2))
     query, keys, values = (jnp.pad(heads, (*padding, (0, 0), (0, 0))) for heads in (query, keys, values))
     segment_ids = jnp.pad(segment_ids, padding)
@@ -37,7 +43,7 @@ def _attend(
     return attended[:, :length]
 
 
-def refusal(dtype: Any, head_size: int) -> str | None:
+def refusal(dtype: DTypeLike, head_size: int) -> str | None:
     """Why cuDNN cannot attend to such heads; None if it can."""
     if jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float16):
         return (
@@ -52,12 +58,12 @@ def refusal(dtype: Any, head_size: int) -> str | None:
     return None
 
 
-def check(dtype: Any, head_size: int) -> None:
+def check(dtype: DTypeLike, head_size: int) -> None:
     """Raise a ValueError if cuDNN cannot attend to such heads."""
     if why := refusal(dtype, head_size):
-        raise ValueError(f"model.attention=cudnn was asked for, but cuDNN's attention {why}.")
+        raise ValueError(f"model.attention=cudnn cannot run: cuDNN's attention {why}.")
 
 
-def is_forward(primitive: Any) -> bool:
-    """Whether a primitive is the forward kernel: what a remat policy has to keep, for jax gives its outputs no name."""
+def is_forward(primitive: Primitive) -> bool:
+    """Whether a primitive is the forward kernel. A remat policy has to keep it so, because jax gives its outputs no name."""
     return primitive.name == "dot_product_attention_fwd_wrapper"

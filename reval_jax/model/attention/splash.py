@@ -6,7 +6,7 @@ Memory is linear in T, and blocks past the causal diagonal are skipped.
 from __future__ import annotations
 
 import functools
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 
 from reval_jax.model import linear
 
+Pullback = Callable[[jax.Array], tuple[jax.Array, jax.Array, jax.Array]]  # cotangent → those of query, keys and values
 _LANES = 128  # a TPU vector's lanes: head sizes and row lengths are padded to multiples of it
 _BLOCKS = (512, 384, 256)  # queries or keys a step in a longer row. 1024 overflows a v5e's VMEM in float32.
 
@@ -24,8 +25,8 @@ def attend(
     """Grouped-query attention, causal and inside segments: query [B,T,N,H], keys and values [B,T,K,H] -> [B,T,N,H].
 
     The kernel does not scale, so the query is scaled here, in float32 and then rounded to its own type. Scores and
-    softmax are float32. With float32 operands all products, the backward pass's too, are asked for at full float32
-    precision, which the kernel by itself would not do: its default multiplies in bfloat16 on a TPU.
+    softmax are float32. With float32 operands all products, also in the backward pass, run at full float32
+    precision; by default the kernel would multiply in bfloat16 on a TPU.
 
     Args:
       interpret: run the kernel's steps as plain JAX, on any platform; slow, for tests.
@@ -87,8 +88,8 @@ def _precisely(
 ) -> jax.Array:
     """`_kernel` with every product at full float32 precision.
 
-    The kernel reads the ambient precision when it is traced. Its backward pass is traced later, where a `with` around
-    the forward pass has ended: hence this gradient, which is the kernel's own.
+    The kernel reads the ambient precision when it is traced. Its backward pass is traced later, after a `with` around the
+    forward pass has ended: hence this custom gradient, which is the kernel's own.
     """
     with jax.default_matmul_precision("highest"):
         return _kernel(query, keys, values, segment_ids, static)
@@ -96,14 +97,16 @@ def _precisely(
 
 def _precisely_forward(
     query: jax.Array, keys: jax.Array, values: jax.Array, segment_ids: jax.Array, static: tuple[int, bool]
-) -> tuple[jax.Array, Any]:
+) -> tuple[jax.Array, Pullback]:
     with jax.default_matmul_precision("highest"):
         return jax.vjp(
             lambda query, keys, values: _kernel(query, keys, values, segment_ids, static), query, keys, values
         )
 
 
-def _precisely_backward(static: tuple[int, bool], pullback: Any, cotangent: jax.Array) -> tuple[Any, ...]:
+def _precisely_backward(
+    static: tuple[int, bool], pullback: Pullback, cotangent: jax.Array
+) -> tuple[jax.Array | None, ...]:
     with jax.default_matmul_precision("highest"):
         return (*pullback(cotangent), None)
 
