@@ -1,89 +1,102 @@
-"""The comparison of two checkouts sees what differs, and nothing else."""
+"""benchmarks/two_versions.py: sees every difference of bits, ignores times, and speaks to each checkout in its own names."""
 
 from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
-from support import tiny_runs
 
 from benchmarks import two_versions
-from reval_jax import config
+from reval_jax import config as config_lib
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("two_versions")
-    file = tiny_runs.write_files(directory)
-    tiny_runs.play(file, directory / "run", run__rounds=2, eval__every=0)
-    return directory / "run"
+def fields_of(config: config_lib.Config) -> set[str]:
+    return {f"{section}.{field}" for section, fields in config_lib.to_tree(config).items() for field in fields}
 
 
-@pytest.mark.slow
-def test_times_are_no_difference_and_every_other_change_is_named(run, tmp_path):
-    other = tmp_path / "run"
-    shutil.copytree(run, other)
-    lines = [json.loads(line) for line in (other / "metrics.jsonl").read_text().splitlines()]
-    lines[1]["timing_s/round"] += 1
-    (other / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert two_versions.differences(run, other) == []
-
-    lines[1]["actor/loss"] += 1
-    (other / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    with (other / "rollouts" / "round_000002.jsonl").open("a") as file:
-        file.write(" ")
-    assert two_versions.differences(run, other) == ["actor/loss", "round_000002.jsonl"]
+def test_every_setting_of_the_tiny_runs_is_known_by_its_current_name():
+    known = fields_of(config_lib.Config())
+    for settings in two_versions.TINY.values():
+        assert settings.keys() <= known
 
 
-@pytest.mark.slow
-def test_one_changed_bit_of_an_array_is_named(run, monkeypatch):
-    arrays = two_versions.arrays_of(run)
-    name = next(name for name in arrays if "params" in name and "gate" in name)
-    dtype, shape, data = arrays[name]
-    changed = arrays | {name: (dtype, shape, bytes([data[0] ^ 1]) + data[1:])}
-    reads = iter([arrays, changed])
-    monkeypatch.setattr(two_versions, "arrays_of", lambda _: next(reads))
-    assert two_versions.differences(run, run) == [name]
-
-
-@pytest.mark.slow
-def test_a_checkout_beside_itself_is_the_same_bits(tmp_path, capsys):
-    root = str(tiny_runs.TESTS.parent)
-    result = tmp_path / "result.json"
-    argv = [
-        root,
-        root,
-        "--parts",
-        "bits",
-        "--variants",
-        "penalty",
-        "--no-demo",
-        "--out",
-        str(tmp_path),
-        "--json",
-        str(result),
+def test_a_renamed_setting_is_passed_by_the_name_that_a_checkout_knows():
+    settings = {"rollout.truncated": "mask", "update.beta": 0.5}
+    options = ["--update.beta", "0.5"]
+    assert two_versions.as_options(settings, {"rollout.overlong", "update.beta"}) == [
+        *("--rollout.overlong", "mask"),
+        *options,
     ]
-    assert two_versions.main(argv) == 0
-    assert json.loads(result.read_text()) == {"bits": {"penalty": []}}
-    assert "the same bits" in capsys.readouterr().out
+    known = {"rollout.truncated", "rollout.overlong", "update.beta"}
+    assert two_versions.as_options(settings, known) == ["--rollout.truncated", "mask", *options]
+    with pytest.raises(ValueError, match=r"no setting rollout\.truncated"):
+        two_versions.as_options(settings, {"update.beta"})
 
 
-def test_a_setting_goes_by_the_name_that_a_checkout_knows():
-    new, old = {"rollout.truncated"}, {"rollout.overlong"}
-    overrides = {"rollout.truncated": "mask"}
-    assert two_versions.named(overrides, new) == ["--rollout.truncated", "mask"]
-    assert two_versions.named(overrides, old) == ["--rollout.overlong", "mask"]
+def test_a_checkout_names_its_settings():
+    assert two_versions.known_settings(ROOT) == fields_of(config_lib.Config())
 
 
-def test_every_variant_names_settings_that_there_are():
-    known = {f"{section}.{field}" for section, fields in config.to_tree(config.Config()).items() for field in fields}
-    assert {name for overrides in two_versions.VARIANTS.values() for name in overrides} <= known
+@pytest.mark.parametrize("words", [[".", "tests"], [".", ".", "--runs", "sac"], [".", ".", "--rounds", "0"]])
+def test_wrong_arguments_exit_with_2_and_one_message(words, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert two_versions.main(words) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("two_versions: ")
+    assert captured.err.count("\n") == 1
 
 
-def test_a_wrong_variant_or_checkout_is_one_message(tmp_path, capsys):
-    root = str(tiny_runs.TESTS.parent)
-    assert two_versions.main([root, root, "--variants", "nonsense"]) == 2
-    assert "no variant nonsense; there are reval" in capsys.readouterr().err
-    assert two_versions.main([root, str(tmp_path)]) == 2
-    assert f"no checkout in {tmp_path}" in capsys.readouterr().err
+def test_the_checkouts_take_turns_and_swap_places_each_round():
+    turns = []
+
+    def bench(checkout, name):
+        turns.append((checkout.name, name))
+        seconds = {"a": 2.0, "b": 3.0}[checkout.name] + len(turns) / 1000
+        return {"cases": [{"seconds": {"fixed": seconds, "decode_step": seconds}}]}
+
+    speed = two_versions.compare_speed(Path("a"), Path("b"), 3, log=lambda _: None, bench=bench)
+    assert [checkout for checkout, name in turns if name == "update"] == ["a", "b", "b", "a", "a", "b"]
+    assert speed["update"]["medians"] == {"old": pytest.approx(2.007), "new": pytest.approx(3.005)}
+    assert speed["update"]["ratio"] == pytest.approx(3.005 / 2.007)
+    assert len(speed["decode step"]["seconds"]["new"]) == 3
+    assert two_versions.speed_table(speed).row_count == 2
+
+
+@pytest.mark.slow
+def test_this_version_equals_itself_and_every_kind_of_difference_is_named(tmp_path, capsys):
+    words = [str(ROOT), str(ROOT), "--parts", "bits", "--runs", "reval", "--directory", str(tmp_path)]
+    assert two_versions.main([*words, "--json", str(tmp_path / "results.json")]) == 0
+    (bits,) = json.loads((tmp_path / "results.json").read_text())["bits"]
+    assert bits == {"run": "reval", "metrics": [], "rollouts": [], "arrays": [], "failure": "", "is_equal": True}
+    assert "equal" in capsys.readouterr().out
+
+    assert two_versions.main(words) == 2
+    assert "exists" in capsys.readouterr().err
+
+    old, new = tmp_path / "old" / "reval", tmp_path / "new" / "reval"
+    lines = (new / "metrics.jsonl").read_text().splitlines()
+    last = json.loads(lines[-1])
+    changed = last | {"actor/loss": 7.0, "timing_s/round": 7.0}
+    (new / "metrics.jsonl").write_text("\n".join([*lines[:-1], json.dumps(changed)]) + "\n")
+    rollouts = sorted((new / "rollouts").iterdir())
+    rollouts[0].write_bytes(rollouts[0].read_bytes() + b"\n")
+    shutil.rmtree(new / "checkpoints" / "4")
+    result = two_versions.compare_runs("reval", old, new)
+    assert result.metrics == ["actor/loss"]
+    assert result.rollouts == [rollouts[0].name]
+    assert any("params" in name for name in result.arrays)
+    assert not result.is_equal
+    assert "1 differ: actor/loss" in str(list(two_versions.bits_table([result]).columns[1].cells))
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_is_reported_with_its_last_words(tmp_path, monkeypatch):
+    monkeypatch.setitem(two_versions.TINY, "reval", {"update.beta": -1})
+    (bits,) = two_versions.compare_bits(ROOT, ROOT, tmp_path, ("reval",), log=lambda _: None)
+    assert not bits.is_equal
+    assert "old: " in bits.failure
+    assert "update.beta=-1" in bits.failure
