@@ -80,10 +80,10 @@ RunBench = Callable[[Path, str], dict[str, Any]]
 class TwoVersions:
     """Compare two checkouts of this project: are their results equal byte for byte, and is one slower?"""
 
-    old: Annotated[
-        Path, tyro.conf.Positional, tyro.conf.arg(metavar="OLD_CHECKOUT")
-    ]  # a directory with reval_jax/ in it
-    new: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="NEW_CHECKOUT")]  # another, or the same
+    # A directory with reval_jax/ in it.
+    old: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OLD_CHECKOUT")]
+    # Another one, or the same.
+    new: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="NEW_CHECKOUT")]
     parts: tuple[Literal["bits", "speed"], ...] = ("bits", "speed")  # what to compare
     runs: tuple[str, ...] = (*TINY, DEMO)  # for bits: names of the runs to play
     rounds: int = 3  # for speed: turns of each checkout

@@ -1,7 +1,7 @@
-"""Settings as frozen dataclasses: YAML in, command-line overrides on top, the resolved YAML out.
+"""Settings as frozen dataclasses, read from YAML, overridden on the command line, and written to the run's config.yaml.
 
-pydantic checks types and bounds, tyro (in `cli`) turns the same classes into `--section.field VALUE` flags whose help is
-the comment behind each field; what concerns several fields at once is checked by `check`.
+pydantic checks types and bounds; tyro (in `cli`) turns the same classes into `--section.field VALUE` flags, with the comment of
+each field as its help; what concerns several fields at once is checked by `check`.
 """
 
 from __future__ import annotations
@@ -56,109 +56,116 @@ class Model:
 
     __pydantic_config__ = STRICT
     path: str = ""  # Hugging Face directory, hub id, or .gguf file
-    compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"  # operands of matrix products; parameters stay float32
-    # What the backward pass recomputes: norms and activations, all but products with weights, all but the attention, or all.
+    # Data type of the operands of matrix products; parameters stay float32.
+    compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    # What the backward pass recomputes: none = norms and activations only; dots = all but matrix products and the attention;
+    # attention = all but the attention; full = the whole layer. From most memory to least.
     remat: Literal["none", "dots", "attention", "full"] = "none"
-    # Kernel: auto is splash on TPU, cudnn on GPU (bfloat16), xla elsewhere.
+    # Attention kernel; auto is splash on TPU, cudnn on GPU (bfloat16) and xla elsewhere.
     attention: Literal["auto", "xla", "splash", "cudnn"] = "auto"
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """The questions, and how answers are graded."""
+    """The questions, their prompts, and which part of a response is its answer."""
 
     __pydantic_config__ = STRICT
-    # .jsonl file with `question` and `answer`, a directory of `reval data prepare` (TFDS), or procedural:NAME,...
+    # A .jsonl file with `question` and `answer`, a directory of `reval data prepare` (TFDS), or procedural:NAME,...
     dataset: str = ""
-    split: str = "train"  # split of a TFDS directory
-    template: Literal["raw", "chat", "r1_distill", "qwen2_5_math"] = "chat"  # how a question becomes a prompt
-    # What follows every question, after a space, in raw and chat; the paper's templates have their own.
+    split: str = "train"  # split of a TFDS directory to read
+    template: Literal["raw", "chat", "r1_distill", "qwen2_5_math"] = "chat"  # turns a question into a prompt
+    # Text appended to every question, after a space, in the templates raw and chat; the others have the paper's own.
     instruction: str = ""
-    max_prompt_tokens: PositiveInt = 1024  # tokens; a longer prompt is handled as `long_prompts` says
-    long_prompts: Literal["error", "drop"] = "error"  # refuse a data set with longer prompts, or leave those rows out
-    answer_format: AnswerFormat = "boxed"  # what of a response is graded
+    max_prompt_tokens: PositiveInt = 1024  # tokens; `long_prompts` decides about longer prompts
+    long_prompts: Literal["error", "drop"] = "error"  # refuse a data set with longer prompts, or drop those rows
+    # Which part of a response is its answer: the last \boxed{}, or the first or last number.
+    answer_format: AnswerFormat = "boxed"
 
 
 @dataclasses.dataclass(frozen=True)
 class Verifier:
-    """The processes that grade what exact comparison leaves open: each can be killed, and is kept from everything else."""
+    """The sandboxed processes that grade answers which exact comparison cannot decide."""
 
     __pydantic_config__ = STRICT
-    workers: Count = 0  # processes; 0 is one for each CPU core, up to 16
-    cpu_limit: PositiveFloat = 2.0  # seconds of CPU time for one answer; one that needs more is `limit`
-    memory_limit: Annotated[int, pydantic.Field(ge=256, strict=True)] = 1024  # MiB of a process; more is `limit`
-    # Seconds after which an answer is given up that neither ends nor computes: `timeout`.
+    workers: Count = 0  # processes; 0 means one per CPU core, at most 16
+    cpu_limit: PositiveFloat = 2.0  # seconds of CPU time per answer; more gives the verdict `limit`
+    # MiB per process; more gives the verdict `limit`.
+    memory_limit: Annotated[int, pydantic.Field(ge=256, strict=True)] = 1024
+    # Seconds until an answer that waits without using CPU time gets the verdict `timeout`.
     wall_limit: PositiveFloat = 30.0
-    tasks_per_worker: PositiveInt = 100  # answers after which a process is replaced by a fresh one
-    # Share of a round's verdicts that may be `limit`, `timeout` or `crash`; more stop the run.
+    tasks_per_worker: PositiveInt = 100  # answers graded by a process before a fresh one replaces it
+    # Largest share of verdicts `limit`, `timeout` and `crash` in a round; a larger share stops the run.
     max_failed_share: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.25
-    # Your own reward, MODULE:FUNCTION of (response, answer) with a number from 0 to 1; empty grades answers as ours does.
+    # Your own reward: MODULE:FUNCTION of (response, answer) that returns a number from 0 to 1; empty uses the built-in grader.
     function: str = ""
-    function_path: str = ""  # directory that `function` is imported from; empty: where the run is started
+    function_path: str = ""  # directory to import `function` from; empty means the current directory
 
 
 @dataclasses.dataclass(frozen=True)
 class Rollout:
-    """How responses are sampled."""
+    """How a round samples responses."""
 
     __pydantic_config__ = STRICT
-    prompts_per_round: PositiveInt = 128  # prompts
-    samples_per_prompt: PositiveInt = 8  # responses a prompt
-    temperature: PositiveFloat = 1.0  # Q is logit / temperature, when sampling and in the loss
-    top_k: Count = 0  # tokens kept before sampling; 0 keeps all
-    top_p: Probability = 1.0  # probability mass kept before sampling; 1 keeps all
-    max_response_tokens: PositiveInt = 8192  # tokens, the end-of-sequence token included
-    # Dynamic sampling (DAPO): train on prompts whose samples are neither all right nor all wrong, sampling others instead.
+    prompts_per_round: PositiveInt = 128  # prompts per round
+    samples_per_prompt: PositiveInt = 8  # responses per prompt
+    temperature: PositiveFloat = 1.0  # Q = logit / temperature, in sampling and in the loss
+    top_k: Count = 0  # sample from the k most likely tokens; 0 keeps all
+    top_p: Probability = 1.0  # sample from the smallest set of tokens with this probability mass; 1 keeps all
+    max_response_tokens: PositiveInt = 8192  # tokens, including the end-of-sequence token
+    # Dynamic sampling (DAPO): replace prompts whose samples are all right or all wrong by other prompts.
     filter_groups: bool = False
-    # With filter_groups: how often a round may sample prompts_per_round prompts; what is missing then is filled with the rest.
+    # With filter_groups: largest number of times that a round samples prompts_per_round prompts. If mixed prompts are still
+    # missing then, others fill the round.
     max_waves: PositiveInt = 4
-    # A response cut at the limit: its reward is kept, it is left out of the loss, or (DAPO) length near the limit costs reward.
+    # Responses cut at the limit: keep them, mask them out of the loss, or (DAPO) penalise length near the limit.
     truncated: Literal["keep", "mask", "penalty"] = "keep"
-    # With truncated=penalty: the last tokens before the limit, over which up to 1 is taken off the reward.
+    # With truncated=penalty: tokens before the limit over which the penalty rises linearly from 0 to 1.
     penalty_tokens: Count = 0
-    # Responses a process decodes at once, two or more a device; finished ones make room for the next.
+    # Responses that a process decodes simultaneously, at least two per device; a finished one frees its slot for the next.
     decode_slots: PositiveInt = 128
-    decode_window: PositiveInt = 16  # tokens between two looks by the host: TPU 8-64, GPU and CPU 1-16
-    # What samples: jax, this package's own sampler, or MODULE:FUNCTION of your own (docs/howto/sampler_engine.md).
+    # Decode steps per device call; the host refills slots in between. TPU 8-64, GPU and CPU 1-16.
+    decode_window: PositiveInt = 16
+    # Sampler: jax, this package's own, or MODULE:FUNCTION of your own (docs/howto/sampler_engine.md).
     engine: Engine = "jax"
-    # Keys and values of decoded tokens: as model.compute_dtype, or int8 with a scale a token and head: half of bfloat16's memory,
-    # and log-probabilities a little off the learner's.
+    # dtype of cached keys and values: model.compute_dtype, or int8 with one scale per token and head. int8 takes half of
+    # bfloat16's memory; its log-probabilities differ slightly from the learner's.
     kv_cache: Literal["compute", "int8"] = "compute"
 
 
 @dataclasses.dataclass(frozen=True)
 class Replay:
-    """The buffer of trajectories."""
+    """The replay buffer of trajectories."""
 
     __pydantic_config__ = STRICT
-    capacity: PositiveInt = 5120  # trajectories kept; the oldest leave first
+    capacity: PositiveInt = 5120  # trajectories; when full, the oldest leave first
 
 
 @dataclasses.dataclass(frozen=True)
 class Update:
-    """The loss and its schedule."""
+    """The loss, and the updates of a round."""
 
     __pydantic_config__ = STRICT
     # The algorithm: a built-in, or your own, MODULE:FUNCTION of the config (see reval_jax/algorithms.py).
     objective: Objective = "reval"
-    objective_path: str = ""  # directory that your own objective is imported from; empty: where the run is started
-    beta: PositiveFloat = 0.002  # reward per nat; smaller weighs the reward more; not read by grpo
-    # 0/1, -1/+1, or r minus the mean of the prompt's group.
+    objective_path: str = ""  # directory to import your own objective from; empty means the current directory
+    beta: PositiveFloat = 0.002  # reward per nat; smaller values weigh the reward more; grpo does not use it
+    # Reward r in the loss: 0 or 1, -1 or +1, or r minus the mean reward of the prompt's group.
     reward_design: Literal["binary", "signed", "group_normalized"] = "binary"
-    updates_per_round: PositiveInt = 2  # optimizer steps a round; for grpo, mini-batches the fresh batch is split into
-    fresh_first: bool = True  # the first update of a round trains on the fresh batch, the rest on replay draws
-    batch_size: PositiveInt = 1024  # trajectories an update
-    micro_batch_tokens: PositiveInt = 16384  # tokens a device trains on at once; at least one row
-    reference_reset_every: Count = 0  # rounds; 0 never
-    # Where the reference waits while no row is scored: in the host's memory, or on the devices.
+    # Optimizer steps per round; for grpo, the number of mini-batches of the fresh batch.
+    updates_per_round: PositiveInt = 2
+    fresh_first: bool = True  # the first update of a round uses the fresh batch, the others sample from replay
+    batch_size: PositiveInt = 1024  # trajectories per update
+    micro_batch_tokens: PositiveInt = 16384  # tokens per device and micro-batch; at least one row
+    reference_reset_every: Count = 0  # rounds between resets of the reference to the policy; 0 means never
+    # Where the reference is kept while it is not scoring: in host memory, or on the devices.
     reference_memory: Literal["host", "device"] = "host"
-    reset_optimizer: bool = False  # forget Adam's moments at a reference reset, and warm up again
-    stop_value_gradient: bool = False  # leave out the gradient of V(s1), as Eq. 4 of the paper does
-    clip_low: Decay = 0.2  # grpo: the ratio is clipped below at 1 - clip_low
-    clip_high: NonNegativeFloat = 0.28  # grpo: the ratio is clipped above at 1 + clip_high
-    # grpo: bound of the loss for a negative advantage, times -advantage.
+    reset_optimizer: bool = False  # reset Adam's moments and the warm-up with the reference
+    stop_value_gradient: bool = False  # no gradient through V(s1), as in Eq. 4 of the paper
+    clip_low: Decay = 0.2  # grpo: lower bound of the ratio is 1 - clip_low
+    clip_high: NonNegativeFloat = 0.28  # grpo: upper bound of the ratio is 1 + clip_high
+    # grpo (dual clip): with a negative advantage A the loss is at most -A times this.
     clip_dual: Annotated[float, pydantic.Field(gt=1)] = 3.0
-    max_skipped: PositiveInt = 5  # non-finite updates in a row that stop the run
+    max_skipped: PositiveInt = 5  # consecutive non-finite updates that stop the run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,38 +173,38 @@ class Optimizer:
     """AdamW."""
 
     __pydantic_config__ = STRICT
-    learning_rate: PositiveFloat = 1e-6  # AdamW
-    warmup_updates: Count = 0  # updates over which the learning rate climbs linearly from 0
-    weight_decay: NonNegativeFloat = 0.01  # decoupled, on every parameter
-    b1: Decay = 0.9  # decay of Adam's first moment
-    b2: Decay = 0.999  # decay of Adam's second moment
-    max_grad_norm: PositiveFloat = 1.0  # global norm the gradient is clipped to
+    learning_rate: PositiveFloat = 1e-6  # after warm-up
+    warmup_updates: Count = 0  # updates over which the learning rate rises linearly from 0
+    weight_decay: NonNegativeFloat = 0.01  # decoupled, applied to every parameter
+    b1: Decay = 0.9  # decay rate of Adam's first moment
+    b2: Decay = 0.999  # decay rate of Adam's second moment
+    max_grad_norm: PositiveFloat = 1.0  # the gradient is clipped to this global norm
 
 
 @dataclasses.dataclass(frozen=True)
 class Mesh:
-    """How the learner's devices are split; the product of the axes is their number."""
+    """Axes of the learner's device mesh; their product is the number of devices."""
 
     __pydantic_config__ = STRICT
-    data: PositiveInt = 1  # devices that hold whole copies of the parameters
-    # Devices the parameters are spread over; -1 takes all that are left.
+    data: PositiveInt = 1  # data parallelism: replicas of the parameters
+    # Devices over which parameters are sharded; -1 takes all that the other axes leave.
     fsdp: Annotated[int, pydantic.Field(ge=-1)] = -1
-    tensor: PositiveInt = 1  # devices that share each matrix product
+    tensor: PositiveInt = 1  # tensor parallelism: devices that share each matrix product
 
 
 @dataclasses.dataclass(frozen=True)
 class Eval:
-    """Measuring on held-out questions."""
+    """Evaluation on held-out questions."""
 
     __pydantic_config__ = STRICT
-    every: Count = 10  # rounds; 0 never
-    # .jsonl files, directories of `reval data prepare` (TFDS) or procedural:NAME,...; a file's name is the benchmark's
+    every: Count = 10  # rounds between evaluations; 0 means never
+    # Benchmarks: .jsonl files, directories of `reval data prepare` (TFDS) or procedural:NAME,...; each is named by its file name.
     benchmarks: tuple[str, ...] = ()
-    split: str = ""  # split of a benchmark that is a TFDS directory; empty: its only split, else task.split
-    samples_per_prompt: PositiveInt = 16  # responses a problem
-    max_prompts: PositiveInt = 100  # problems a benchmark, chosen by a fixed seed
-    temperature: PositiveFloat = 1.0  # of the evaluation's samples
-    top_p: Probability = 1.0  # of the evaluation's samples
+    split: str = ""  # split of TFDS benchmarks; empty means the only split, or else task.split
+    samples_per_prompt: PositiveInt = 16  # responses per problem
+    max_prompts: PositiveInt = 100  # problems per benchmark, chosen with a fixed seed
+    temperature: PositiveFloat = 1.0  # of evaluation responses
+    top_p: Probability = 1.0  # of evaluation responses
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,21 +212,21 @@ class Checkpoint:
     """When the run is saved."""
 
     __pydantic_config__ = STRICT
-    every: PositiveInt = 10  # rounds; the last round is always saved
-    keep: PositiveInt = 2  # checkpoints kept; the oldest leave first
+    every: PositiveInt = 10  # rounds between checkpoints; the last round is always saved
+    keep: PositiveInt = 2  # number of checkpoints to keep; the oldest are deleted first
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """How long, and with what seed."""
+    """Length, seed and metric sinks of the run."""
 
     __pydantic_config__ = STRICT
-    rounds: PositiveInt = 650  # rounds of Algorithm 1
-    seed: Annotated[int, pydantic.Field(ge=0, lt=2**32)] = 0  # of every random draw
-    # Mean score of a fresh round that ends the run early.
+    rounds: PositiveInt = 650  # rounds of Algorithm 1 of the paper
+    seed: Annotated[int, pydantic.Field(ge=0, lt=2**32)] = 0  # of all random numbers
+    # Stop early when fresh rounds reach this mean score.
     stop_score: Annotated[float, pydantic.Field(ge=0, le=1)] | None = None
-    stop_rounds: PositiveInt = 2  # rounds in a row that must reach stop_score
-    # Where metrics go besides metrics.jsonl: tensorboard, or MODULE:FUNCTION of your own (docs/examples/own_sink.py).
+    stop_rounds: PositiveInt = 2  # consecutive rounds that must reach stop_score
+    # Where to copy metrics besides metrics.jsonl: tensorboard, or MODULE:FUNCTION of your own (docs/examples/own_sink.py).
     sinks: tuple[str, ...] = ()
 
 
@@ -242,7 +249,7 @@ class Config:
 
     @property
     def fresh_size(self) -> int:
-        """Trajectories a round samples."""
+        """Trajectories in the fresh batch of a round."""
         return self.rollout.prompts_per_round * self.rollout.samples_per_prompt
 
     @property
@@ -259,7 +266,7 @@ RENAMED = {
     "verifier.reward": "verifier.function",
     "verifier.path": "verifier.function_path",
 }
-"""Settings by the name they had before: refused, with the name they have now."""
+"""Former name → current name of renamed settings. A former name is refused with the current one named."""
 REMOVED = {
     "rollout.decode_layers": "the platform chooses now how the sampler holds and runs the layers",
 }
@@ -273,7 +280,7 @@ MAY_CHANGE_FIELDS = (
     ("run", "stop_rounds"),
     ("run", "sinks"),
     ("rollout", "decode_window"),
-    # A verdict depends on the answer and on the limits of CPU time and memory, not on these.
+    # Verdicts depend on the limits of CPU time and memory, but not on these.
     ("verifier", "workers"),
     ("verifier", "wall_limit"),
     ("verifier", "tasks_per_worker"),
