@@ -1,7 +1,7 @@
 """Settings as frozen dataclasses, read from YAML, overridden on the command line, and written to the run's config.yaml.
 
 pydantic checks types and bounds; tyro (in `cli`) turns the same classes into `--section.field VALUE` flags, with the comment of
-each field as its help; what concerns several fields at once is checked by `check`.
+each field as its help; `config_checks` refuses combinations of fields that cannot train.
 """
 
 from __future__ import annotations
@@ -383,6 +383,6 @@ def _explain(problem: Any) -> str:
         nearest = difflib.get_close_matches(where, known, n=1, cutoff=0.0)[0]
         return f"unknown key '{where}'. Did you mean '{nearest}'?"
     if problem["type"] in ("dataclass_type", "dataclass_exact_type"):
-        return f"{where} is a section with fields of its own, found {problem['input']!r}"
+        return f"{where} is a section with fields, but its value is {problem['input']!r}"
     reason = problem["msg"].removeprefix("Value error, ")
     return f"{where}={problem['input']!r}: {reason[0].lower()}{reason[1:]}"

@@ -58,9 +58,8 @@ def join(
 def length_penalty(length: np.ndarray, settings: config_lib.Rollout) -> np.ndarray:
     """f32[B] from 0 to 1: the reward that responses of these lengths, in tokens, lose.
 
-    DAPO's soft overlong punishment (arXiv 2503.14476).
-
-    It grows linearly over the last `penalty_tokens` tokens before the limit, to 1 at the limit.
+    DAPO's soft overlong punishment (arXiv 2503.14476): it grows linearly over the last `penalty_tokens` tokens before the
+    limit, to 1 at the limit.
     """
     if settings.truncated != "penalty":
         return np.zeros(length.shape, np.float32)

@@ -179,7 +179,7 @@ def test_a_config_file_with_a_wrong_key_or_value_is_refused_by_name(files, capsy
         ("model: [unclosed", "is not YAML"),
         ("- a\n- list\n", "holds a list, not sections"),
         ("modell:\n  path: x\n", "unknown key 'modell'. Did you mean 'model'?"),
-        ("model: SmolLM2\n", "model is a section with fields of its own, found 'SmolLM2'"),
+        ("model: SmolLM2\n", "model is a section with fields, but its value is 'SmolLM2'"),
         ("1: 2\n", "1"),
         ("\x00", "is not YAML"),
     ],
