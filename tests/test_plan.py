@@ -144,7 +144,7 @@ def test_collectives_are_counted_by_kind_and_once_each():
 
 
 def test_flops_are_six_a_weight_and_token_and_twelve_a_pair_of_tokens_over_two():
-    architecture = weights.published.ARCHITECTURES["HuggingFaceTB/SmolLM2-135M-Instruct"]
+    architecture = weights.published.architecture("HuggingFaceTB/SmolLM2-135M-Instruct")
     products, attention, head = estimate.forward_flops(architecture, 1000, 400)
     matrices = sum(
         math.prod(leaf.shape)

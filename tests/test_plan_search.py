@@ -123,7 +123,7 @@ def test_advice_for_the_sampler_gives_a_value_that_may_fit():
 
 
 def test_a_state_that_is_too_large_asks_for_a_larger_slice():
-    seven = weights.published.ARCHITECTURES["Qwen/Qwen2.5-Math-7B"]
+    seven = weights.published.architecture("Qwen/Qwen2.5-Math-7B")
     config = fake_pods.search_settings(model={"remat": "full"}, mesh={"tensor": 4})
     assert "--topology v5e-16 (16 chips)" in advised(
         config, "update", capacity=int(15.75 * fake_pods.GIB), architecture=seven, temporaries=3 * fake_pods.GIB

@@ -134,7 +134,7 @@ def test_a_small_run_fits_four_chips_and_its_bytes_are_those_by_hand(v5e_4):
 
 @pytest.mark.tpu_compile
 def test_a_model_that_is_too_large_is_ruled_out_without_compiling(v5e_4):
-    seven = weights.published.ARCHITECTURES["Qwen/Qwen2.5-Math-7B"]
+    seven = weights.published.architecture("Qwen/Qwen2.5-Math-7B")
 
     def never(program, config):
         pytest.fail(f"compiled {program}")

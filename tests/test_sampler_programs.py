@@ -118,7 +118,7 @@ def test_a_window_on_many_devices_sends_sums_and_gathers_nothing(layers, attenti
 def test_prefill_and_decode_of_the_7b_models_layers_compile_for_a_tpu(v5e, slice_name):
     """Two of its layers, in its widths and with its vocabulary, split over the four chips of a host."""
     del v5e  # skips where there is no compiler
-    seven = dataclasses.replace(weights.published.ARCHITECTURES["Qwen/Qwen2.5-Math-7B"], num_layers=2)
+    seven = dataclasses.replace(weights.published.architecture("Qwen/Qwen2.5-Math-7B"), num_layers=2)
     pod = plan_programs.open_pod(topology.named(slice_name))
     engine = sampler.make(
         seven,

@@ -8,7 +8,7 @@ chooses · `layout` how the sampler holds layers · `cpu` all that exists for XL
 from __future__ import annotations
 
 from reval_jax.model import attention, cache, cpu, kernels, rope
-from reval_jax.model.architecture import Architecture, RopeScaling
+from reval_jax.model.architecture import Architecture, FamilyName, RopeScaling
 from reval_jax.model.cache import Cache
 from reval_jax.model.forward import decode, hidden_states, prefill
 from reval_jax.model.kernels import Kernels
@@ -27,6 +27,7 @@ __all__ = [
     "Architecture",
     "Cache",
     "Caches",
+    "FamilyName",
     "Kernels",
     "Params",
     "RopeScaling",

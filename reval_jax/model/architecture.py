@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+FamilyName = Literal["llama", "qwen2", "qwen3"]
+"""Each has a record in `weights.families`."""
+
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
@@ -43,7 +46,7 @@ class Architecture:
     qk_norm: bool  # RMSNorm over each query and key head before RoPE (Qwen3)
     tied_head: bool  # the output head is the transposed embedding
     max_positions: int  # published context length, tokens
-    family: Literal["llama", "qwen2", "qwen3"]  # the Hugging Face model_type
+    family: FamilyName  # the Hugging Face model_type
 
     def __post_init__(self) -> None:
         for field in (

@@ -12,14 +12,15 @@ from typing import Any
 import huggingface_hub
 import numpy as np
 import safetensors
+import transformers
+from numpy import typing as npt
 
 from reval_jax import model
-from reval_jax.weights import layout, rope
+from reval_jax.weights import families, layout, rope
 
-FAMILIES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 _DTYPES = ("F32", "F16", "BF16")
 
-# Keys that become part of the Architecture or are compared with what the code computes.
+# Keys that become part of the Architecture or are checked against it.
 _HANDLED = frozenset(
     """
     model_type architectures vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads
@@ -27,7 +28,7 @@ _HANDLED = frozenset(
     max_position_embeddings layer_types sliding_window eos_token_id bos_token_id pad_token_id
     """.split()  # noqa: SIM905 - a list of quoted words is harder to read
 )
-# Keys that change the mathematics at any other value than these.
+# Keys at the only values that are implemented; any other value would change the mathematics.
 _ONLY_VALUE: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu",),
     "attention_bias": (False,),
@@ -43,7 +44,7 @@ _ONLY_VALUE: dict[str, tuple[Any, ...]] = {
     "quantization_config": (None,),
     "auto_map": (None,),
 }
-# Keys that change nothing we compute: bookkeeping, initialization, and generation settings (`rollout.*` sets ours).
+# Keys without influence on the model: bookkeeping, initialization, and generation settings (`rollout.*` holds those in use).
 _HARMLESS = frozenset(
     """
     _name_or_path transformers_version torch_dtype dtype initializer_range use_cache max_window_layers
@@ -76,8 +77,8 @@ def download_config(hub_id: str) -> Path:
 
 def cached_config(hub_id: str) -> Path | None:
     """The directory of a hub repository's config.json in the hub's cache on this machine, None if it is not there."""
-    found = huggingface_hub.try_to_load_from_cache(hub_id, "config.json")
-    return Path(found).parent if isinstance(found, str) else None
+    cached = huggingface_hub.try_to_load_from_cache(hub_id, "config.json")
+    return Path(cached).parent if isinstance(cached, str) else None
 
 
 def _from_hub(hub_id: str, fetch: Callable[[], str]) -> Path:
@@ -115,15 +116,27 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def read_architecture(directory: Path) -> model.Architecture:
-    """The architecture that config.json describes; ValueError for any key or value that is not handled exactly."""
+    """The architecture that a directory's config.json describes; see `parse_config`."""
     file = directory / "config.json"
-    config = read_json(file)
-    family = config.get("model_type")
-    if family not in FAMILIES:
+    return parse_config(read_json(file), file)
+
+
+def parse_config(config: dict[str, Any], file: Path) -> model.Architecture:
+    """The architecture that the content of a config.json describes.
+
+    Args:
+      file: names the configuration in messages.
+
+    Raises:
+      ValueError: a key or value that is not implemented exactly.
+    """
+    name = config.get("model_type")
+    if not isinstance(name, str) or name not in families.FAMILIES:
         raise ValueError(
-            f"{file}: model_type={family!r}, but only {', '.join(FAMILIES)} are implemented. Use a model of one of"
+            f"{file}: model_type={name!r}, but only {', '.join(families.FAMILIES)} are implemented. Use a model of one of"
             " these."
         )
+    family = families.FAMILIES[name]
     _refuse_unhandled(config, family, file)
 
     def number(key: str, *, default: int | None = None, kind: type = int) -> Any:
@@ -135,10 +148,9 @@ def read_architecture(directory: Path) -> model.Architecture:
         return value
 
     num_heads, width = number("num_attention_heads"), number("hidden_size")
-    # The default of head_dim is each configuration class's own: Qwen3's is a constant, not width / heads.
-    default_head_size = 128 if family == "qwen3" else width // max(num_heads, 1)
+    default_head_size = family.default_head_size or width // max(num_heads, 1)
     max_positions = number("max_position_embeddings")
-    rope_theta, rope_scaling = rope.from_config(config, max_positions, file)
+    rope_theta, rope_scaling = rope.from_config(config, max_positions, file, default_theta=family.default_rope_theta)
     return model.Architecture(
         vocab_size=number("vocab_size"),
         width=width,
@@ -150,19 +162,19 @@ def read_architecture(directory: Path) -> model.Architecture:
         rope_theta=rope_theta,
         rope_scaling=rope_scaling,
         norm_eps=float(number("rms_norm_eps", kind=float)),
-        qkv_bias=family == "qwen2",
-        qk_norm=family == "qwen3",
+        qkv_bias=family.qkv_bias,
+        qk_norm=family.qk_norm,
         tied_head=bool(config.get("tie_word_embeddings", False)),
         max_positions=max_positions,
-        family=family,
+        family=family.name,
     )
 
 
-def _refuse_unhandled(config: dict[str, Any], family: str, file: Path) -> None:
+def _refuse_unhandled(config: dict[str, Any], family: families.Family, file: Path) -> None:
     unknown = sorted(config.keys() - _HANDLED - _HARMLESS - _ONLY_VALUE.keys())
     if unknown:
         raise ValueError(
-            f"{file}: the key {unknown[0]!r} (value {config[unknown[0]]!r}) is not one this {family} implementation"
+            f"{file}: the key {unknown[0]!r} (value {config[unknown[0]]!r}) is not one this {family.name} implementation"
             " knows, and it may change the mathematics. Remove it if it does not."
         )
     for key, allowed in _ONLY_VALUE.items():
@@ -170,34 +182,33 @@ def _refuse_unhandled(config: dict[str, Any], family: str, file: Path) -> None:
             raise ValueError(
                 f"{file}: {key}={config[key]!r}, but only {allowed[0]!r} is implemented. Use another model."
             )
-    # Qwen configurations publish a window size that `use_sliding_window: false` turns off; llama has no such switch.
-    is_window_in_use = config.get("sliding_window") is not None and not (
-        family in ("qwen2", "qwen3") and not config.get("use_sliding_window", False)
-    )
-    if is_window_in_use or any(kind != "full_attention" for kind in config.get("layer_types") or ()):
+    # Qwen configurations publish a window size that `use_sliding_window: false` turns off; Llama's have no such key.
+    is_switched_off = "use_sliding_window" in family.only_values and not config.get("use_sliding_window", False)
+    has_window = config.get("sliding_window") is not None and not is_switched_off
+    if has_window or any(kind != "full_attention" for kind in config.get("layer_types") or ()):
         raise ValueError(
             f"{file}: sliding_window={config.get('sliding_window')!r} with layer_types={config.get('layer_types')!r},"
             " but only full attention is implemented. Use a model without sliding windows."
         )
-    if (config.get("architectures") or [FAMILIES[family]]) != [FAMILIES[family]]:
+    if (config.get("architectures") or [family.huggingface_class]) != [family.huggingface_class]:
         raise ValueError(
-            f"{file}: architectures={config['architectures']!r}, but only [{FAMILIES[family]!r}] is a {family}"
-            " language model. Use the causal language model, not a head for another task."
+            f"{file}: architectures={config['architectures']!r}, but only [{family.huggingface_class!r}] is a"
+            f" {family.name} language model. Use the causal language model, not a head for another task."
         )
 
 
-def eos_token_ids(directory: Path, tokenizer: Any) -> tuple[int, ...]:
+def eos_token_ids(directory: Path, tokenizer: transformers.PreTrainedTokenizerBase) -> tuple[int, ...]:
     """The tokens that end a response: generation_config.json's, then config.json's, then the tokenizer's, once each."""
-    found: list[Any] = []
+    tokens: list[int | None] = []
     for name in ("generation_config.json", "config.json"):
         file = directory / name
         value = read_json(file).get("eos_token_id") if file.exists() else None
         values = value if isinstance(value, list) else [value]
         if any(not isinstance(token, int | None) for token in values):
             raise ValueError(f"{file}: eos_token_id={value!r}, but token ids are integers. Correct the file.")
-        found += values
-    found.append(tokenizer.eos_token_id)
-    return tuple(dict.fromkeys(token for token in found if token is not None))
+        tokens += values
+    tokens.append(tokenizer.eos_token_id)
+    return tuple(dict.fromkeys(token for token in tokens if token is not None))
 
 
 # --- weights ---------------------------------------------------------------------------------------------------------
@@ -236,18 +247,18 @@ def _open(file: Path) -> Any:
         ) from error
 
 
-def read_params(directory: Path, architecture: model.Architecture, *, dtype: Any) -> model.Params:
+def read_params(directory: Path, architecture: model.Architecture, *, dtype: npt.DTypeLike) -> model.Params:
     """The parameter tree of a directory's safetensors, on the host, in `dtype`."""
     with contextlib.ExitStack() as stack:
-        where = {}
+        shards = {}  # tensor name -> the file that holds it, opened
         for file in _shards(directory):
             shard = stack.enter_context(_open(file))
-            where.update(dict.fromkeys(shard.keys(), (file, shard)))
-        # Rotary frequencies are recomputed; old Llama checkpoints still carry them as buffers.
-        names = {name for name in where if not re.search(r"rotary_emb\.inv_freq$", name)}
+            shards.update(dict.fromkeys(shard.keys(), (file, shard)))
+        # Rotary frequencies are recomputed; old Llama checkpoints still hold them as buffers.
+        names = {name for name in shards if not re.search(r"rotary_emb\.inv_freq$", name)}
 
         def read(name: str) -> np.ndarray:
-            file, shard = where[name]
+            file, shard = shards[name]
             kind = shard.get_slice(name).get_dtype()
             if kind not in _DTYPES:
                 raise ValueError(
@@ -256,12 +267,16 @@ def read_params(directory: Path, architecture: model.Architecture, *, dtype: Any
                 )
             return shard.get_tensor(name)
 
-        if architecture.tied_head and "lm_head.weight" in names:
-            if not np.array_equal(read("lm_head.weight"), read("model.embed_tokens.weight")):
+        outer = families.FAMILIES[architecture.family].outer_tensors
+        head, embedding = outer["head"].huggingface, outer["embedding"].huggingface
+        if architecture.tied_head and head in names:
+            if not np.array_equal(read(head), read(embedding)):
                 raise ValueError(
-                    f"{directory}: tie_word_embeddings is true, but lm_head.weight differs from the embedding, so the"
-                    " two contradict each other. Set tie_word_embeddings to false in config.json if the head is meant."
+                    f"{directory}: tie_word_embeddings is true, but {head} differs from the embedding, so the"
+                    " two contradict each other. To use the head, set tie_word_embeddings to false in config.json."
                 )
-            names.remove("lm_head.weight")
-        layout.check({name: where[name][1].get_slice(name).get_shape() for name in names}, architecture, str(directory))
+            names.remove(head)
+        layout.check(
+            {name: shards[name][1].get_slice(name).get_shape() for name in names}, architecture, str(directory)
+        )
         return layout.assemble(architecture, read, dtype=dtype, source=str(directory))

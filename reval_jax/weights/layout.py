@@ -1,7 +1,7 @@
-"""Which published tensor is which of our arrays: one table for reading, exporting and checking.
+"""Correspondence of published tensors and parameter arrays: one table for reading, exporting and checking.
 
-A published matrix is [out, in] (torch's Linear); ours is [in, out] with heads split, stacked over layers. So reading is
-transpose, reshape, place; exporting the reverse.
+A published matrix is [out, in], as in torch's Linear; an array here is [in, out], its heads a separate axis, stacked over layers.
+Reading transposes, reshapes and stacks; exporting does the reverse.
 """
 
 from __future__ import annotations
@@ -11,56 +11,66 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from numpy import typing as npt
 
 from reval_jax import model
+from reval_jax.weights import families
 
 
 class Tensor(NamedTuple):
-    """One published tensor and where it lives in the parameter tree."""
+    """One published tensor and its place in the parameter tree."""
 
     name: str  # Hugging Face name
     shape: tuple[int, ...]  # published shape
     path: tuple[str, ...]  # keys into the parameter tree
     layer: int | None  # index on the stacked axis; None outside the layers
-    is_transposed: bool  # ours is the transpose, reshaped
+    is_transposed: bool  # the array is the published tensor's transpose, reshaped
 
 
 def tensors(architecture: model.Architecture) -> list[Tensor]:
-    """Every tensor a checkpoint of this architecture must hold, in file order."""
-    width, size, mlp = architecture.width, architecture.head_size, architecture.mlp_width
-    query_rows, kv_rows = architecture.num_heads * size, architecture.num_kv_heads * size
-    matrices = {
-        "self_attn.q_proj.weight": ("query", (query_rows, width)),
-        "self_attn.k_proj.weight": ("key", (kv_rows, width)),
-        "self_attn.v_proj.weight": ("value", (kv_rows, width)),
-        "self_attn.o_proj.weight": ("output", (width, query_rows)),
-        "mlp.gate_proj.weight": ("gate", (mlp, width)),
-        "mlp.up_proj.weight": ("up", (mlp, width)),
-        "mlp.down_proj.weight": ("down", (width, mlp)),
-        "input_layernorm.weight": ("attention_norm", (width,)),
-        "post_attention_layernorm.weight": ("mlp_norm", (width,)),
-    }
-    if architecture.qkv_bias:
-        matrices["self_attn.q_proj.bias"] = ("query_bias", (query_rows,))
-        matrices["self_attn.k_proj.bias"] = ("key_bias", (kv_rows,))
-        matrices["self_attn.v_proj.bias"] = ("value_bias", (kv_rows,))
-    if architecture.qk_norm:
-        matrices["self_attn.q_norm.weight"] = ("query_norm", (size,))
-        matrices["self_attn.k_norm.weight"] = ("key_norm", (size,))
-    table = [Tensor("model.embed_tokens.weight", (architecture.vocab_size, width), ("embedding",), None, False)]
+    """Every tensor that a checkpoint of this architecture must hold, in file order."""
+    family = families.FAMILIES[architecture.family]
+    shapes = _layer_shapes(architecture)
+    outer = {key: name.huggingface for key, name in family.outer_tensors.items()}
+    vocabulary = (architecture.vocab_size, architecture.width)
+    table = [Tensor(outer["embedding"], vocabulary, ("embedding",), None, False)]
     for layer in range(architecture.num_layers):
-        for suffix, (ours, shape) in matrices.items():
-            table.append(Tensor(f"model.layers.{layer}.{suffix}", shape, ("layers", ours), layer, True))
-    table.append(Tensor("model.norm.weight", (width,), ("final_norm",), None, False))
+        for key, names in family.layer_tensors.items():
+            if key in shapes:
+                name = f"model.layers.{layer}.{names.huggingface}"
+                table.append(Tensor(name, shapes[key], ("layers", key), layer, True))
+    table.append(Tensor(outer["final_norm"], (architecture.width,), ("final_norm",), None, False))
     if not architecture.tied_head:
-        table.append(Tensor("lm_head.weight", (architecture.vocab_size, width), ("head",), None, True))
+        table.append(Tensor(outer["head"], vocabulary, ("head",), None, True))
     return table
 
 
-def check(found: Mapping[str, tuple[int, ...]], architecture: model.Architecture, source: str) -> None:
+def _layer_shapes(architecture: model.Architecture) -> dict[str, tuple[int, ...]]:
+    """The published shape of each array of a layer, by its key in params["layers"]."""
+    width, size, mlp = architecture.width, architecture.head_size, architecture.mlp_width
+    query_rows, kv_rows = architecture.num_heads * size, architecture.num_kv_heads * size
+    shapes: dict[str, tuple[int, ...]] = {
+        "query": (query_rows, width),
+        "key": (kv_rows, width),
+        "value": (kv_rows, width),
+        "output": (width, query_rows),
+        "gate": (mlp, width),
+        "up": (mlp, width),
+        "down": (width, mlp),
+        "attention_norm": (width,),
+        "mlp_norm": (width,),
+    }
+    if architecture.qkv_bias:
+        shapes |= {"query_bias": (query_rows,), "key_bias": (kv_rows,), "value_bias": (kv_rows,)}
+    if architecture.qk_norm:
+        shapes |= {"query_norm": (size,), "key_norm": (size,)}
+    return shapes
+
+
+def check(stored: Mapping[str, tuple[int, ...]], architecture: model.Architecture, source: str) -> None:
     """Refuse a checkpoint whose tensor names (Hugging Face's) and shapes are not exactly the architecture's."""
     expected = {tensor.name: tensor.shape for tensor in tensors(architecture)}
-    for problem, names in (("lacks", expected.keys() - found), ("also holds", found.keys() - expected)):
+    for problem, names in (("lacks", expected.keys() - stored), ("also holds", stored.keys() - expected)):
         if names:
             raise ValueError(
                 f"{source} was read as {architecture.family} with {architecture.num_layers} layers, but it {problem}"
@@ -68,9 +78,9 @@ def check(found: Mapping[str, tuple[int, ...]], architecture: model.Architecture
                 " configuration describes it."
             )
     for name, shape in expected.items():
-        if tuple(found[name]) != shape:
+        if tuple(stored[name]) != shape:
             raise ValueError(
-                f"{source}: tensor {name} has shape {tuple(found[name])}, but the configuration implies {shape}. Use"
+                f"{source}: tensor {name} has shape {tuple(stored[name])}, but the configuration implies {shape}. Use"
                 " weights and a configuration that belong together."
             )
 
@@ -81,9 +91,9 @@ def _some(names: Iterable[str]) -> str:
 
 
 def assemble(
-    architecture: model.Architecture, read: Callable[[str], np.ndarray], *, dtype: Any, source: str
+    architecture: model.Architecture, read: Callable[[str], np.ndarray], *, dtype: npt.DTypeLike, source: str
 ) -> model.Params:
-    """The parameter tree in `dtype`, filled one tensor at a time from `read(Hugging Face name)`, after `check`."""
+    """The parameter tree in `dtype`, filled one tensor at a time from `read(Hugging Face name)`; call `check` first."""
     params = jax.tree.map(lambda leaf: np.empty(leaf.shape, dtype), model.abstract_params(architecture))
     for tensor in tensors(architecture):
         stored = read(tensor.name)
@@ -92,20 +102,20 @@ def assemble(
                 f"{source}: tensor {tensor.name} holds NaN or infinite numbers, so the file is damaged or the model"
                 " diverged. Download it again, or use an earlier checkpoint."
             )
-        target = _leaf(params, tensor.path)
-        ours = target if tensor.layer is None else target[tensor.layer]
-        ours[...] = (stored.T if tensor.is_transposed else stored).reshape(ours.shape)
+        array = _array(params, tensor)
+        array[...] = (stored.T if tensor.is_transposed else stored).reshape(array.shape)
     return params
 
 
 def published(tensor: Tensor, params: model.Params) -> np.ndarray:
     """The published form of one tensor, as a contiguous host array."""
-    leaf = _leaf(params, tensor.path)
-    ours = np.asarray(leaf if tensor.layer is None else leaf[tensor.layer])
-    return np.ascontiguousarray(ours.reshape(tensor.shape[::-1]).T if tensor.is_transposed else ours)
+    array = np.asarray(_array(params, tensor))
+    return np.ascontiguousarray(array.reshape(tensor.shape[::-1]).T if tensor.is_transposed else array)
 
 
-def _leaf(params: model.Params, path: tuple[str, ...]) -> Any:
-    for key in path:
-        params = params[key]
-    return params
+def _array(params: model.Params, tensor: Tensor) -> np.ndarray:
+    """The part of the parameter tree that holds one tensor; of host arrays a view."""
+    leaf: Any = params
+    for key in tensor.path:
+        leaf = leaf[key]
+    return leaf if tensor.layer is None else leaf[tensor.layer]

@@ -1,33 +1,29 @@
-"""Published weights in and out: Hugging Face directories and hub ids, GGUF files, and export for `transformers`.
-
-Anything that would change the mathematics and is not handled (a configuration key, a tensor name, a shape, a number
-type) is refused with one ValueError that names it; nothing is guessed. Arrays are read one tensor at a time into the
-stacked host arrays of `model.abstract_params`, so the peak host memory is the parameters themselves plus one tensor.
-torch is never imported here.
-"""
+"""Loads a model from a Hugging Face directory, a hub id or a GGUF file: architecture, parameters, tokenizer."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+import transformers
+from numpy import typing as npt
 
 from reval_jax import model
-from reval_jax.weights import gguf_file, gguf_reader, huggingface, published, tokenization
+from reval_jax.weights import gguf_container, gguf_model, huggingface, published, tokenization
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 class Loaded(NamedTuple):
-    """A model as read from disk, on the host."""
+    """A model on the host, as read from disk."""
 
     architecture: model.Architecture
     params: model.Params  # nested dict of NumPy arrays
-    tokenizer: Any  # a fast `transformers` tokenizer
-    eos_token_ids: tuple[int, ...]  # tokens that end a response: those of the generation config, config and tokenizer
-    source: str  # what was read, for logs: the resolved path
+    tokenizer: transformers.PreTrainedTokenizerBase  # fast
+    eos_token_ids: tuple[int, ...]  # tokens that end a response, from the generation config, config and tokenizer
+    source: str  # the resolved path, for logs
 
 
 def _is_gguf(path: Path) -> bool:
@@ -35,7 +31,7 @@ def _is_gguf(path: Path) -> bool:
 
 
 def resolve(path: str) -> Path:
-    """The local directory or .gguf file that `path` names; a hub id is downloaded first, or found in the hub's cache."""
+    """The local directory or .gguf file that `path` names; a hub id is downloaded, unless it is in the hub's cache."""
     if not path:
         raise ValueError(
             "model.path is empty. Set it to a Hugging Face directory, a hub id such as org/name, or a .gguf file."
@@ -60,42 +56,43 @@ def read_architecture(path: str) -> model.Architecture:
     """The architecture of the model at `path`, without reading its weights."""
     local = resolve(path)
     if _is_gguf(local):
-        return gguf_file.read_architecture(gguf_reader.read(local))
+        return gguf_model.read_architecture(gguf_container.read(local))
     return huggingface.read_architecture(local)
 
 
 def find_architecture(path: str) -> tuple[model.Architecture, str]:
-    """The architecture of the model at `path`, and where it was found; of a hub id, no more than config.json is fetched.
+    """The architecture of the model at `path`, and its source; of a hub id, no more than config.json is fetched.
 
-    The hub's cache on this machine comes first, then the shapes of published models known here, then the hub.
+    The hub's cache on this machine comes first, then the configurations shipped with this package, then the hub.
     """
     if Path(path).expanduser().exists() or not _HUB_ID.fullmatch(path):
         return read_architecture(path), path
     cached = huggingface.cached_config(path)
-    if cached is None and path in published.ARCHITECTURES:
-        return published.ARCHITECTURES[path], f"{path}, its shape as known here (it is not on this machine)"
+    if cached is None and path in published.names():
+        return published.architecture(path), f"{path}, its shape as known here (it is not on this machine)"
     directory = cached or huggingface.download_config(path)
     return huggingface.read_architecture(directory), f"{path}, its config.json"
 
 
-def load_tokenizer(path: str) -> Any:
+def load_tokenizer(path: str) -> transformers.PreTrainedTokenizerBase:
     """The fast tokenizer of the model at `path`, with its chat template, without reading its weights."""
     local = resolve(path)
     if _is_gguf(local):
-        return tokenization.from_gguf(gguf_reader.read(local))
+        return tokenization.from_gguf(gguf_container.read(local))
     return tokenization.from_directory(local)
 
 
-def read(path: str) -> tuple[model.Architecture, Any, tuple[int, ...]]:
-    """Everything about the model at `path` but its weights: architecture, fast tokenizer, tokens that end a response.
+def read(path: str) -> tuple[model.Architecture, transformers.PreTrainedTokenizerBase, tuple[int, ...]]:
+    """The model at `path` without its weights: architecture, fast tokenizer, tokens that end a response.
 
-    Raises ValueError for anything missing, unknown or inconsistent.
+    Raises:
+      ValueError: something is missing, unknown or inconsistent; the message names it.
     """
     local = resolve(path)
     if _is_gguf(local):
-        opened = gguf_reader.read(local)
-        architecture, tokenizer = gguf_file.read_architecture(opened), tokenization.from_gguf(opened)
-        eos_token_ids = gguf_file.eos_token_ids(opened)
+        opened = gguf_container.read(local)
+        architecture, tokenizer = gguf_model.read_architecture(opened), tokenization.from_gguf(opened)
+        eos_token_ids = gguf_model.eos_token_ids(opened)
     else:
         architecture, tokenizer = huggingface.read_architecture(local), tokenization.from_directory(local)
         eos_token_ids = huggingface.eos_token_ids(local, tokenizer)
@@ -112,19 +109,20 @@ def read(path: str) -> tuple[model.Architecture, Any, tuple[int, ...]]:
     return architecture, tokenizer, eos_token_ids
 
 
-def load(path: str, *, dtype: Any = np.float32) -> Loaded:
+def load(path: str, *, dtype: npt.DTypeLike = np.float32) -> Loaded:
     """The model at `path` on the host, its arrays in `dtype` (float32 unless memory is short).
 
     Args:
       path: a Hugging Face directory (one or many safetensors files), a hub id, or a .gguf file with its tokenizer
         inside (quantised weights are de-quantised).
 
-    Raises ValueError, naming what was found, for anything missing, damaged, unknown or not finite.
+    Raises:
+      ValueError: something is missing, damaged, unknown or not finite; the message names it.
     """
     architecture, tokenizer, eos_token_ids = read(path)
     local = resolve(path)
     if _is_gguf(local):
-        params = gguf_file.read_params(gguf_reader.read(local), architecture, dtype=dtype)
+        params = gguf_model.read_params(gguf_container.read(local), architecture, dtype=dtype)
     else:
         params = huggingface.read_params(local, architecture, dtype=dtype)
     return Loaded(architecture, params, tokenizer, eos_token_ids, str(local))

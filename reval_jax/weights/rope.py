@@ -1,4 +1,4 @@
-"""RoPE settings of a Hugging Face configuration <-> (theta, RopeScaling), as `transformers` reads them."""
+"""RoPE settings of a Hugging Face configuration to (theta, RopeScaling) and back, as `transformers` reads them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 
 from reval_jax import model
 
-_DEFAULT_THETA = 10000.0  # of all three configuration classes
 _KEYS = {
     "default": set(),
     "linear": {"factor"},
@@ -20,8 +19,16 @@ _KEYS = {
 }  # fmt: skip
 
 
-def from_config(config: dict[str, Any], max_positions: int, file: Path) -> tuple[float, model.RopeScaling | None]:
-    """(theta, scaling) from the old form (rope_theta, rope_scaling) or the new one (rope_parameters)."""
+def from_config(
+    config: dict[str, Any], max_positions: int, file: Path, *, default_theta: float = 10000.0
+) -> tuple[float, model.RopeScaling | None]:
+    """(theta, scaling) from the old form (rope_theta, rope_scaling) or the new one (rope_parameters).
+
+    Args:
+      max_positions: the original context length where the configuration names none, tokens.
+      file: names the configuration in messages.
+      default_theta: theta where the configuration names none.
+    """
     old, new = config.get("rope_scaling"), config.get("rope_parameters")
     if old and new and old != new:
         raise ValueError(f"{file}: rope_scaling={old!r} and rope_parameters={new!r} contradict each other. Keep one.")
@@ -29,7 +36,7 @@ def from_config(config: dict[str, Any], max_positions: int, file: Path) -> tuple
     if not isinstance(settings, dict):
         raise ValueError(f"{file}: the RoPE settings are {settings!r}, but an object was expected. Correct the file.")
     settings = dict(settings)
-    theta = _number(settings.pop("rope_theta", config.get("rope_theta", _DEFAULT_THETA)), "rope_theta", file)
+    theta = _number(settings.pop("rope_theta", config.get("rope_theta", default_theta)), "rope_theta", file)
     older_kind = settings.pop("type", "default")
     kind = settings.pop("rope_type", older_kind)
     if kind not in _KEYS:
@@ -79,7 +86,7 @@ def _scaling(kind: str, settings: dict[str, Any], max_positions: int, file: Path
 
 
 def _yarn_attention_factor(factor: float, numbers: dict[str, float]) -> float:
-    """0.1 ln(factor) + 1 unless given; a ratio of two such terms where mscale and mscale_all_dim are both set."""
+    """0.1 ln(factor) + 1 unless attention_factor is set; a ratio of two such terms where mscale and mscale_all_dim are."""
     if "attention_factor" in numbers:
         return numbers["attention_factor"]
 

@@ -1,5 +1,4 @@
-"""Tiny random checkpoints for tests: of our own making (no torch), and of `transformers`' making (torch) as the
-truth."""
+"""Tiny random checkpoints for tests: written by this package (no torch), and by `transformers` (torch) as the oracle."""
 
 from __future__ import annotations
 
@@ -29,7 +28,7 @@ VOCABULARY = 320  # tokens of the tiny tokenizer and model
 EOS = "<|im_end|>"
 
 
-def tiny_tokenizer() -> Any:
+def tiny_tokenizer() -> transformers.PreTrainedTokenizerBase:
     """A byte-level BPE tokenizer of 320 tokens: any text round-trips, digits single, ChatML template, ids 0-3 special."""
     built = tokenizers.Tokenizer(models.BPE())
     built.pre_tokenizer = pre_tokenizers.Sequence(
@@ -57,6 +56,7 @@ def tiny_tokenizer() -> Any:
 
 def tiny_architecture(family: str = "llama", **overrides: Any) -> model.Architecture:
     """A two-layer decoder with grouped queries; any field of `model.Architecture` can be overridden."""
+    record = weights.families.FAMILIES[family]
     base = model.Architecture(
         vocab_size=VOCABULARY,
         width=32,
@@ -68,11 +68,11 @@ def tiny_architecture(family: str = "llama", **overrides: Any) -> model.Architec
         rope_theta=10000.0,
         rope_scaling=None,
         norm_eps=1e-6,
-        qkv_bias=family == "qwen2",
-        qk_norm=family == "qwen3",
+        qkv_bias=record.qkv_bias,
+        qk_norm=record.qk_norm,
         tied_head=True,
         max_positions=128,
-        family=family,
+        family=record.name,
     )
     return dataclasses.replace(base, **overrides)
 
@@ -150,10 +150,8 @@ def transformers_logits(directory: str | Path, tokens: np.ndarray) -> np.ndarray
 
 
 def transformers_gguf_logits(file: str | Path, tokens: np.ndarray) -> np.ndarray:
-    """The same of a GGUF file, read and de-quantised by `transformers`.
-
-    from_pretrained(gguf_file=...) would need accelerate too; the functions it calls do not.
-    """
+    """Float32 logits [B,T,V] of a GGUF file that `transformers` reads and de-quantises (needs torch)."""
+    # from_pretrained(gguf_file=...) would need accelerate too; the functions it calls do not.
     torch = _torch()
     from transformers import modeling_gguf_pytorch_utils
 

@@ -1,4 +1,4 @@
-"""Write a directory that `transformers` (and this package) loads."""
+"""Export of a model as a Hugging Face directory, which `transformers` (and this package) loads."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+import transformers
 from safetensors import numpy as safetensors_numpy
 
 from reval_jax import model
-from reval_jax.weights import huggingface, layout, rope
+from reval_jax.weights import families, layout, rope
 
 _SHARD_BYTES = 4 * 2**30  # a shard is assembled in host memory; Hugging Face's own limit is 5 GB
 _DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16)}
@@ -24,7 +25,7 @@ def export(
     directory: str | Path,
     architecture: model.Architecture,
     params: model.Params,
-    tokenizer: Any,
+    tokenizer: transformers.PreTrainedTokenizerBase,
     *,
     eos_token_ids: tuple[int, ...],
     dtype: str = "float32",
@@ -32,13 +33,16 @@ def export(
 ) -> Path:
     """Write config.json, generation_config.json, safetensors, tokenizer and chat template; returns the directory.
 
-    Written beside the target and renamed, so the directory either holds a whole model or is as it was.
+    The files are written beside the directory and then renamed, so it either holds a whole model or is unchanged.
 
     Args:
-      params: host or fully addressable device arrays. dtype: the file's number type, "float32", "bfloat16" or
-      "float16". shard_bytes: a larger model is split over several files with an index.
+      params: host or fully addressable device arrays.
+      eos_token_ids: the tokens that end a response.
+      dtype: the files' number type, "float32", "bfloat16" or "float16".
+      shard_bytes: a larger model is split over several files with an index.
 
-    Raises ValueError if the directory holds anything, or params do not belong to the architecture.
+    Raises:
+      ValueError: the directory is not empty, or params do not belong to the architecture.
     """
     target = Path(directory).expanduser()
     if dtype not in _DTYPES:
@@ -56,7 +60,7 @@ def export(
         raise ValueError(f"{target} cannot be created ({error}). Choose a directory you may write to.") from error
     try:
         tokenizer.save_pretrained(partial)
-        _write_json(partial / "config.json", config_of(architecture, tokenizer, eos_token_ids, dtype))
+        _write_json(partial / "config.json", _config(architecture, tokenizer, eos_token_ids, dtype))
         _write_json(partial / "generation_config.json", _token_ids(tokenizer, eos_token_ids))
         _write_weights(partial, architecture, params, _DTYPES[dtype], shard_bytes)
         partial.chmod(0o755)  # mkdtemp's directories are private; a published model is not
@@ -69,36 +73,41 @@ def export(
 
 def _check_params(architecture: model.Architecture, params: model.Params) -> None:
     expected = _shapes(model.abstract_params(architecture))
-    found = _shapes(params)
-    for path in sorted(expected.keys() | found.keys()):
-        if expected.get(path) != found.get(path):
+    actual = _shapes(params)
+    for path in sorted(expected.keys() | actual.keys()):
+        if expected.get(path) != actual.get(path):
             raise ValueError(
-                f"params[{path}] has shape {found.get(path)}, but the architecture implies {expected.get(path)}."
+                f"params[{path}] has shape {actual.get(path)}, but the architecture implies {expected.get(path)}."
                 " Export the params with the architecture they were loaded with."
             )
 
 
 def _shapes(tree: model.Params, prefix: str = "") -> dict[str, tuple[int, ...]]:
-    found: dict[str, tuple[int, ...]] = {}
+    """Shapes of a parameter tree by dotted path."""
+    shapes: dict[str, tuple[int, ...]] = {}
     for key, value in tree.items():
-        found |= (
+        shapes |= (
             _shapes(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": tuple(value.shape)}
         )
-    return found
+    return shapes
 
 
-def _token_ids(tokenizer: Any, eos_token_ids: tuple[int, ...]) -> dict[str, Any]:
+def _token_ids(tokenizer: transformers.PreTrainedTokenizerBase, eos_token_ids: tuple[int, ...]) -> dict[str, Any]:
     eos = list(eos_token_ids) if len(eos_token_ids) > 1 else eos_token_ids[0]
     ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": eos, "pad_token_id": tokenizer.pad_token_id}
     return {key: value for key, value in ids.items() if value is not None}
 
 
-def config_of(
-    architecture: model.Architecture, tokenizer: Any, eos_token_ids: tuple[int, ...], dtype: str
+def _config(
+    architecture: model.Architecture,
+    tokenizer: transformers.PreTrainedTokenizerBase,
+    eos_token_ids: tuple[int, ...],
+    dtype: str,
 ) -> dict[str, Any]:
-    """config.json, in the form that transformers 4 and 5 both read."""
+    """The content of config.json, in the form that transformers 4 and 5 both read."""
+    family = families.FAMILIES[architecture.family]
     config = {
-        "architectures": [huggingface.FAMILIES[architecture.family]],
+        "architectures": [family.huggingface_class],
         "model_type": architecture.family,
         "vocab_size": architecture.vocab_size,
         "hidden_size": architecture.width,
@@ -114,11 +123,8 @@ def config_of(
         "tie_word_embeddings": architecture.tied_head,
         "max_position_embeddings": architecture.max_positions,
         "torch_dtype": dtype,
+        **family.only_values,
     }
-    if architecture.family == "llama":
-        config |= {"attention_bias": False, "mlp_bias": False}
-    else:
-        config |= {"use_sliding_window": False}
     return config | _token_ids(tokenizer, eos_token_ids)
 
 
@@ -131,14 +137,14 @@ def _write_weights(
 ) -> None:
     """model.safetensors, or numbered shards of at most `shard_bytes` (or one tensor) with their index."""
     shards: list[list[layout.Tensor]] = [[]]
-    filled = 0
+    shard_size = 0
     for tensor in layout.tensors(architecture):
         num_bytes = int(np.prod(tensor.shape)) * dtype.itemsize
-        if shards[-1] and filled + num_bytes > shard_bytes:
+        if shards[-1] and shard_size + num_bytes > shard_bytes:
             shards.append([])
-            filled = 0
+            shard_size = 0
         shards[-1].append(tensor)
-        filled += num_bytes
+        shard_size += num_bytes
     weight_map: dict[str, str] = {}
     total = 0
     for number, shard in enumerate(shards, start=1):

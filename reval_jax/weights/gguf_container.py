@@ -1,7 +1,7 @@
 """The GGUF container, versions 2 and 3, little-endian: metadata and memory-mapped tensors.
 
 Format: ggml/docs/gguf.md. The `gguf` package's own reader takes seconds to make a NumPy view of every string of a
-vocabulary, and does not check lengths; its tables of number types and its de-quantisation are used as they are.
+vocabulary and does not check lengths, so only its tables of number types and its de-quantisation are used.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 # GGUF metadata value types that are plain numbers; 8 is a string and 9 an array.
 _NUMBERS = {0: "u1", 1: "i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?", 10: "<u8", 11: "<i8", 12: "<f8"}
 _STRING, _ARRAY = 8, 9
-_DEFAULT_ALIGNMENT = 32  # bytes, unless general.alignment says otherwise
+_DEFAULT_ALIGNMENT = 32  # bytes, unless general.alignment names another
 
 
 class Tensor(NamedTuple):
@@ -30,13 +30,13 @@ class Tensor(NamedTuple):
 class Gguf(NamedTuple):
     """An open file."""
 
-    file: Path  # where it is, for messages
+    file: Path  # for messages
     metadata: dict[str, Any]  # key -> number, bool, string or list
     tensors: dict[str, Tensor]  # GGUF name -> tensor
 
 
 class _Cursor:
-    """Reads values one after another, refusing to read past the end."""
+    """Reads values in sequence; EOFError at the end of the file."""
 
     def __init__(self, content: np.ndarray):
         self.content, self.position = content, 0
@@ -45,9 +45,8 @@ class _Cursor:
         end = self.position + num_bytes
         if end > self.content.size:
             raise EOFError(f"byte {end} is needed, but the file has {self.content.size}")
-        taken = self.content[self.position : end]
-        self.position = end
-        return taken.data
+        start, self.position = self.position, end
+        return self.content[start:end].data
 
     def unpack(self, layout: str) -> Any:
         return struct.unpack(f"<{layout}", self.take(struct.calcsize(f"<{layout}")))[0]
