@@ -1,25 +1,25 @@
-# All the set-up there is: `make demo` and `make test` start from a bare clone.
+# `make demo` and `make test` work from a bare clone; there is no other set-up.
 
-# The interpreter that .venv is made with; empty: the first of python3.11, 3.12, 3.13 and python3 that is 3.11 or newer.
+# The interpreter for .venv; empty means the first of python3.11, 3.12, 3.13 and python3 that is 3.11 or newer.
 PYTHON ?=
-# Of `make demo`: easy, medium or hard.
+# Task of `make demo`: easy, medium or hard.
 TASK ?= medium
-# For example DEMO_ARGS=--hub, to take the model from the Hugging Face hub.
+# For example DEMO_ARGS=--hub, to download the model from the Hugging Face hub.
 DEMO_ARGS ?=
-# pytest processes; 0 runs the tests in one process, for a debugger.
+# Number of pytest processes; 0 runs the tests in one process, for a debugger.
 WORKERS ?= 2
-# Share of the stress test's counts, and for example STRESS_ARGS='--json FILE'.
+# Scale of the stress test's counts, and for example STRESS_ARGS='--json FILE'.
 SCALE ?= 1.0
 STRESS_ARGS ?=
 # For example PYTEST_ARGS='-k replay'.
 PYTEST_ARGS ?=
-# The TPU extra brings TPU's compiler, for tests that need no TPU (wheels: Linux x86-64 only).
-# torch for the parity tests: 1 installs it, 0 doesn't, auto does on Python 3.11.
+# torch for the parity tests: 1 installs it, 0 does not, auto installs it on Python 3.11.
+# The TPU extra is installed on Linux x86-64, the only platform with wheels: its compiler serves tests that need no TPU.
 PARITY ?= auto
 
 VENV := .venv
 BIN := $(VENV)/bin
-# worksteal starts each process on its own stretch of files, so that a file's fixtures and compiled programs are shared.
+# worksteal gives each process consecutive files, so that the tests of a file share fixtures and compiled programs.
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 .DEFAULT_GOAL := help
@@ -31,18 +31,18 @@ help:
 	@echo "make test               every test"
 	@echo "make test-fast          the tests that take less than about 5 seconds each"
 	@echo "make lint               style, security rules and types"
-	@echo "make format             rewrite the sources in the style that lint asks for"
-	@echo "make bench              draw the learning curves in docs/"
-	@echo "make bench-performance  measure the compiled loss and update, and draw docs/performance.svg"
-	@echo "make stress             grade 10,000 answers that attack the grader, and 1,000 that hang; SCALE=0.1 for a tenth"
+	@echo "make format             rewrite the sources in the style that make lint checks"
+	@echo "make bench              measure and plot the learning curves in docs/"
+	@echo "make bench-performance  time head, update and sampler, and plot docs/performance.svg"
+	@echo "make stress             grade 10,000 adversarial answers and 1,000 that hang; SCALE=0.1 for a tenth"
 	@echo "make dist               build wheel and sdist into dist/, install the wheel into a fresh environment, and try it"
-	@echo "make install            .venv with the package (editable) and its test tools; the targets above do it themselves"
-	@echo "make install-demo       .venv with what running needs and no test tools"
-	@echo "make clean              remove .venv and caches; runs/ and models/ stay"
+	@echo "make install            .venv with the package (editable) and its test tools; the targets above do this themselves"
+	@echo "make install-demo       .venv with the package (editable) and its dependencies only"
+	@echo "make clean              remove .venv, caches and builds; runs/ and models/ stay"
 	@echo
-	@echo "Settings: PYTHON=$(or $(PYTHON),found) TASK=$(TASK) WORKERS=$(WORKERS) PARITY=$(PARITY) PYTEST_ARGS='$(PYTEST_ARGS)'"
+	@echo "Settings: PYTHON=$(or $(PYTHON),automatic) TASK=$(TASK) WORKERS=$(WORKERS) PARITY=$(PARITY) PYTEST_ARGS='$(PYTEST_ARGS)'"
 
-# Two stamps, so that the demo waits for no test tool and nothing is installed twice.
+# Two stamps: the demo does not wait for test tools, and nothing is installed twice.
 install: $(VENV)/.installed-test
 install-demo: $(VENV)/.installed-run
 
@@ -53,7 +53,7 @@ $(VENV)/.installed-run: pyproject.toml requirements.txt
 	        found="$$candidate"; break; fi; \
 	done; \
 	if [ -z "$$found" ]; then \
-	    echo "make: no Python 3.11 or newer with its venv module was found (tried: $${python:-python3.11 python3.12 python3.13 python3 python})." >&2; \
+	    echo "make: there is no Python 3.11 or newer with its venv module (tried: $${python:-python3.11 python3.12 python3.13 python3 python})." >&2; \
 	    echo "Install one (Debian, Ubuntu: apt-get install python3 python3-venv), or name it: make PYTHON=/path/to/python ..." >&2; \
 	    exit 1; \
 	fi; \
@@ -73,7 +73,7 @@ $(VENV)/.installed-test: $(VENV)/.installed-run
 	set -ex; $(BIN)/python -m pip install --quiet --editable ".[$$extras]" --constraint requirements.txt
 	@touch $@
 
-# Large arrays in huge pages where glibc can: fewer page faults.
+# glibc maps large arrays in huge pages, where it can: fewer page faults.
 demo bench bench-performance: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 demo: install-demo

@@ -1,11 +1,11 @@
-"""The four objectives on one prompt, the same number of sampled responses each, drawn by round and by wall-clock.
+"""Plots learning curves of the four objectives on one prompt, by round and by wall-clock time, with equal rollout budgets.
 
     python -m benchmarks.learning_curves [--task hard] [--rounds 16]
-    python -m benchmarks.learning_curves --no-measure      # draws again from docs/learning_curves_TASK.json
+    python -m benchmarks.learning_curves --no-measure      # plots docs/learning_curves_TASK.json again
 
-Each objective runs as `reval train` with the settings below on top of configs/one_shot_TASK.yaml. A run that is already
-complete in --runs is not run again. Writes docs/learning_curves_TASK.svg and .json, and of the medium task the README's
-picture, docs/learning_curve.svg.
+Each objective runs as `reval train` with configs/one_shot_TASK.yaml, overridden by the settings below. A run that is complete in
+--runs is not repeated. Writes docs/learning_curves_TASK.svg and .json and, for the medium task, the README's picture,
+docs/learning_curve.svg.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ matplotlib.use("agg")
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-# Differences from the config file. One update a round is how GRPO and TBRM are defined; TBRM's beta is its authors'.
+# Differences from the config file. GRPO and TBRM are defined with one update per round; TBRM's beta is that of its authors.
 OBJECTIVES: dict[str, dict[str, str]] = {
     "reval": {},
     "tbrm": {"update.beta": "0.002", "update.reward_design": "binary", "update.updates_per_round": "1"},
@@ -44,18 +44,18 @@ OBJECTIVES: dict[str, dict[str, str]] = {
 
 @dataclasses.dataclass(frozen=True)
 class LearningCurves:
-    """Draw the learning curves of the four objectives on one prompt."""
+    """Plot the learning curves of the four objectives on one prompt."""
 
     task: Literal["easy", "medium", "hard"] = "medium"  # which configs/one_shot_TASK.yaml
     rounds: int = 16  # generation rounds of 64 responses, the same for every objective
     seed: int = 0  # run.seed
-    runs: Path = Path("runs/learning_curves")  # where the runs live
-    docs: Path = Path("docs")  # where the figure goes
-    measure: bool = True  # run the objectives; without, draw the figures of the last measurement again
+    runs: Path = Path("runs/learning_curves")  # directory of the runs
+    docs: Path = Path("docs")  # directory of the plots
+    measure: bool = True  # run the objectives; --no-measure plots the last measurement again
 
 
 def main() -> None:
-    """Runs the objectives that have no complete run and draws all of them."""
+    """Plays the missing runs, then plots all objectives."""
     args = tyro.cli(LearningCurves)
     target = args.docs / f"learning_curves_{args.task}.json"
     if args.measure:
@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def write_record(curves: dict[str, dict[str, list[float]]], args: LearningCurves, target: Path) -> None:
-    """Writes the figures' numbers with the command and the machine that they come from."""
+    """Writes the curves with the command and the machine that produced them."""
     record = {
         "command": f"python -m benchmarks.learning_curves --task {args.task} --rounds {args.rounds} --seed {args.seed}",
         "machine": f"{platform.machine()}, {platform.platform()}",
@@ -82,7 +82,7 @@ def write_record(curves: dict[str, dict[str, list[float]]], args: LearningCurves
 
 
 def curve(args: LearningCurves, objective: str) -> dict[str, list[float]]:
-    """Score and seconds so far after every round of one objective's run."""
+    """Score, elapsed seconds and gradient norm of every round of one objective's run."""
     run_dir = args.runs / f"{args.task}_{objective}_seed{args.seed}"
     config_file = Path("configs") / f"one_shot_{args.task}.yaml"
     settings = OBJECTIVES[objective] | {
@@ -109,7 +109,7 @@ def curve(args: LearningCurves, objective: str) -> dict[str, list[float]]:
 
 
 def results_hash(config_file: Path, settings: dict[str, str]) -> str:
-    """The hash that a run of the file with these settings on top writes into its config.yaml."""
+    """The hash that a run of the file, overridden by these settings, writes into its config.yaml."""
     tree = config_lib.to_tree(config_lib.load(config_file))
     for name, value in settings.items():
         section, field = name.split(".")
@@ -118,7 +118,7 @@ def results_hash(config_file: Path, settings: dict[str, str]) -> str:
 
 
 def rounds_of(run_dir: Path, config_hash: str) -> list[dict[str, Any]]:
-    """The metrics lines of a run's finished rounds; none if it ran with other settings."""
+    """The metrics of a run's finished rounds; empty if the run has other settings."""
     config_file = run_dir / "config.yaml"
     if not config_file.exists() or config_lib.read_yaml(config_file)["about"]["config_hash"] != config_hash:
         return []
@@ -131,7 +131,7 @@ def standard_error(score: np.ndarray) -> np.ndarray:
 
 
 def draw(curves: dict[str, dict[str, list[float]]], args: LearningCurves, target: Path) -> None:
-    """Score by generation round and by wall-clock, with the standard error of 64 responses."""
+    """Plots the score by round and by wall-clock time, with the standard error of 64 responses."""
     figure, (by_round, by_time) = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
     for objective, points in curves.items():
         score = np.array(points["score"])
@@ -149,7 +149,7 @@ def draw(curves: dict[str, dict[str, list[float]]], args: LearningCurves, target
 
 
 def draw_one(scores: list[float], target: Path) -> None:
-    """ReVal's score by round alone, small enough for the README's first screen."""
+    """Plots ReVal's score by round alone, small enough for the README's first screen."""
     score = np.array(scores)
     error, rounds = standard_error(score), np.arange(1, score.size + 1)
     figure, axes = plt.subplots(figsize=(6, 2.6), layout="constrained")
@@ -163,7 +163,7 @@ def draw_one(scores: list[float], target: Path) -> None:
 
 
 def save(figure: Figure, target: Path) -> None:
-    """Writes an SVG whose bytes depend on the figure alone, neither on the date nor on chance."""
+    """Writes an SVG whose bytes depend on the figure alone, not on the date or on random ids."""
     with matplotlib.rc_context({"svg.hashsalt": "reval_jax"}):
         figure.savefig(target, metadata={"Date": None})
 

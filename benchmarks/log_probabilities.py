@@ -1,9 +1,9 @@
-"""How far the sampler's log-probabilities are from the learner's, on the real SmolLM2-135M: by dtype and by cache.
+"""Measures how far the sampler's log-probabilities are from the learner's on the real SmolLM2-135M, by dtype and cache.
 
-    python -m benchmarks.log_probabilities         # needs the demo's model (`make demo` fetches it); minutes on two cores
+    python -m benchmarks.log_probabilities         # needs the demo's model (`make demo` downloads it); minutes on two cores
 
-Both compute the same policy, one token at a time from a cache and a whole row at once. For each sampled token it prints
-quantiles of |sampler - learner| in nats, and of the same for the sum over a response, which is what the loss reads.
+Both compute the same policy: the sampler one token at a time with a cache, the learner whole rows. Prints quantiles of
+|sampler - learner| in nats for single tokens, and for sums over a response, which the loss uses.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def measure(loaded: Any, dtype: str, cache: sampler.CacheSetting) -> dict[str, np.ndarray]:
-    """|sampler - learner| of every token, and of every response's sum."""
+    """|sampler - learner| of every token, and of the sum over every response."""
     num = len(QUESTIONS) * SAMPLES
     config = config_lib.from_tree(
         {
@@ -70,11 +70,11 @@ def measure(loaded: Any, dtype: str, cache: sampler.CacheSetting) -> dict[str, n
     )
     order = np.arange(len(QUESTIONS))
     ids = tuple(np.array(loaded.tokenizer(text)["input_ids"], np.int32) for text in QUESTIONS)
-    asked = types.Prompts(order, order, QUESTIONS, ids, ("",) * len(QUESTIONS))
+    prompts = types.Prompts(order, order, QUESTIONS, ids, ("",) * len(QUESTIONS))
     responses = sampler.generate(
         engine,
         sampler.sync_weights(params, engine),
-        asked,
+        prompts,
         keys.named_key(0, "log_probabilities"),
         samples_per_prompt=SAMPLES,
         sampling=sampler.Sampling(stop_ids=loaded.eos_token_ids),
@@ -82,7 +82,7 @@ def measure(loaded: Any, dtype: str, cache: sampler.CacheSetting) -> dict[str, n
     verdicts = types.Verdicts(np.zeros(num, np.float32), np.ones(num, np.int8), ("",) * num)
     algorithm = algorithms.choose(config)
     sampled = trajectories.join(
-        asked, responses, verdicts, round=0, policy_version=0, config=config, shape_reward=algorithm.shape_reward
+        prompts, responses, verdicts, round=0, policy_version=0, config=config, shape_reward=algorithm.shape_reward
     )
     packed = batch.pack(sampled, devices, limits=batch.limits(config, step_size=algorithm.step_size))
 

@@ -1,7 +1,7 @@
-"""The figures and the plot of docs/performance.md.
+"""Measures and plots the results of docs/performance.md.
 
-    python -m benchmarks.performance               # reval bench scores, update and sampler; some 20 minutes on two cores
-    python -m benchmarks.performance --peers       # and the other trainers, whose environments take several GB
+    python -m benchmarks.performance               # reval bench scores, update and sampler; about 20 minutes on two cores
+    python -m benchmarks.performance --peers       # also the other trainers, whose environments take several GB
     python -m benchmarks.performance --no-measure  # draw again from docs/performance_*.json
 
 Writes docs/performance_{scores,update,sampler,peers,peers_sampler,peers_lognormal}.json and docs/performance.svg.
@@ -44,31 +44,31 @@ COMMANDS = {
 
 @dataclasses.dataclass(frozen=True)
 class Performance:
-    """Measure and draw what docs/performance.md shows."""
+    """Measure and plot the results of docs/performance.md."""
 
-    measure: bool = True  # run the benchmarks; without, draw from their last results
+    measure: bool = True  # run the benchmarks; --no-measure plots the last results
     peers: bool = False  # also the other trainers
 
 
 def main() -> None:
-    """Runs the commands one after the other, then draws."""
-    given = tyro.cli(Performance, description=__doc__)
+    """Runs the commands one after the other, then plots."""
+    args = tyro.cli(Performance, description=__doc__)
     for name, command in COMMANDS.items():
-        if given.measure and (given.peers or not name.startswith("peers")):
+        if args.measure and (args.peers or not name.startswith("peers")):
             file = DOCS / f"performance_{name}.json"
             subprocess.run([sys.executable, "-m", *command, "--json", str(file)], check=True)
-    found = {
+    results = {
         name: json.loads(path.read_text(encoding="utf-8"))
         for name in COMMANDS
         if (path := DOCS / f"performance_{name}.json").exists()
     }
-    if not found:
+    if not results:
         raise SystemExit(f"nothing to draw: {DOCS} holds no performance_*.json. Run without --no-measure.")
-    draw(found, DOCS / "performance.svg")
+    draw(results, DOCS / "performance.svg")
 
 
-def draw(found: dict[str, Any], path: Path) -> None:
-    """One panel for each benchmark that has results."""
+def draw(results: dict[str, Any], path: Path) -> None:
+    """Draws one panel for each benchmark with results."""
     panels: dict[str, Callable[[Any, dict[str, Any]], None]] = {
         "scores": draw_scores,
         "update": draw_update,
@@ -77,13 +77,13 @@ def draw(found: dict[str, Any], path: Path) -> None:
         "peers_sampler": functools.partial(draw_peers, title="sampling beside other libraries"),
         "peers_lognormal": functools.partial(draw_peers, title="sampling at log-normal lengths"),
     }
-    columns = min(3, len(found))
-    rows = -(-len(found) // columns)
+    columns = min(3, len(results))
+    rows = -(-len(results) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(4.6 * columns, 3.6 * rows), squeeze=False)
-    for axis in axes.flat[len(found) :]:
+    for axis in axes.flat[len(results) :]:
         axis.set_axis_off()
-    for axis, (name, results) in zip(axes.flat, found.items(), strict=False):
-        panels[name](axis, results)
+    for axis, (name, cases) in zip(axes.flat, results.items(), strict=False):
+        panels[name](axis, cases)
         axis.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})
@@ -91,7 +91,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
 
 
 def draw_scores(axis: Any, results: dict[str, Any]) -> None:
-    """Time and temporary memory of the fused head, as shares of full logits'."""
+    """Time and temporary memory of the fused head, relative to full logits."""
     cases = [case for case in results["cases"] if "time_ratio" in case]
     labels = [f"{case['tokens']} x {case['vocabulary']}\nx {case['width']} {case['dtype']}" for case in cases]
     rows = range(len(cases))
@@ -99,14 +99,14 @@ def draw_scores(axis: Any, results: dict[str, Any]) -> None:
     axis.barh([row - 0.2 for row in rows], [case["temporary_bytes_ratio"] for case in cases], 0.38, label="memory")
     axis.set_yticks(list(rows), labels, fontsize=7)
     axis.axvline(1.0, color="grey", linewidth=0.8)
-    axis.set_xlabel("of full logits'")
+    axis.set_xlabel("relative to full logits")
     axis.set_title("score head, forward + backward", fontsize=9)
     axis.margins(x=0.35)
     axis.legend(fontsize=7, frameon=False, loc="upper right")
 
 
 def draw_update(axis: Any, results: dict[str, Any]) -> None:
-    """Tokens a second at fixed and log-normal lengths, packed and not."""
+    """Tokens per second at fixed and log-normal lengths, packed and not packed."""
     kinds = ("fixed", "lognormal", "lognormal_unpacked")
     cases = results["cases"]
     for index, kind in enumerate(kinds):
@@ -120,7 +120,7 @@ def draw_update(axis: Any, results: dict[str, Any]) -> None:
 
 
 def draw_sampler(axis: Any, results: dict[str, Any]) -> None:
-    """Tokens a second of every case, below what the machine's matmul and memory would allow."""
+    """Tokens per second of every case, and the machine's roofline."""
     cases = results["cases"]
     axis.bar(range(len(cases)), [case["roofline_tokens_per_s"] for case in cases], color="lightgrey", label="roofline")
     axis.bar(range(len(cases)), [case["tokens_per_s"] for case in cases], 0.6, label="measured")
@@ -133,7 +133,7 @@ def draw_sampler(axis: Any, results: dict[str, Any]) -> None:
 
 
 def draw_peers(axis: Any, results: dict[str, Any], *, title: str) -> None:
-    """Tokens a second of every library, dtype and kind of work."""
+    """Tokens per second of every library, dtype and kind of work."""
     cases = results["cases"]
     axis.barh(range(len(cases)), [case["tokens_per_s"] for case in cases])
     axis.set_yticks(

@@ -145,6 +145,6 @@ def doctor(argv: list[str]) -> int:
 
     findings = doctor.examine()
     for finding in findings:
-        output.show(args.json, f"{'ok  ' if finding.is_fine else 'BAD '} {finding.name}: {finding.found}")
+        output.show(args.json, f"{'ok  ' if finding.is_fine else 'BAD '} {finding.name}: {finding.result}")
     output.write_json(args.json, [finding._asdict() for finding in findings])
     return exit_codes.DONE if all(finding.is_fine for finding in findings) else exit_codes.FAILED

@@ -1,4 +1,4 @@
-"""What this machine has, and whether reval_jax computes right on it."""
+"""Checks of an installation: versions, devices, memory, disk, and whether reval_jax computes correctly."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from reval_jax import distributed, run_directory, scores, xla_guard
 
 
 class Finding(NamedTuple):
-    """One thing looked at."""
+    """The result of one check."""
 
     name: str
-    found: str
+    result: str
     is_fine: bool
 
 
@@ -52,7 +52,7 @@ def _version(package: str) -> Finding:
     try:
         return Finding(package, importlib.metadata.version(package), True)
     except importlib.metadata.PackageNotFoundError:
-        # The package itself may run from a checkout; what it needs may not be missing.
+        # reval-jax itself may run from a checkout; its dependencies must be installed.
         return Finding(package, "not installed", package == "reval-jax")
 
 
@@ -74,7 +74,7 @@ def _existing(path: Path) -> Path:
 
 
 def _matrix_vector() -> Finding:
-    """The pattern that jaxlib 0.10.2 miscompiles: a vmapped matrix-vector product followed by a reduction."""
+    """The pattern that jaxlib 0.10.2 miscompiles on CPU: a vmapped matrix-vector product followed by a reduction."""
     rng = np.random.default_rng(0)
     matrices, vectors = rng.standard_normal((8, 64, 64)), rng.standard_normal((8, 64))
     ours = jax.jit(lambda m, v: jax.vmap(lambda a, b: jnp.matmul(a, b, precision="highest"))(m, v).sum(axis=1))(
@@ -85,7 +85,7 @@ def _matrix_vector() -> Finding:
 
 
 def _scores() -> Finding:
-    """Token scores of a random head against float64."""
+    """Token scores of a random head, compared with NumPy in float64."""
     rng = np.random.default_rng(1)
     hidden, head = rng.standard_normal((32, 64)), rng.standard_normal((64, 512))
     targets = rng.integers(0, 512, 32)

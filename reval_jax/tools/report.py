@@ -1,4 +1,4 @@
-"""What happened in a run: its metrics drawn into one HTML file."""
+"""Plots a run's metrics in one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ PANELS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Mean score of the fresh responses", ("critic/score/mean",)),
     ("Loss", ("actor/loss",)),
     ("Gradient norm before clipping", ("actor/grad_norm",)),
-    ("Distance to the reference, nats a response", ("actor/kl_ref", "reval/log_ratio", "reval/value_gap")),
-    ("Entropy a token, nats", ("actor/entropy",)),
+    ("Distance to the reference, nats per response", ("actor/kl_ref", "reval/log_ratio", "reval/value_gap")),
+    ("Entropy per token, nats", ("actor/entropy",)),
     ("Response length, tokens", ("response_length/mean", "response_length/max")),
     (
-        "Seconds a round",
+        "Seconds per round",
         ("timing_s/generate", "timing_s/reference", "timing_s/update", "timing_s/eval", "timing_s/save"),
     ),
     ("Replay: age in rounds, uses", ("replay/age_mean", "replay/reuse_mean")),
 )
 
 HELD_OUT = (("avg@k", "mean"), ("pass@k, of all responses", "pass"), ("maj@k, of all responses", "maj"))
-"""What a panel is called, and its metrics' `acc/{kind}@{k}`."""
+"""Title of each held-out panel, and the kind in its metrics' names `acc/{kind}@{k}`."""
 
 
 def write(run_dir: Path, output: Path) -> Path:
-    """Draws the run's metrics.jsonl; returns the file.
+    """Plots the run's metrics.jsonl into `output`; returns `output`.
 
     Raises:
       ValueError: the run has no metrics, matplotlib is not installed, or the file cannot be written.
@@ -39,9 +39,9 @@ def write(run_dir: Path, output: Path) -> Path:
     lines = metrics.read(source) if source.is_file() else []
     if not lines:
         raise ValueError(
-            f"{run_dir} has no metrics yet (metrics.jsonl). Name the directory of a run that has finished a round."
+            f"{run_dir} has no metrics yet (metrics.jsonl). Name the directory of a run with at least one finished round."
         )
-    panels = [*PANELS, *((f"Held-out {said}", _held_out(lines, kind)) for said, kind in HELD_OUT)]
+    panels = [*PANELS, *((f"Held-out {title}", _held_out(lines, kind)) for title, kind in HELD_OUT)]
     figures = [_figure(title, lines, names) for title, names in panels]
     config = (run_dir / "config.yaml").read_text(encoding="utf-8") if (run_dir / "config.yaml").is_file() else ""
     page = (
@@ -59,20 +59,20 @@ def write(run_dir: Path, output: Path) -> Path:
 
 
 def _held_out(lines: Sequence[dict[str, Any]], kind: str) -> tuple[str, ...]:
-    """Every benchmark's `val-core/{benchmark}/acc/{kind}@{k}` at its largest k of each line."""
-    found: set[str] = set()
+    """`val-core/{benchmark}/acc/{kind}@{k}` of every benchmark, at the largest k of each line."""
+    names: set[str] = set()
     for line in lines:
         largest: dict[str, int] = {}
-        for name in line:
-            parsed = re.fullmatch(rf"(val-core/.+/acc/{kind}@)(\d+)", name)
+        for metric in line:
+            parsed = re.fullmatch(rf"(val-core/.+/acc/{kind}@)(\d+)", metric)
             if parsed:
                 largest[parsed[1]] = max(int(parsed[2]), largest.get(parsed[1], 0))
-        found |= {f"{stem}{k}" for stem, k in largest.items()}
-    return tuple(sorted(found))
+        names |= {f"{stem}{k}" for stem, k in largest.items()}
+    return tuple(sorted(names))
 
 
 def _figure(title: str, lines: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
-    """An inline SVG of the named metrics over rounds, with their intervals; empty where no line has a metric."""
+    """An inline SVG of the named metrics by round, with their intervals; empty if no line has any of them."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -88,7 +88,7 @@ def _figure(title: str, lines: Sequence[dict[str, Any]], names: Sequence[str]) -
     figure = Figure(figsize=(5.5, 3.0), layout="constrained")
     axes = figure.add_subplot()
     for name, points in series.items():
-        (drawn,) = axes.plot(*zip(*points, strict=True), marker="." if len(points) < 60 else None, label=name)
+        (curve,) = axes.plot(*zip(*points, strict=True), marker="." if len(points) < 60 else None, label=name)
         bounds = [
             (line["training/round"], line[f"{name}/low"], line[f"{name}/high"])
             for line in lines
@@ -96,7 +96,7 @@ def _figure(title: str, lines: Sequence[dict[str, Any]], names: Sequence[str]) -
         ]
         if bounds:
             rounds, low, high = zip(*bounds, strict=True)
-            axes.fill_between(rounds, low, high, alpha=0.2, color=drawn.get_color(), linewidth=0)
+            axes.fill_between(rounds, low, high, alpha=0.2, color=curve.get_color(), linewidth=0)
     axes.set(title=title, xlabel="round")
     axes.grid(alpha=0.3)
     if len(series) > 1:
