@@ -99,7 +99,7 @@ class _Round(NamedTuple):
         with components.clock.phase("verify"):
             texts = prompts.decode(components.tokenizer, [response.tokens for response in responses])
             answers = [local.answers[response.prompt] for response in responses]
-            verdicts = components.grader.score(texts, answers, thinks=components.data.thinks)
+            verdicts = components.grader.score(texts, answers, prompt_opens_think=components.data.prompt_opens_think)
         joined = trajectories.join(
             local,
             responses,

@@ -167,7 +167,7 @@ def test_a_raw_prompt_is_the_tokens_of_its_text_alone(ten: prompts.Dataset) -> N
     assert ten.texts[2] == "2+2="
     assert len(ten.tokens[2]) == 4
     assert ten.tokens[2].dtype == np.int32
-    assert not ten.thinks
+    assert not ten.prompt_opens_think
 
 
 def test_a_raw_prompt_begins_with_bos_and_has_no_eos_where_the_tokenizer_adds_both(
@@ -190,7 +190,7 @@ def test_a_chat_prompt_is_what_transformers_makes_of_it(
         golden = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
         assert ids.tolist() == golden
         assert text == tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    assert dataset.thinks == (name == "r1")
+    assert dataset.prompt_opens_think == (name == "r1")
 
 
 def test_the_r1_distill_prompt_is_the_models_chat_prompt_of_the_papers_user_text(
@@ -204,7 +204,7 @@ def test_the_r1_distill_prompt_is_the_models_chat_prompt_of_the_papers_user_text
     golden = r1.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
     assert dataset.tokens[0].tolist() == golden
     assert golden.count(r1.bos_token_id) == 1
-    assert dataset.thinks
+    assert dataset.prompt_opens_think
 
 
 def test_the_qwen2_5_math_prompt_is_the_models_chat_prompt_of_the_papers_texts(
@@ -219,7 +219,7 @@ def test_the_qwen2_5_math_prompt_is_the_models_chat_prompt_of_the_papers_texts(
     assert dataset.texts == (chatml.apply_chat_template(messages, add_generation_prompt=True, tokenize=False),)
     golden = chatml.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
     assert dataset.tokens[0].tolist() == golden
-    assert not dataset.thinks
+    assert not dataset.prompt_opens_think
 
 
 def test_a_template_that_does_not_fit_the_tokenizer_is_refused(

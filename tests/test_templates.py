@@ -130,7 +130,7 @@ def test_r1_distill_ids_are_those_of_the_published_template_and_of_the_parts(tmp
             r1, "<｜begin▁of▁sentence｜>", "<｜User｜>", question + USER, "<｜Assistant｜>", "<think>", "\n"
         )
         assert r1.decode(ids) == text
-    assert loaded.thinks
+    assert loaded.prompt_opens_think
 
 
 def test_qwen2_5_math_ids_are_those_of_the_published_template_and_of_the_parts(tmp_path: Path, qwen: Any) -> None:
@@ -145,7 +145,7 @@ def test_qwen2_5_math_ids_are_those_of_the_published_template_and_of_the_parts(t
         turn = (start, "user\n" + question + USER, end, "\n", start, "assistant\n")
         assert ids.tolist() == pieces(qwen, start, system, end, "\n", *turn)
         assert qwen.decode(ids) == text
-    assert not loaded.thinks
+    assert not loaded.prompt_opens_think
 
 
 @pytest.mark.parametrize(("name", "template"), [("r1", "r1_distill"), ("r1", "chat"), ("r1", "raw"), ("llama", "chat")])

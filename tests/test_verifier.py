@@ -115,7 +115,7 @@ def test_the_last_box_counts_and_one_left_open_withdraws_it(text: str, kind: str
     ],
 )
 def test_only_what_follows_the_thinking_counts(text: str, prompt_open: str, prompt_closed: str) -> None:
-    assert verifier.grade(text, "4", answer_format="boxed", thinks=True).kind == prompt_open
+    assert verifier.grade(text, "4", answer_format="boxed", prompt_opens_think=True).kind == prompt_open
     assert verifier.grade(text, "4", answer_format="boxed").kind == prompt_closed
 
 
@@ -205,9 +205,14 @@ fuzz = st.lists(st.sampled_from(FRAGMENTS) | st.characters(), max_size=30).map("
 @example("\\frac{}{}", "\\frac{1}{.}", "boxed", True, False)
 @example("{{.}}", ".", "boxed", True, False)
 def test_no_text_raises_and_the_verdict_is_well_formed(
-    text: str, answer: str, answer_format: str, in_box: bool, thinks: bool
+    text: str, answer: str, answer_format: str, in_box: bool, prompt_opens_think: bool
 ) -> None:
-    grade = verifier.grade(f"\\boxed{{{text}}}" if in_box else text, answer, answer_format=answer_format, thinks=thinks)
+    grade = verifier.grade(
+        f"\\boxed{{{text}}}" if in_box else text,
+        answer,
+        answer_format=answer_format,
+        prompt_opens_think=prompt_opens_think,
+    )
     assert grade.kind in types.VERDICTS
     assert grade.reward == float(grade.kind == "ok")
     assert grade.explanation

@@ -32,7 +32,9 @@ def load(config: config_lib.Config, tokenizer: Any) -> list[Benchmark]:
         task = dataclasses.replace(config.task, dataset=dataset, split=split)
         data = prompts.load(task, tokenizer, named=rows.BENCHMARK)
         chosen, _ = prompts.take(data, 0, min(data.size, config.eval.max_prompts), seed=record.CHOICE_SEED)
-        benchmarks.append(Benchmark(prompts.name(dataset), dataset, data.size, data.fingerprint, chosen, data.thinks))
+        benchmarks.append(
+            Benchmark(prompts.name(dataset), dataset, data.size, data.fingerprint, chosen, data.prompt_opens_think)
+        )
     names = [benchmark.name for benchmark in benchmarks]
     if len(set(names)) < len(names):
         raise ValueError(
@@ -86,7 +88,7 @@ def run(
     )
     texts = prompts.decode(policy.tokenizer, [response.tokens for response in responses])
     answers = [benchmark.prompts.answers[response.prompt] for response in responses]
-    verdicts = grader.score(texts, answers, thinks=benchmark.thinks)
+    verdicts = grader.score(texts, answers, prompt_opens_think=benchmark.prompt_opens_think)
     verifier.check_failures(verdicts.kind, most=config.verifier.max_failed_share)
     outcomes = _outcomes(responses, verdicts, settings.samples_per_prompt)
     return Result(benchmark.name, outcomes, intervals.estimates(outcomes), tuple(texts))

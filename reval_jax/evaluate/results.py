@@ -18,7 +18,7 @@ class Benchmark(NamedTuple):
     num_rows: int  # rows of the data set that could be asked
     fingerprint: str  # of all of them, as they are rendered and tokenized
     prompts: types.Prompts  # the questions that were chosen
-    thinks: bool  # the prompts end inside an open `<think>`
+    prompt_opens_think: bool  # the prompts end inside an open `<think>`
 
 
 class Result(NamedTuple):

@@ -31,7 +31,7 @@ class Dataset(NamedTuple):
     answers: tuple[str, ...]  # n gold answers
     num_dropped: int  # rows left out because their prompt is too long
     fingerprint: str  # 16 hex digits of the template and of every row's text, tokens and answer
-    thinks: bool  # every prompt ends with an open `<think>`, so a response begins inside it
+    prompt_opens_think: bool  # every prompt ends with an open `<think>`, so each response begins inside it
 
     @property
     def size(self) -> int:
@@ -76,7 +76,7 @@ def load(
         answers=tuple(checked[i].answer for i in kept),
         num_dropped=len(checked) - len(kept),
         fingerprint=_fingerprint(task.template, [(texts[i], tokens[i], checked[i].answer) for i in kept]),
-        thinks=all(text.rstrip().endswith("<think>") for text in texts),
+        prompt_opens_think=all(text.rstrip().endswith("<think>") for text in texts),
     )
 
 

@@ -40,14 +40,14 @@ class Found(NamedTuple):
     explanation: str  # one sentence for a person; "" with an answer
 
 
-def find(text: str, *, answer_format: str, thinks: bool) -> Found:
+def find(text: str, *, answer_format: str, prompt_opens_think: bool) -> Found:
     r"""The answer of a response: what follows the last `</think>` counts, and of that the last balanced box.
 
     Boxes that only a comma, `and` or `or` keeps apart are one answer in parts. A box opened after the last one and
     never closed withdraws it. "first_number" and "last_number" read a number instead: `1/2` is one, `2-3` are 2 and 3.
     """
     closed, opened = text.rfind("</think>"), text.rfind("<think>")
-    if opened > closed or (thinks and closed < 0):
+    if opened > closed or (prompt_opens_think and closed < 0):
         return Found(None, "unclosed_think", "the response never closes its <think>")
     final = text[closed + len("</think>") :] if closed >= 0 else text
     if answer_format in ("first_number", "last_number"):

@@ -98,11 +98,13 @@ class Grader:
         """The pools in use, for measurements."""
         return tuple(self._pools.values())
 
-    def score(self, texts: Sequence[str], answers: Sequence[str], *, thinks: bool = False) -> types.Verdicts:
+    def score(
+        self, texts: Sequence[str], answers: Sequence[str], *, prompt_opens_think: bool = False
+    ) -> types.Verdicts:
         """The verdicts of B responses, each against the gold answer at its own index.
 
         Args:
-          thinks: the prompts have opened `<think>`, so a response without `</think>` is thinking to its end.
+          prompt_opens_think: the prompts have opened `<think>`, so a response without `</think>` is thinking to its end.
 
         Raises:
           ValueError: another number of answers than of texts.
@@ -112,18 +114,23 @@ class Grader:
             raise ValueError(
                 f"Grader.score got {len(texts)} texts and {len(answers)} answers. Pass one answer for each text."
             )
-        return grading.verdicts(self.grades(zip(texts, answers, strict=True), thinks=thinks))
+        return grading.verdicts(self.grades(zip(texts, answers, strict=True), prompt_opens_think=prompt_opens_think))
 
-    def grade(self, text: str, answer: str, *, extracted: bool = False, thinks: bool = False) -> grading.Grade:
+    def grade(
+        self, text: str, answer: str, *, extracted: bool = False, prompt_opens_think: bool = False
+    ) -> grading.Grade:
         """The grade of one response, or of an answer where `extracted`; see `score`."""
-        return self.grades([(text, answer)], extracted=extracted, thinks=thinks)[0]
+        return self.grades([(text, answer)], extracted=extracted, prompt_opens_think=prompt_opens_think)[0]
 
     def grades(
-        self, pairs: Iterable[tuple[str, str]], *, extracted: bool = False, thinks: bool = False
+        self, pairs: Iterable[tuple[str, str]], *, extracted: bool = False, prompt_opens_think: bool = False
     ) -> list[grading.Grade]:
         """The grades of pairs of a response and a gold answer, in their order; a pair that comes again is graded once."""
         pairs = list(pairs)
-        opened = {pair: self._guarded(*pair, extracted=extracted, thinks=thinks) for pair in dict.fromkeys(pairs)}
+        opened = {
+            pair: self._guarded(*pair, extracted=extracted, prompt_opens_think=prompt_opens_think)
+            for pair in dict.fromkeys(pairs)
+        }
         outcomes = self._outcomes(call for each in opened.values() for call in each.calls)
         settled = {
             pair: each.settle(each.grade, [outcomes[call] for call in each.calls]) if each.calls else each.grade
@@ -131,10 +138,10 @@ class Grader:
         }
         return [settled[pair] for pair in pairs]
 
-    def _guarded(self, text: str, answer: str, *, extracted: bool, thinks: bool) -> _Open:
+    def _guarded(self, text: str, answer: str, *, extracted: bool, prompt_opens_think: bool) -> _Open:
         """`_open`, with `crash` for an error in it: a text that finds a fault of ours must not end the run."""
         try:
-            return self._open(text, answer, extracted=extracted, thinks=thinks)
+            return self._open(text, answer, extracted=extracted, prompt_opens_think=prompt_opens_think)
         except Exception as error:
             message = f"{type(error).__name__}: {error}"[:500]
             self._say_once(f"comparing a response with {answer[:100]!r}: {message}")
@@ -145,12 +152,14 @@ class Grader:
             self._has_said = True
             self._say(f"verifier: a verdict is `crash` (said once): {message}")
 
-    def _open(self, text: str, answer: str, *, extracted: bool, thinks: bool) -> _Open:
+    def _open(self, text: str, answer: str, *, extracted: bool, prompt_opens_think: bool) -> _Open:
         """What this process can say of a response, and what it has to ask."""
         checked = checkers.checked(answer)
         if checked and not self._settings.function:
-            return self._open_checked(text, *checked, extracted=extracted, thinks=thinks)
-        grade = grading.grade(text, answer, answer_format=self._answer_format, thinks=thinks, extracted=extracted)
+            return self._open_checked(text, *checked, extracted=extracted, prompt_opens_think=prompt_opens_think)
+        grade = grading.grade(
+            text, answer, answer_format=self._answer_format, prompt_opens_think=prompt_opens_think, extracted=extracted
+        )
         if self._settings.function:
             # Of ours only the answer is kept, which maj@k counts.
             unknown = grading.Grade(0.0, "crash", grade.extracted, "", grade.answer)
@@ -158,11 +167,11 @@ class Grader:
         calls = tuple(_Call(_ALGEBRA, pair) for pair in grade.pairs)
         return _Open(grade, calls, self._compared)
 
-    def _open_checked(self, text: str, name: str, payload: str, *, extracted: bool, thinks: bool) -> _Open:
+    def _open_checked(self, text: str, name: str, payload: str, *, extracted: bool, prompt_opens_think: bool) -> _Open:
         """The same for a response that a task's own checker decides."""
         found = extraction.Found(text, "", "")
         if not extracted:
-            found = extraction.find(text, answer_format=self._answer_format, thinks=thinks)
+            found = extraction.find(text, answer_format=self._answer_format, prompt_opens_think=prompt_opens_think)
         if found.answer is None:
             return _Open(grading.Grade(0.0, found.kind, None, found.explanation), (), self._rewarded)
         shown = grading.grade(found.answer, "", answer_format=self._answer_format, extracted=True)

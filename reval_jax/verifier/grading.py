@@ -45,7 +45,9 @@ def verdicts(grades: Iterable[Grade]) -> types.Verdicts:
     )
 
 
-def grade(text: str, answer: str, *, answer_format: str, thinks: bool = False, extracted: bool = False) -> Grade:
+def grade(
+    text: str, answer: str, *, answer_format: str, prompt_opens_think: bool = False, extracted: bool = False
+) -> Grade:
     r"""The grade of one response: 1 if its final answer equals a gold answer, else 0.
 
     Only what follows the last `</think>` counts. "boxed" reads the last balanced `\boxed{...}`; a box opened after it
@@ -60,7 +62,7 @@ def grade(text: str, answer: str, *, answer_format: str, thinks: bool = False, e
       text: the response; any string, of any length.
       answer: the gold answer; several accepted forms are separated by ` ||| `.
       answer_format: one of ANSWER_FORMATS.
-      thinks: the prompt has opened `<think>`, so a response without `</think>` is thinking to its end.
+      prompt_opens_think: the prompt has opened `<think>`, so a response without `</think>` is thinking to its end.
       extracted: the text is an answer, not a response: all of it is compared.
 
     Raises:
@@ -70,7 +72,7 @@ def grade(text: str, answer: str, *, answer_format: str, thinks: bool = False, e
         raise ValueError(f"task.answer_format={answer_format!r} is not known. Use one of: {', '.join(ANSWER_FORMATS)}.")
     found = extraction.Found(text, "", "")
     if not extracted:
-        found = extraction.find(text, answer_format=answer_format, thinks=thinks)
+        found = extraction.find(text, answer_format=answer_format, prompt_opens_think=prompt_opens_think)
     if found.answer is None:
         return Grade(0.0, found.kind, None, found.explanation)
     return _compare(found.answer, extraction.golds(answer))
