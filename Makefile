@@ -23,7 +23,7 @@ BIN := $(VENV)/bin
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-demo dist demo test test-fast lint format bench bench-performance stress clean
+.PHONY: help install install-demo dist docs demo test test-fast lint format bench bench-performance stress clean
 .DELETE_ON_ERROR:
 
 help:
@@ -35,6 +35,7 @@ help:
 	@echo "make bench              measure and plot the learning curves in docs/"
 	@echo "make bench-performance  time head, update and sampler, and plot docs/performance.svg"
 	@echo "make stress             grade 10,000 adversarial answers and 1,000 that hang; SCALE=0.1 for a tenth"
+	@echo "make docs               build the documentation as a site in site/, strictly: a broken link or reference fails"
 	@echo "make dist               build wheel and sdist into dist/, install the wheel into a fresh environment, and try it"
 	@echo "make install            .venv with the package (editable) and its test tools; the targets above do this themselves"
 	@echo "make install-demo       .venv with the package (editable) and its dependencies only"
@@ -73,6 +74,10 @@ $(VENV)/.installed-test: $(VENV)/.installed-run
 	set -ex; $(BIN)/python -m pip install --quiet --editable ".[$$extras]" --constraint requirements.txt
 	@touch $@
 
+$(VENV)/.installed-docs: $(VENV)/.installed-run
+	$(BIN)/python -m pip install --quiet --editable ".[docs]" --constraint requirements.txt
+	@touch $@
+
 # glibc maps large arrays in huge pages, where it can: fewer page faults.
 demo bench bench-performance: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
@@ -103,6 +108,10 @@ bench-performance: install
 stress: install
 	$(BIN)/python -m benchmarks.stress --scale $(SCALE) $(STRESS_ARGS)
 
+# The variable silences an advertisement of Material's, which is no warning about this site.
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
 # The fresh environment sees this one's libraries, so that nothing is downloaded twice, but not this checkout.
 dist: install
 	rm -rf dist build/wheel-test
@@ -115,5 +124,5 @@ dist: install
 	cd build/wheel-test && bin/reval --help > /dev/null && bin/reval doctor
 
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist site
 	find reval_jax tests benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
