@@ -129,7 +129,7 @@ def test_the_reward_of_the_how_to_grades(guide):
     directory = guide("howto/reward.md")
     own = config_lib.Verifier(function="my_rewards:close", function_path=str(directory), workers=1)
     with verifier.Grader(config_lib.Config(verifier=own)) as grader:
-        verdicts = grader.score(["= 37", "about 36", "none"], ["37"] * 3, thinks=False)
+        verdicts = grader.score(["= 37", "about 36", "none"], ["37"] * 3, prompt_opens_think=False)
     np.testing.assert_allclose(verdicts.reward, [1, 0.9, 0], rtol=1e-6)
 
 
