@@ -26,7 +26,8 @@ import numpy as np
 import tyro
 
 from reval_jax import config as config_lib
-from reval_jax import metrics, prompts
+from reval_jax import metrics
+from reval_jax.data import rows
 
 matplotlib.use("agg")
 from matplotlib import pyplot as plt
@@ -50,7 +51,7 @@ def main() -> None:
     if settings.eval.every != 1 or len(settings.eval.benchmarks) != 1:
         raise SystemExit(f"{args.config}: eval.every={settings.eval.every} and {len(settings.eval.benchmarks)} benchmarks. "
                          "Give it eval.every: 1 and one benchmark.")  # fmt: skip
-    metric = f"val-core/{prompts.name(settings.eval.benchmarks[0])}/acc/mean@{settings.eval.samples_per_prompt}"
+    metric = f"val-core/{rows.label(settings.eval.benchmarks[0])}/acc/mean@{settings.eval.samples_per_prompt}"
     curves = {seed: curve(args, seed, metric) for seed in args.seeds}
     record = {
         "command": f"python -m benchmarks.held_out --config {args.config} --seeds {' '.join(map(str, args.seeds))}",

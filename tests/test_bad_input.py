@@ -75,7 +75,7 @@ GRPO = ("--update.objective", "grpo", "--update.reference_reset_every", "0")
 OVERRIDES = {
     "missing model": (("--model.path", "no/such/place/model"), "model.path='no/such/place/model' was not found"),
     "no model": (("--model.path", ""), "model.path is empty"),
-    "missing data": (("--task.dataset", "nowhere.jsonl"), "task.dataset=nowhere.jsonl is nothing there"),
+    "missing data": (("--task.dataset", "nowhere.jsonl"), "task.dataset=nowhere.jsonl does not exist"),
     "no data": (("--task.dataset", ""), "task.dataset is empty"),
     "prompt too long": (("--task.max_prompt_tokens", "3"), "task.max_prompt_tokens=3, but 6 of the 6 prompts"),
     "wrong template": (("--task.template", "r1_distill"), "is not one token of this model's tokenizer"),
@@ -130,7 +130,7 @@ OVERRIDES = {
     ),
     "number out of bounds": (("--run.rounds", "0"), "run.rounds=0: input should be greater than 0"),
     "number not finite": (("--optimizer.learning_rate", "inf"), "optimizer.learning_rate=inf"),
-    "missing benchmark": (("--eval.benchmarks", "absent.jsonl"), "absent.jsonl is nothing there"),
+    "missing benchmark": (("--eval.benchmarks", "absent.jsonl"), "absent.jsonl does not exist"),
 }
 
 

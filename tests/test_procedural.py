@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from reval_jax import config, procedural, prompts, verifier
+from reval_jax import config, data, procedural, prompts, verifier
 from reval_jax.procedural import drawing, gym, naming, tasks
 from reval_jax.sandbox import frames
 from reval_jax.verifier import checkers
@@ -501,7 +501,7 @@ def test_a_task_whose_answer_is_a_number_goes_with_either_answer_format():
 
 def test_the_rows_of_a_data_set_are_what_prompts_are_made_of():
     name = "procedural:arithmetic,level=3,size=5,split=test"
-    assert [(row.question, row.answer) for row in prompts.read(name)] == procedural.rows(name)
+    assert [(row.question, row.answer) for row in data.rows.read(name)] == procedural.rows(name)
 
 
 def test_making_questions_loads_no_framework():

@@ -38,7 +38,7 @@ def _prepare(argv: list[str]) -> int:
     try:
         with console.Console().working("reading, then writing rows") as report:
             prepared = data_lib.prepare(inputs, args.output, _settings(args), tokenizer=tokenizer, on_progress=report)
-    except data_lib.BadRows as error:
+    except data_lib.BadRowsError as error:
         for problem in error.problems:
             print(f"{problem.where}: {problem.reason}", file=sys.stderr)
         problems = [data_lib.writing.as_json(problem) for problem in error.problems]
@@ -69,7 +69,7 @@ def _inspect(argv: list[str]) -> int:
         tokenizer=_tokenizer(args.model),
         num_examples=args.examples,
     )
-    output.show(args.json, data_lib.sentences(findings))
+    output.show(args.json, data_lib.summary(findings))
     output.write_json(args.json, findings)
     return exit_codes.DONE
 

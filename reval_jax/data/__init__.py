@@ -1,13 +1,26 @@
-"""Prompt sets: other people's files in, a checked TFDS directory with a fingerprint out.
+"""Data sets of questions with answers: rows read and checked, other publishers' files prepared as a TFDS directory.
 
-`prepare` writes what `task.dataset` and `eval.benchmarks` read; `inspect` says what is in a data set. TensorFlow is never
-imported.
+`rows` reads and checks · `files` and `formats` read publishers' files · `preparation` checks and writes them as a data set,
+`writing` its directory · `inspection` describes a data set · `special_tokens` texts that no question may contain.
+
+`prepare` writes what `task.dataset` and `eval.benchmarks` read. TensorFlow is never imported.
 """
 
 from __future__ import annotations
 
 from reval_jax.data import files, formats, rows, writing
-from reval_jax.data.inspection import inspect, sentences
-from reval_jax.data.preparation import BadRows, Prepared, Settings, prepare
+from reval_jax.data.inspection import inspect, summary
+from reval_jax.data.preparation import BadRowsError, Prepared, Settings, prepare
 
-__all__ = ["BadRows", "Prepared", "Settings", "files", "formats", "inspect", "prepare", "rows", "sentences", "writing"]
+__all__ = [
+    "BadRowsError",
+    "Prepared",
+    "Settings",
+    "files",
+    "formats",
+    "inspect",
+    "prepare",
+    "rows",
+    "summary",
+    "writing",
+]

@@ -1,4 +1,4 @@
-"""Records of JSON-lines, JSON, parquet and CSV files, each with the line it stands on."""
+"""Records of JSON-lines, JSON, parquet and CSV files, each with its file and line."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ _SPACE = " \t\r\n"
 
 
 def read(path: Path) -> Iterable[rows.Record]:
-    """`file:line` and the fields of every record; `rows.Bad` stands for one that can't be read.
+    """`file:line` and the fields of every record, or `rows.BadRecord` where it can't be read.
 
-    A parquet file has no lines: there the number is the row's, from 1. A `.json` file is an array of objects, or JSON
-    lines, which many are.
+    A parquet file has no lines: the number is the row's, from 1. A `.json` file is an array of objects, or JSON lines.
 
     Raises:
       ValueError: the file is missing, unreadable as a whole, or of another kind.
     """
     kind = path.suffix.lower()
     if kind not in ENDINGS or not path.is_file():
-        found = "a directory" if path.is_dir() else "a file of another kind" if path.exists() else "nothing there"
-        raise ValueError(f"{path} is {found}. Name a file that ends in {', '.join(ENDINGS)}.")
+        actual = "does not exist"
+        if path.exists():
+            actual = "is a directory" if path.is_dir() else "is a file of another kind"
+        raise ValueError(f"{path} {actual}. Name a file that ends in {', '.join(ENDINGS)}.")
     if kind == ".parquet":
         return _parquet_records(path)
     if kind == ".csv":
@@ -45,7 +46,7 @@ def _bytes(path: Path) -> bytes:
 
 
 def _json_records(path: Path) -> Iterator[rows.Record]:
-    """The elements of the file's array, parsed one by one, so that each has its line."""
+    """The elements of the file's array, parsed one by one to know the line of each."""
     try:
         text = _bytes(path).decode("utf-8")
     except UnicodeDecodeError as error:
@@ -53,17 +54,17 @@ def _json_records(path: Path) -> Iterator[rows.Record]:
         raise ValueError(f"{path}:{line}: not UTF-8 ({error.reason}). Convert the file.") from error
     decoder = json.JSONDecoder()
     at = _skip_space(text, text.index("[") + 1)
-    line, counted = 1, 0
+    line, start = 1, 0  # of the element; the line is counted on from the start of the one before
     while text[at : at + 1] != "]":
-        line, counted = line + text.count("\n", counted, at), at
+        line, start = line + text.count("\n", start, at), at
         try:
             record, at = decoder.raw_decode(text, at)
             at = _skip_space(text, at)
             if text[at : at + 1] not in (",", "]"):
-                raise ValueError("no comma or end of the array behind the element")
+                raise ValueError("no comma or end of the array after the element")
         except (ValueError, RecursionError) as error:
-            # Where the next element begins can't be known, so this is the last that is looked at.
-            yield f"{path}:{line}", rows.Bad(f"not JSON ({error}); what follows was not read")
+            # Where the next element begins is unknown, so reading ends here.
+            yield f"{path}:{line}", rows.BadRecord(f"not JSON ({error}); what follows was not read")
             return
         yield f"{path}:{line}", record
         if text[at] == ",":
@@ -92,13 +93,13 @@ def _parquet_records(path: Path) -> Iterator[rows.Record]:
                 try:
                     yield f"{path}:{number}", {name: batch.column(name)[index].as_py() for name in batch.schema.names}
                 except (UnicodeDecodeError, pyarrow.ArrowException) as error:
-                    yield f"{path}:{number}", rows.Bad(f"a value that can't be read ({error})")
+                    yield f"{path}:{number}", rows.BadRecord(f"a value that can't be read ({error})")
     except (OSError, pyarrow.ArrowException) as error:
-        yield f"{path}:{number + 1}", rows.Bad(f"damaged parquet ({error}); what follows was not read")
+        yield f"{path}:{number + 1}", rows.BadRecord(f"damaged parquet ({error}); what follows was not read")
 
 
 def _csv_records(path: Path) -> Iterator[rows.Record]:
-    # Bytes that are no UTF-8 become lone surrogates, which the check of rows names.
+    # Bytes that are not UTF-8 become lone surrogates, which the check of rows reports.
     text = _bytes(path).decode("utf-8", errors="surrogateescape")
     with io.StringIO(text, newline="") as lines:
         reader = csv.DictReader(lines)
@@ -108,9 +109,9 @@ def _csv_records(path: Path) -> Iterator[rows.Record]:
             line = reader.line_num + 1
             for record in reader:
                 if None in record or None in record.values():
-                    yield f"{path}:{line}", rows.Bad(f"not {len(names)} fields, as the first line has")
+                    yield f"{path}:{line}", rows.BadRecord(f"not {len(names)} fields, as the first line has")
                 else:
                     yield f"{path}:{line}", dict(record)
                 line = reader.line_num + 1
         except csv.Error as error:
-            yield f"{path}:{line}", rows.Bad(f"not CSV ({error}); what follows was not read")
+            yield f"{path}:{line}", rows.BadRecord(f"not CSV ({error}); what follows was not read")

@@ -1,7 +1,7 @@
-"""How published prompt sets name their fields, where the gold answer is in them, and where they are published.
+"""Formats of published data sets: the names of their fields, where the gold answer is, and where the files are published.
 
-Every format reads the uniform fields `question` and `answer` too. A mapping takes a record's fields and gives
-(question, answer) as they stand, for `prompts.rows` to check, or `rows.Bad` with the reason.
+Every format reads the uniform fields `question` and `answer` too. A format's `convert` returns the question and answer of a
+record unchecked (`rows.sift` checks them), or a `rows.BadRecord` with the reason.
 """
 
 from __future__ import annotations
@@ -20,18 +20,17 @@ from typing import Any, NamedTuple
 from reval_jax.data import rows
 from reval_jax.verifier import extraction
 
-Fields = dict[str, Any]
-Mapped = dict[str, Any] | rows.Bad
-
+Fields = dict[str, Any]  # of one record, as parsed
+Converted = dict[str, Any] | rows.BadRecord  # with the keys "question" and "answer"
 
 QUESTION = ("question", "problem", "Question", "Problem")
-"""Names that publishers give the question, in the order they are looked for."""
+"""Publishers' names of the question, in order of precedence."""
 ANSWER = ("answer", "Answer")
 SOLUTION = ("solution", "Solution")
 
 
 class Published(NamedTuple):
-    """Where a data set's publisher keeps it on the Hugging Face hub."""
+    """A data set on the Hugging Face hub."""
 
     repository: str
     files: dict[str, str]  # split -> file
@@ -39,10 +38,12 @@ class Published(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-    """One way of writing questions and answers down."""
+    """One publisher's format of questions and answers."""
 
-    about: str
-    convert: Callable[[Fields, int], Mapped]  # a record's fields and the seed of what is drawn -> question and answer
+    about: str  # for --help
+    convert: Callable[
+        [Fields, int], Converted
+    ]  # (a record's fields, the seed of random choices) -> question and answer
     published: Published | None = None
 
 
@@ -50,54 +51,54 @@ class _UnusableError(Exception):
     """A record has no question or answer; the message says why."""
 
 
-def mapped(record: Any, convert: Callable[[Fields, int], Mapped], seed: int) -> Any:
-    """The record's question and answer; what is no object of fields is left as it is, for the check of rows to name."""
+def converted(record: Any, convert: Callable[[Fields, int], Converted], seed: int) -> Any:
+    """The record's question and answer; a record that is no object is returned unchanged, and `rows.sift` refuses it."""
     if not isinstance(record, dict):
         return record
     try:
         return convert(record, seed)
     except _UnusableError as error:
-        return rows.Bad(str(error))
+        return rows.BadRecord(str(error))
 
 
-def plain(question: str, answer: str) -> Callable[[Fields, int], Mapped]:
-    """The mapping of two fields by name, whose values must be text."""
+def plain(question: str, answer: str) -> Callable[[Fields, int], Converted]:
+    """A `convert` that takes question and answer from the two named fields, whose values must be text."""
 
-    def convert(record: Fields, seed: int) -> Mapped:
+    def convert(record: Fields, seed: int) -> Converted:
         for field in (question, answer):
             if field not in record:
-                return rows.Bad(f"no field '{field}' ({rows.found_fields(record)})")
+                return rows.BadRecord(f"no field '{field}' ({rows.field_names(record)})")
             if not isinstance(record[field], str):
                 value = record[field]
-                return rows.Bad(f"'{field}' is a {type(value).__name__}, not a string: {reprlib.repr(value)}")
+                return rows.BadRecord(f"'{field}' is a {type(value).__name__}, not a string: {reprlib.repr(value)}")
         return {"question": record[question], "answer": record[answer]}
 
     return convert
 
 
-def question_of(record: Any) -> str | None:
+def find_question(record: Any) -> str | None:
     """The question of a record of any format, None where there is none."""
-    found = next((record[name] for name in QUESTION if name in record), None) if isinstance(record, dict) else None
-    return found if isinstance(found, str) else None
+    value = next((record[name] for name in QUESTION if name in record), None) if isinstance(record, dict) else None
+    return value if isinstance(value, str) else None
 
 
 def last_box(text: str) -> str | None:
-    r"""What the last balanced `\boxed{}` or `\fbox{}` of a worked solution holds."""
+    r"""The content of the last balanced `\boxed{}` or `\fbox{}` of a worked solution."""
     text = text.replace(r"\fbox", r"\boxed")
     spans, _ = extraction.box_spans(text)
     return text[slice(*spans[-1])].strip() if spans else None
 
 
-def _competition(record: Fields, seed: int) -> Mapped:
-    """The answer as published, a number as its digits; without one, what is boxed in the solution."""
+def _competition(record: Fields, seed: int) -> Converted:
+    """The published answer, a number as text; where there is none, the boxed answer of the solution."""
     question = _field(record, QUESTION)
     if any(record.get(name) is not None for name in ANSWER):
         return {"question": question, "answer": _text("answer", _field(record, ANSWER))}
     return {"question": question, "answer": _boxed(record)}
 
 
-def _gsm8k(record: Fields, seed: int) -> Mapped:
-    """What stands behind the last `####`; an answer that is a number already is taken as it is."""
+def _gsm8k(record: Fields, seed: int) -> Converted:
+    """The text after the last `####`; an answer that is only a number is taken whole."""
     question, answer = _field(record, QUESTION), _text("answer", _field(record, ANSWER))
     _, mark, gold = answer.rpartition("####")
     gold = gold.strip()
@@ -106,8 +107,8 @@ def _gsm8k(record: Fields, seed: int) -> Mapped:
     return {"question": question, "answer": re.sub(r"(?<=\d),(?=\d{3})", "", gold)}
 
 
-def _olympiad_bench(record: Fields, seed: int) -> Mapped:
-    """All of `final_answer`, a list; a question that shows a picture can't be asked in text."""
+def _olympiad_bench(record: Fields, seed: int) -> Converted:
+    """The whole list `final_answer`, joined; a question that refers to a picture is unusable."""
     question = _field(record, QUESTION)
     if not isinstance(question, str) or "final_answer" not in record:
         return _competition(record, seed)
@@ -123,8 +124,8 @@ def _olympiad_bench(record: Fields, seed: int) -> Mapped:
     return {"question": question, "answer": ", ".join(_text("final_answer", gold) for gold in golds)}
 
 
-def _gpqa(record: Fields, seed: int) -> Mapped:
-    """The options behind the question, in an order that is a function of (seed, question); the answer is a letter."""
+def _gpqa(record: Fields, seed: int) -> Converted:
+    """The question followed by its options, in an order that is a function of (seed, question); the answer is a letter."""
     question = _text("Question", _field(record, ("Question",))).strip()
     names = ("Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
     options = [_text(name, _field(record, (name,))).strip() for name in names]
@@ -141,12 +142,12 @@ def _gpqa(record: Fields, seed: int) -> Mapped:
 
 
 def _field(record: Mapping[str, Any], names: tuple[str, ...]) -> Any:
-    """The first of the named fields that is there."""
+    """The first of the named fields that the record has."""
     for name in names:
         if name in record:
             return record[name]
-    wanted = " or ".join(f"'{name}'" for name in names)
-    raise _UnusableError(f"no field {wanted} ({rows.found_fields(dict(record))})")
+    options = " or ".join(f"'{name}'" for name in names)
+    raise _UnusableError(f"no field {options} ({rows.field_names(dict(record))})")
 
 
 def _text(field: str, value: Any) -> str:
@@ -162,10 +163,10 @@ def _text(field: str, value: Any) -> str:
 
 def _boxed(record: Fields) -> str:
     solution = _text("solution", _field(record, (*SOLUTION, *ANSWER)))
-    found = last_box(solution)
-    if not found:
+    answer = last_box(solution)
+    if not answer:
         raise _UnusableError("no 'answer', and nothing boxed in 'solution'")
-    return found
+    return answer
 
 
 _TRAIN = "data/train-00000-of-00001.parquet"
@@ -218,7 +219,7 @@ def find(name: str) -> Format:
 
 
 def download(format_name: str, split: str) -> Path:
-    """The publisher's file of a format, fetched from the Hugging Face hub or found in its cache.
+    """The local path of a format's published file, from the Hugging Face hub's cache or downloaded.
 
     Raises:
       ValueError: it has no published file or split, or the hub can't be reached.
@@ -233,7 +234,7 @@ def download(format_name: str, split: str) -> Path:
         raise ValueError(
             f"--split {split}: {published.repository} has {', '.join(published.files)} only. Use one of these, or --input FILE."
         )
-    import huggingface_hub  # a network library, loaded where the network is asked
+    import huggingface_hub  # a network library: imported only where the network is used
 
     try:
         return Path(huggingface_hub.hf_hub_download(published.repository, published.files[split], repo_type="dataset"))

@@ -1,4 +1,4 @@
-"""What is in a data set: its size, lengths, repetitions, and what it shares with evaluation sets."""
+"""Describes a data set: size, lengths, duplicates, and overlap with evaluation sets."""
 
 from __future__ import annotations
 
@@ -17,16 +17,15 @@ from reval_jax.data import files, formats, preparation, rows, writing
 if TYPE_CHECKING:
     import transformers
 
-DATASET = rows.Named("", "--split ")
-"""What messages about the inspected data set name."""
-AGAINST = rows.Named("--against ", "its split ")
+DATASET = rows.SettingNames("", "--split ")
+AGAINST = rows.SettingNames("--against ", "its split ")
 
 GRAM = 13
-"""Words of two letters or more in a row, formulas left out, that two questions must share to be called overlapping."""
-SHOWN = 5  # pairs a list shows
+"""Consecutive words of two letters or more, formulas left out, that two questions must share to overlap."""
+SHOWN = 5  # pairs in a list
 _QUANTILES = {"min": 0.0, "median": 0.5, "p95": 0.95, "max": 1.0}
 _SPACING = re.compile(r"\\(?:left|right|,|;|!|:|quad|qquad|displaystyle)(?![a-z])|[\s${}]+")
-# Formulas left out: "m and n are relatively prime positive integers, find m + n" ends hundreds of unrelated problems.
+# Without formulas: "m and n are relatively prime positive integers, find m + n" ends hundreds of unrelated problems.
 _WORD = re.compile(r"[^\W\d_]{2,}")
 
 
@@ -38,44 +37,45 @@ def inspect(
     tokenizer: transformers.PreTrainedTokenizerBase | None = None,
     num_examples: int = 3,
 ) -> dict[str, Any]:
-    """Findings about a file, a TFDS directory or a procedural data set, ready for JSON; bad rows are listed, not refused.
+    """Findings about a file, a TFDS directory or a procedural data set, as JSON values; bad rows are listed, not refused.
 
     Args:
       against: evaluation sets, each a file, a directory or a procedural name.
       tokenizer: adds lengths in tokens, of the question alone.
+      num_examples: first rows that the findings show.
 
     Raises:
-      ValueError: a file or directory can't be read, or a prepared directory's rows are not the ones that were written.
+      ValueError: a file or directory can't be read, or a prepared directory was changed after it was written.
     """
-    found, problems = _rows(dataset, settings, tokenizer)
-    questions = [row.question for row in found]
+    usable, problems = _rows(dataset, settings, tokenizer)
+    questions = [row.question for row in usable]
     lengths: dict[str, Any] = {
-        "question_characters": _summary(map(len, questions)),
-        "answer_characters": _summary(len(row.answer) for row in found),
+        "question_characters": _statistics(map(len, questions)),
+        "answer_characters": _statistics(len(row.answer) for row in usable),
     }
     if tokenizer is not None and questions:
         encoded = tokenizer(questions, add_special_tokens=False, return_attention_mask=False, verbose=False).input_ids
-        lengths["question_tokens"] = _summary(map(len, encoded))
+        lengths["question_tokens"] = _statistics(map(len, encoded))
     return {
         "dataset": dataset,
-        "rows": len(found),
-        "fingerprint": rows.fingerprint(found),
+        "rows": len(usable),
+        "fingerprint": rows.fingerprint(usable),
         "lengths": lengths,
         "problems": [writing.as_json(problem) for problem in problems],
-        "duplicates": _duplicates(found, problems),
-        "overlap": [_overlap(found, other) for other in against],
+        "duplicates": _duplicates(usable, problems),
+        "overlap": [_overlap(usable, other) for other in against],
         "examples": [
-            {"where": row.where, "question": row.question, "answer": row.answer} for row in found[:num_examples]
+            {"where": row.where, "question": row.question, "answer": row.answer} for row in usable[:num_examples]
         ],
     }
 
 
-def sentences(findings: dict[str, Any]) -> str:
-    """The findings for a person."""
+def summary(findings: dict[str, Any]) -> str:
+    """The findings of `inspect` as text."""
     lines = [f"{findings['dataset']}: {findings['rows']} rows, fingerprint {findings['fingerprint']}"]
-    for name, summary in findings["lengths"].items():
-        if summary:
-            figures = ", ".join(f"{key} {value:g}" for key, value in summary.items())
+    for name, statistics in findings["lengths"].items():
+        if statistics:
+            figures = ", ".join(f"{key} {value:g}" for key, value in statistics.items())
             lines.append(f"  {name.replace('_', ', in ')}: {figures}")
     duplicates = findings["duplicates"]
     lines.append(f"  duplicates: {duplicates['exact']} exact, {duplicates['normalised']} more up to spacing and case")
@@ -94,28 +94,31 @@ def sentences(findings: dict[str, Any]) -> str:
 
 
 def normalised(question: str) -> str:
-    """The question without what does not change its meaning: case, spacing, dollar signs, braces, forms of characters."""
+    """The question without case, spacing, dollar signs, braces and variants of characters, which do not change its meaning."""
     return _SPACING.sub("", unicodedata.normalize("NFKC", question).casefold())
 
 
-def _rows(dataset: str, settings: preparation.Settings, tokenizer: Any) -> tuple[list[rows.Row], list[rows.Problem]]:
+def _rows(
+    dataset: str, settings: preparation.Settings, tokenizer: transformers.PreTrainedTokenizerBase | None
+) -> tuple[list[rows.Row], list[rows.Problem]]:
+    """The usable rows of a data set of any kind, and the problems of the others."""
     if procedural.is_procedural(dataset):
         return rows.read(dataset), []
     if Path(dataset).is_dir():
-        found, problems = rows.sift(rows.records(dataset, split=settings.split, named=DATASET))
-        rows.check_manifest(dataset, settings.split, found, named=DATASET)
-        return found, problems
+        usable, problems = rows.sift(rows.records(dataset, split=settings.split, names=DATASET))
+        rows.check_manifest(dataset, settings.split, usable, names=DATASET)
+        return usable, problems
     return preparation.read([Path(dataset)], settings, tokenizer=tokenizer)
 
 
 def _questions(dataset: str) -> list[tuple[str, str]]:
-    """Where each question of an evaluation set stands, and its text; its answers do not matter here."""
+    """`file:line` and text of each question of an evaluation set; its answers are not read."""
     if procedural.is_procedural(dataset):
         return [(row.where, row.question) for row in rows.read(dataset)]
     path = Path(dataset)
     records = _directory_records(path) if path.is_dir() else files.read(path)
-    found = [(where, formats.question_of(record)) for where, record in records]
-    questions = [(where, question) for where, question in found if question]
+    pairs = [(where, formats.find_question(record)) for where, record in records]
+    questions = [(where, question) for where, question in pairs if question]
     if not questions:
         raise ValueError(
             f"--against {dataset} holds no question ({', '.join(formats.QUESTION)}). Name an evaluation set."
@@ -134,10 +137,10 @@ def _directory_records(path: Path) -> Iterable[rows.Record]:
             f"--against {path} can't be read as a TFDS directory: {error}. Name one, or a file."
         ) from error
     for split in splits:
-        yield from rows.records(str(path), split=split, named=AGAINST)
+        yield from rows.records(str(path), split=split, names=AGAINST)
 
 
-def _summary(lengths: Iterable[int]) -> dict[str, float]:
+def _statistics(lengths: Iterable[int]) -> dict[str, float]:
     values = np.array(list(lengths))
     if not values.size:
         return {}
@@ -145,27 +148,27 @@ def _summary(lengths: Iterable[int]) -> dict[str, float]:
     return quantiles | {"mean": round(float(values.mean()), 1)}
 
 
-def _duplicates(found: list[rows.Row], problems: list[rows.Problem]) -> dict[str, Any]:
+def _duplicates(usable: list[rows.Row], problems: list[rows.Problem]) -> dict[str, Any]:
     groups = collections.defaultdict(list)
-    for row in found:
+    for row in usable:
         groups[normalised(row.question)].append(row.where)
     same = [group for group in groups.values() if len(group) > 1]
     return {
-        "exact": sum(problem.reason.startswith("the same question as ") for problem in problems),
+        "exact": sum(problem.is_duplicate for problem in problems),
         "normalised": sum(len(group) - 1 for group in same),
         "groups": same[:SHOWN],
     }
 
 
-def _overlap(found: list[rows.Row], dataset: str) -> dict[str, Any]:
-    """How many rows stand in an evaluation set too, each counted once, by the strictest way it does."""
+def _overlap(usable: list[rows.Row], dataset: str) -> dict[str, Any]:
+    """How many rows are in an evaluation set too, each counted once, by the strictest match."""
     others = _questions(dataset)
     by_text = {question: where for where, question in reversed(others)}
     by_form = {normalised(question): where for where, question in reversed(others)}
     by_gram = {gram: where for where, question in reversed(others) for gram in _grams(question)}
     counts = {"exact": 0, "normalised": 0, "grams": 0}
     pairs = []
-    for row in found:
+    for row in usable:
         matches = {
             "exact": by_text.get(row.question),
             "normalised": by_form.get(normalised(row.question)),

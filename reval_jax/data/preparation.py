@@ -1,4 +1,4 @@
-"""Files of questions to a checked data set with a fingerprint."""
+"""Prepares a data set: reads files of questions, checks every row, writes a TFDS directory with a fingerprint."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ KNOWN_MARKERS = (
     *("<think>", "</think>", "<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>"),
     *("<|eot_id|>", "<start_of_turn>", "<end_of_turn>"),
 )
-"""Texts that are special tokens of a model family this package trains; no question is about them."""
+"""Special tokens of the model families that this package trains; no question may contain one."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How files are read, and what is too much."""
+    """Settings of `prepare` and `inspect`: how files are read, and limits."""
 
     format: str = "plain"  # a key of formats.FORMATS
     question: str = ""  # field with the question, for plain; "" for the format's own
@@ -35,12 +35,12 @@ class Settings:
     split: str = "train"
     max_characters: int = 20_000  # of a question, and of an answer
     max_tokens: int = 0  # of a question alone, by the model's tokenizer; 0 for no limit
-    quarantine_fraction: float = 0.0  # share of the rows that may be left out
+    quarantine_fraction: float = 0.0  # fraction of the rows that may be left out
     seed: int = 0  # of the order of GPQA's options
 
 
 class Prepared(NamedTuple):
-    """What was written."""
+    """The result of `prepare`."""
 
     directory: Path
     rows: int
@@ -48,7 +48,7 @@ class Prepared(NamedTuple):
     quarantined: tuple[rows.Problem, ...]
 
 
-class BadRows(ValueError):  # noqa: N818  # it is the rows that are bad
+class BadRowsError(ValueError):
     """More rows can't be used than may be left out; `problems` names each."""
 
     def __init__(self, message: str, problems: list[rows.Problem]) -> None:
@@ -64,24 +64,26 @@ def prepare(
     tokenizer: transformers.PreTrainedTokenizerBase | None = None,
     on_progress: Progress | None = None,
 ) -> Prepared:
-    """Reads files, checks every row, and writes the rows as the TFDS directory `output`.
+    """Read files, check every row, and write the rows as the TFDS directory `output`.
 
     Args:
-      tokenizer: its special tokens may not be in a question, nor more of its tokens than `settings.max_tokens`.
-      on_progress: called with (rows read, the same) while rows are read, then with (rows written, rows in all).
+      tokenizer: questions may not contain its special tokens, nor be longer than `settings.max_tokens` of its tokens.
+      on_progress: called with (rows read, rows read) while files are read, then with (rows written, total rows).
 
     Raises:
-      BadRows: more rows can't be used than `settings.quarantine_fraction`; nothing was written.
+      BadRowsError: more rows can't be used than `settings.quarantine_fraction` allows; nothing was written.
       ValueError: a file can't be read, the settings contradict each other, or `output` can't be written.
     """
     _check(settings, tokenizer)
     writing.check_target(output, settings.split)
-    found, problems = read(inputs, settings, tokenizer=tokenizer, on_progress=on_progress)
-    _refuse_bad_rows(inputs, settings, found, problems)
-    fingerprint = rows.fingerprint(found)
-    manifest = _manifest(inputs, settings, found, fingerprint, problems)
-    writing.write(output, found, split=settings.split, manifest=manifest, quarantined=problems, on_progress=on_progress)
-    return Prepared(output, len(found), fingerprint, tuple(problems))
+    usable, problems = read(inputs, settings, tokenizer=tokenizer, on_progress=on_progress)
+    _refuse_bad_rows(inputs, settings, usable, problems)
+    fingerprint = rows.fingerprint(usable)
+    manifest = _manifest(inputs, settings, usable, fingerprint, problems)
+    writing.write(
+        output, usable, split=settings.split, manifest=manifest, quarantined=problems, on_progress=on_progress
+    )
+    return Prepared(output, len(usable), fingerprint, tuple(problems))
 
 
 def read(
@@ -91,7 +93,7 @@ def read(
     tokenizer: transformers.PreTrainedTokenizerBase | None = None,
     on_progress: Progress | None = None,
 ) -> tuple[list[rows.Row], list[rows.Problem]]:
-    """The usable rows of the files, and the others with what is wrong with them, each in order."""
+    """The usable rows of the files, and the problems of the others, each in order."""
     convert = formats.find(settings.format).convert
     if settings.question or settings.answer:
         convert = formats.plain(settings.question or "question", settings.answer or "answer")
@@ -104,7 +106,7 @@ def read(
         count = 0
         for path in inputs:
             for where, record in files.read(path):
-                yield where, formats.mapped(record, convert, settings.seed)
+                yield where, formats.converted(record, convert, settings.seed)
                 count += 1
                 if on_progress and count % 1000 == 0:
                     on_progress(count, count)
@@ -127,14 +129,16 @@ def read(
     return rows.sift(records(), find_problem=find_problem)
 
 
-def _check(settings: Settings, tokenizer: Any) -> None:
+def _check(settings: Settings, tokenizer: transformers.PreTrainedTokenizerBase | None) -> None:
     formats.find(settings.format)
     if (settings.question or settings.answer) and settings.format != "plain":
         raise ValueError(
             f"--format {settings.format} has fields of its own, and --question or --answer names others. Leave one out."
         )
     if not 0 <= settings.quarantine_fraction < 1:
-        raise ValueError(f"--quarantine_fraction {settings.quarantine_fraction} is no share. Use 0 or more, below 1.")
+        raise ValueError(
+            f"--quarantine_fraction {settings.quarantine_fraction} is no fraction. Use 0 or more, below 1."
+        )
     if settings.max_tokens and tokenizer is None:
         raise ValueError(
             f"--max_tokens {settings.max_tokens} needs a tokenizer to count by. Add --model, or use --max_characters."
@@ -144,42 +148,42 @@ def _check(settings: Settings, tokenizer: Any) -> None:
 
 
 def _refuse_bad_rows(
-    inputs: list[Path], settings: Settings, found: list[rows.Row], problems: list[rows.Problem]
+    inputs: list[Path], settings: Settings, usable: list[rows.Row], problems: list[rows.Problem]
 ) -> None:
-    """Refuse when more rows are bad than may be left out, or all are."""
-    asked, total = ", ".join(map(str, inputs)), len(found) + len(problems)
+    """Refuse if more rows are bad than may be left out, or all are."""
+    source, total = ", ".join(map(str, inputs)), len(usable) + len(problems)
     if not total:
-        raise ValueError(f"{asked}: there is no row. Name a file with at least one.")
+        raise ValueError(f"{source}: there is no row. Name a file with at least one.")
     is_allowed = len(problems) <= settings.quarantine_fraction * total + 1e-9
-    if is_allowed and found:
+    if is_allowed and usable:
         return
     remedy = "None is left. Name other files, or other fields."
-    if found:
+    if usable:
         digits = 3
-        while -(-len(problems) * 10**digits // total) == 10**digits:  # rounded up to all, which is refused
+        while -(-len(problems) * 10**digits // total) == 10**digits:  # rounded up to 1, which is refused
             digits += 1
         enough = f"{-(-len(problems) * 10**digits // total) / 10**digits:.{digits}f}".rstrip("0")
         remedy = (
-            f"That is {len(problems)} of {total} rows, and --quarantine_fraction {settings.quarantine_fraction:g} lets fewer "
-            f"be left out. Mend or remove them, or set --quarantine_fraction {enough}."
+            f"That is {len(problems)} of {total} rows, more than --quarantine_fraction {settings.quarantine_fraction:g} allows. "
+            f"Correct or remove them, or set --quarantine_fraction {enough}."
         )
     try:
-        rows.refuse(asked, problems, remedy)
+        rows.refuse(source, problems, remedy)
     except ValueError as error:
-        raise BadRows(str(error), problems) from None
+        raise BadRowsError(str(error), problems) from None
 
 
 def _manifest(
     inputs: list[Path],
     settings: Settings,
-    found: list[rows.Row],
+    usable: list[rows.Row],
     fingerprint: str,
     problems: list[rows.Problem],
 ) -> dict[str, Any]:
-    """What was made, of what, and with what: enough to make it again and to see whether it is whole."""
+    """The content of prepared.json: inputs, settings and versions to prepare it again, and the fingerprint to check it."""
     return {
         "fingerprint": fingerprint,
-        "rows": len(found),
+        "rows": len(usable),
         "split": settings.split,
         "quarantined": len(problems),
         "settings": dataclasses.asdict(settings),

@@ -1,4 +1,4 @@
-"""Rows of a data set, read from where it lies and checked before any is used."""
+"""Rows of a data set: read from a file, a TFDS directory or a procedural task, and checked before any is used."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 from reval_jax import procedural
 from reval_jax.verifier import checkers
 
-SHOWN_PROBLEMS = 5  # rows an error message names
+SHOWN_PROBLEMS = 5  # rows that an error message names
 MANIFEST = "prepared.json"
-"""File of a directory written by `reval data prepare` that says what is in it."""
+"""File that describes a directory written by `reval data prepare`."""
 INFO = "dataset_info.json"
 """File of a TFDS directory that names the data set."""
 
@@ -29,8 +29,8 @@ class Row(NamedTuple):
     answer: str
 
 
-class Bad(NamedTuple):
-    """What stands in for a record that could not be read."""
+class BadRecord(NamedTuple):
+    """Takes the place of a record that cannot be read or converted."""
 
     reason: str
 
@@ -40,44 +40,47 @@ class Problem(NamedTuple):
 
     where: str  # file:line
     reason: str
+    is_duplicate: bool = False  # an earlier row has the same question
 
 
-class Named(NamedTuple):
-    """What messages call a data set and its split, each written before the value."""
+class SettingNames(NamedTuple):
+    """The settings that messages name for a data set and its split, as a prefix of the value."""
 
     dataset: str
     split: str
 
 
-TASK = Named("task.dataset=", "task.split=")
-BENCHMARK = Named("eval.benchmarks=", "eval.split=")
+TASK = SettingNames("task.dataset=", "task.split=")
+BENCHMARK = SettingNames("eval.benchmarks=", "eval.split=")
 
-Record = tuple[str, Any]  # where it stands, and what was read: a dict of fields, or `Bad`
+Record = tuple[
+    str, Any
+]  # file:line, and the parsed JSON value (a dict of fields if it is well formed) or a `BadRecord`
 
 
-def read(dataset: str, *, split: str = "train", named: Named = TASK) -> list[Row]:
+def read(dataset: str, *, split: str = "train", names: SettingNames = TASK) -> list[Row]:
     """The rows of a `.jsonl` file, of one split of a TFDS directory, or of a `procedural:` data set.
 
     Args:
-      named: the settings that messages tell the user to change.
+      names: the settings that messages tell the user to change.
 
     Raises:
-      ValueError: unreadable, empty, or naming the first bad rows: a missing, empty or non-text field, a NUL or lone
-        surrogate in it, a question that stands twice. A directory of `reval data prepare` whose rows are not the ones
-        that were written.
+      ValueError: the data set is unreadable or empty, or has bad rows, of which the message names the first: a field that is
+        missing, empty or no text, or holds a NUL or lone surrogate; a repeated question. Or a directory of
+        `reval data prepare` was changed after it was written.
     """
     if procedural.is_procedural(dataset):
-        made = procedural.rows(dataset)
-        return [Row(f"{dataset}:{number}", *row) for number, row in enumerate(made, start=1)]
-    rows, problems = sift(records(dataset, split=split, named=named))
-    refuse(f"{named.dataset}{dataset}", problems, "Mend or remove them.")
+        pairs = procedural.rows(dataset)
+        return [Row(f"{dataset}:{number}", *pair) for number, pair in enumerate(pairs, start=1)]
+    rows, problems = sift(records(dataset, split=split, names=names))
+    refuse(f"{names.dataset}{dataset}", problems, "Correct or remove them.")
     if not rows:
-        raise ValueError(f"{named.dataset}{dataset} has no rows, so there is nothing to ask. Add at least one.")
-    check_manifest(dataset, split, rows, named=named)
+        raise ValueError(f"{names.dataset}{dataset} has no rows, so there is no question. Add at least one.")
+    check_manifest(dataset, split, rows, names=names)
     return rows
 
 
-def name(dataset: str) -> str:
+def label(dataset: str) -> str:
     """A short name for metrics: a file's without its ending, a TFDS directory's own, a procedural data set's label."""
     path = Path(dataset)
     if procedural.is_procedural(dataset):
@@ -92,45 +95,49 @@ def only_split(dataset: str) -> str:
     """The split of a TFDS directory that has exactly one; "" for every other data set."""
     try:
         splits = [str(split["name"]) for split in json.loads((Path(dataset) / INFO).read_text("utf-8"))["splits"]]
-    except (OSError, ValueError, KeyError, TypeError):  # no directory, or a damaged one: reading it says so
+    except (OSError, ValueError, KeyError, TypeError):  # no directory, or a damaged one, which `read` refuses
         return ""
     return splits[0] if len(splits) == 1 else ""
 
 
-def records(dataset: str, *, split: str, named: Named = TASK) -> Iterable[Record]:
+def records(dataset: str, *, split: str, names: SettingNames = TASK) -> Iterable[Record]:
     """The unchecked records of a `.jsonl` file or of one split of a TFDS directory."""
     path = Path(dataset)
     if path.is_dir():
-        return _tfds_records(path, split, named)
+        return _tfds_records(path, split, names)
     if path.suffix == ".jsonl" and path.is_file():
         return jsonl_records(path)
-    found = "a file of another kind" if path.exists() else "nothing there"
+    actual = "is a file of another kind" if path.exists() else "does not exist"
     raise ValueError(
-        f"{named.dataset}{dataset} is {found}, not a .jsonl file or a TFDS directory. Name an existing one, for "
-        'example a .jsonl file with lines like {"question": "2+2=", "answer": "4"}; `reval data prepare` makes a '
-        "directory out of other files."
+        f"{names.dataset}{dataset} {actual}. Name a .jsonl file or a TFDS directory, for "
+        'example a .jsonl file with lines like {"question": "2+2=", "answer": "4"}; `reval data prepare` converts '
+        "other files to a directory."
     )
 
 
 def sift(
     records: Iterable[Record], *, find_problem: Callable[[str, str], str | None] = lambda question, answer: None
 ) -> tuple[list[Row], list[Problem]]:
-    """The usable rows and the others, each in order; of two rows with one question the first is usable.
+    """The usable rows and the others, each in order; of rows with the same question only the first is usable.
 
     Args:
-      find_problem: (question, answer) of a row that is otherwise usable -> what is wrong with it, None for nothing.
+      find_problem: a further check of a row without other problems, (question, answer) -> reason or None.
     """
     rows: list[Row] = []
     problems: list[Problem] = []
-    first_seen: dict[str, str] = {}
+    places: dict[str, str] = {}  # file:line of each usable question
     for where, record in records:
-        reason = _problem(record, first_seen) or find_problem(record["question"], record["answer"])
-        if reason:
+        if reason := _reason(record):
             problems.append(Problem(where, reason))
             continue
         row = Row(where, record["question"], record["answer"])
-        first_seen[row.question] = where
-        rows.append(row)
+        if row.question in places:
+            problems.append(Problem(where, f"the same question as {places[row.question]}", is_duplicate=True))
+        elif reason := find_problem(row.question, row.answer):
+            problems.append(Problem(where, reason))
+        else:
+            places[row.question] = where
+            rows.append(row)
     return rows, problems
 
 
@@ -143,13 +150,13 @@ def fingerprint(rows: Iterable[Row]) -> str:
     return digest.hexdigest()[:16]
 
 
-def refuse(what: str, problems: list[Problem], remedy: str) -> None:
-    """Raise one ValueError that names the first problems, if there are any."""
+def refuse(source: str, problems: list[Problem], remedy: str) -> None:
+    """Raise one ValueError that names `source` and the first problems, if there are any."""
     if problems:
         more = f"; and {len(problems) - SHOWN_PROBLEMS} more" if len(problems) > SHOWN_PROBLEMS else ""
         rows = f"{len(problems)} row{'s' * (len(problems) > 1)}"
         shown = "; ".join(f"{problem.where}: {problem.reason}" for problem in problems[:SHOWN_PROBLEMS])
-        raise ValueError(f"{what}: {rows} can't be used: {shown}{more}. {remedy}")
+        raise ValueError(f"{source}: {rows} can't be used: {shown}{more}. {remedy}")
 
 
 def jsonl_records(path: Path) -> Iterator[Record]:
@@ -163,7 +170,7 @@ def jsonl_records(path: Path) -> Iterator[Record]:
             try:
                 yield f"{path}:{number}", json.loads(line.decode("utf-8"))
             except (ValueError, RecursionError) as error:  # reported with the other bad rows
-                yield f"{path}:{number}", Bad(f"not JSON ({error})")
+                yield f"{path}:{number}", BadRecord(f"not JSON ({error})")
 
 
 def is_text(text: str) -> bool:
@@ -171,16 +178,16 @@ def is_text(text: str) -> bool:
     return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
 
 
-def _tfds_records(path: Path, split: str, named: Named) -> Iterator[Record]:
-    """`directory[split]:index` and the row, its texts decoded, of every row."""
-    import tensorflow_datasets as tfds  # imported where it is used: it costs a second that a .jsonl run need not pay
+def _tfds_records(path: Path, split: str, names: SettingNames) -> Iterator[Record]:
+    """`directory[split]:index` and the fields, with texts decoded, of every row."""
+    import tensorflow_datasets as tfds  # imported on demand: it takes a second, which .jsonl files do not need
 
     try:
         source = tfds.builder_from_directory(str(path)).as_data_source(split)
         size = len(source)
-    except Exception as error:  # TFDS raises many kinds; each means that this directory can't be read as asked
+    except Exception as error:  # TFDS raises many kinds, all for a directory or split that it can't read
         raise ValueError(
-            f"{named.dataset}{path} with {named.split}{split} can't be read as a TFDS directory: {error}. Name a version "
+            f"{names.dataset}{path} with {names.split}{split} can't be read as a TFDS directory: {error}. Name a version "
             "directory (it holds dataset_info.json) written with file_format='array_record', and one of its splits."
         ) from error
     for start in range(0, size, _BATCH):
@@ -190,22 +197,22 @@ def _tfds_records(path: Path, split: str, named: Named) -> Iterator[Record]:
 
 
 def _decoded(value: Any) -> Any:
-    """TFDS gives text as bytes; bytes that are no UTF-8 stay, and are reported with the other bad rows."""
+    """The value with bytes, as TFDS returns text, decoded; bytes that are not UTF-8 stay, and become a bad row."""
     try:
         return value.decode("utf-8") if isinstance(value, bytes) else value
     except UnicodeDecodeError:
         return value
 
 
-def _problem(record: Any, first_seen: dict[str, str]) -> str | None:
-    """What is wrong with one record, None for nothing."""
-    if isinstance(record, Bad):
+def _reason(record: Any) -> str | None:
+    """Why a record is not a usable row; None if it is."""
+    if isinstance(record, BadRecord):
         return record.reason
     if not isinstance(record, dict):
         return f"a {type(record).__name__}, not an object with 'question' and 'answer'"
     for field in ("question", "answer"):
         if field not in record:
-            return f"no field '{field}' ({found_fields(record)})"
+            return f"no field '{field}' ({field_names(record)})"
         value = record[field]
         if not isinstance(value, str):
             return f"'{field}' is a {type(value).__name__}, not a string: {reprlib.repr(value)}"
@@ -214,22 +221,20 @@ def _problem(record: Any, first_seen: dict[str, str]) -> str | None:
         if not is_text(value):
             return f"'{field}' contains a {'NUL character' if chr(0) in value else 'lone surrogate, which is not text'}"
     if checkers.checked(record["answer"]):
-        return f"'answer' begins as a checker's does ({record['answer'][:20]}), which only procedural data sets may use"
-    if record["question"] in first_seen:
-        return f"the same question as {first_seen[record['question']]}"
+        return f"'answer' begins like a checker's ({record['answer'][:20]}), which only procedural data sets may use"
     return None
 
 
-def found_fields(record: dict[Any, Any]) -> str:
+def field_names(record: dict[Any, Any]) -> str:
     """The names of a record's fields, for messages."""
-    return f"found {', '.join(reprlib.repr(field) for field in list(record)[:12]) or 'none'}"
+    return f"fields: {', '.join(reprlib.repr(field) for field in list(record)[:12]) or 'none'}"
 
 
-def check_manifest(dataset: str, split: str, rows: list[Row], *, named: Named = TASK) -> None:
-    """Refuse a directory of `reval data prepare` that does not hold what was written.
+def check_manifest(dataset: str, split: str, rows: list[Row], *, names: SettingNames = TASK) -> None:
+    """Refuse a directory of `reval data prepare` that was changed after it was written.
 
     Raises:
-      ValueError: its rows are others, or what it says of them can't be read.
+      ValueError: its rows differ from those in its manifest, or the manifest can't be read.
     """
     path = Path(dataset)
     if not (path / MANIFEST).is_file():
@@ -243,6 +248,6 @@ def check_manifest(dataset: str, split: str, rows: list[Row], *, named: Named = 
         ) from error
     if expected not in (None, fingerprint(rows)):
         raise ValueError(
-            f"{named.dataset}{path}: its rows have the fingerprint {fingerprint(rows)}, but {MANIFEST} says {expected}: files "
+            f"{names.dataset}{path}: its rows have the fingerprint {fingerprint(rows)}, but {MANIFEST} says {expected}: files "
             "were changed after `reval data prepare`. Prepare the data set anew."
         )

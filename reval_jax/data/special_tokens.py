@@ -1,4 +1,4 @@
-"""Special tokens as text: those of the paper's prompt templates, those that end a response, and those no question may contain."""
+"""Special tokens as text: those in the paper's templates, those that end a response, those that no question may contain."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ MARKERS = {
     "r1_distill": ("<｜begin▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>"),
     "qwen2_5_math": ("<|im_start|>", "<|im_end|>"),
 }
-"""Texts a paper template is made of, each one token of the tokenizer it is for."""
+"""Special texts of a paper template, each one token of the model's tokenizer."""
 STOP_TEXTS = {
     "r1_distill": ("<｜end▁of▁sentence｜>",),
-    # Qwen2.5-Math's base model names only the second as its end, but is trained here on turns that end with the first.
+    # Qwen2.5-Math's base model names only the second as its end token, but here it is trained on turns that end with the first.
     "qwen2_5_math": ("<|im_end|>", "<|endoftext|>"),
 }
 """Texts that end a response to a paper template."""
 
 
 def special_texts(template: str, tokenizer: transformers.PreTrainedTokenizerBase) -> tuple[str, ...]:
-    """Texts that a question must not contain, because they become tokens that no user can write.
+    """Texts that no question may contain, because the tokenizer makes special tokens of them.
 
-    An added token that is not marked special counts only if a template is made of it: R1-Distill's `<｜User｜>` is such
-    a one, Gemma's `<b>` is not.
+    An added token that is not marked special counts only if the template contains it, as R1-Distill's contains `<｜User｜>`;
+    Gemma's `<b>` does not count.
     """
     rendered = "".join(MARKERS.get(template, ()))
     if template == "r1_distill":

@@ -1,4 +1,4 @@
-"""Checked rows to a TFDS array_record directory, whole or not at all."""
+"""Writes checked rows as a TFDS array_record directory, complete or not at all."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from typing import Any
 from reval_jax.data import rows as rows_lib
 
 QUARANTINE = "quarantine.jsonl"
-"""File of a prepared directory that names the rows that were left out."""
+"""File of a prepared directory that lists the rows left out."""
 VERSION = "1.0.0"
 
 
 def check_target(output: Path, split: str) -> None:
-    """Refuse a directory that holds something, and a split that TFDS can't name.
+    """Refuse an output that exists and is not empty, and a split name that TFDS does not allow.
 
     Raises:
-      ValueError: which of the two.
+      ValueError: one of the two.
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"--output {output} exists and is not empty. Name a new directory, or remove that one first.")
@@ -41,7 +41,7 @@ def write(
     quarantined: Iterable[rows_lib.Problem] = (),
     on_progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Writes the rows as the data set `output`, in order; the directory appears complete or not at all.
+    """Write the rows as the data set `output`, in order; the directory appears complete or not at all.
 
     Raises:
       ValueError: the directory can't be written.
@@ -49,7 +49,7 @@ def write(
     working = None
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        # Beside the target, so that the last step is a rename inside one file system.
+        # Beside the target, so that the last step is a rename within one file system.
         working = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
         written = _write_tfds(working, dataset_name(output), rows, split, on_progress)
         (written / rows_lib.MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
@@ -70,20 +70,20 @@ def as_json(problem: rows_lib.Problem) -> dict[str, Any]:
 
 
 def dataset_name(output: Path) -> str:
-    """The directory's name in the letters that TFDS allows: what metrics of a benchmark are named after."""
+    """The directory's name in the characters that TFDS allows; it names the metrics of a benchmark."""
     name = re.sub(r"[^a-z0-9]+", "_", output.resolve().name.lower()).strip("_")
     return name if name[:1].isalpha() else f"data_{name}".rstrip("_")
 
 
 def _write_tfds(
-    where: Path, name: str, rows: list[rows_lib.Row], split: str, on_progress: Callable[[int, int], None] | None
+    parent: Path, name: str, rows: list[rows_lib.Row], split: str, on_progress: Callable[[int, int], None] | None
 ) -> Path:
-    """The directory, below `where`, of a TFDS data set of the rows."""
-    import tensorflow_datasets as tfds  # imported where it is used: it costs a second
+    """Write the rows as a TFDS data set below `parent`; returns its directory."""
+    import tensorflow_datasets as tfds  # imported on demand: it takes a second
 
     def examples() -> Iterator[tuple[int, dict[str, str]]]:
         for index, row in enumerate(rows):
-            # Keys are numbers: two equal ones would make TFDS import TensorFlow to say so.
+            # Unique numbers as keys: TFDS would import TensorFlow to report equal ones.
             yield index, {"question": row.question, "answer": row.answer, "origin": row.where}
             if on_progress and (index % 1000 == 0 or index == len(rows) - 1):
                 on_progress(index + 1, len(rows))
@@ -93,7 +93,7 @@ def _write_tfds(
         features = tfds.features.FeaturesDict(dict.fromkeys(("question", "answer", "origin"), text))
         return tfds.core.DatasetInfo(builder=builder, features=features, disable_shuffling=True)
 
-    # Made here, since a class statement would import TFDS with this module, and not entered in its registry of builders.
+    # Defined by a call, since a class statement would import TFDS with this module; kept out of TFDS's registry of builders.
     with tfds.core.registered.skip_registration():
         builder = type(
             "Prepared",
@@ -104,11 +104,11 @@ def _write_tfds(
                 "VERSION": tfds.core.Version(VERSION),
                 "_info": info,
                 "_split_generators": lambda self, downloads: {split: examples()},
-                "_generate_examples": None,  # the split above has its examples already
-                "url_infos": None,  # nothing is downloaded; TFDS would look for a list of checksums beside this file
+                "_generate_examples": None,  # required by TFDS, unused: the split above yields its examples
+                "url_infos": None,  # nothing is downloaded; without this TFDS looks for a list of checksums beside this file
             },
         )
     tfds.disable_progress_bar()
-    with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints sentences where `--json /dev/stdout` belongs
-        builder(data_dir=str(where), file_format="array_record").download_and_prepare()
-    return where / name / VERSION
+    with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints to stdout, which `--json /dev/stdout` may use
+        builder(data_dir=str(parent), file_format="array_record").download_and_prepare()
+    return parent / name / VERSION

@@ -28,12 +28,12 @@ def load(config: config_lib.Config, tokenizer: Any) -> list[Benchmark]:
     benchmarks = []
     for dataset in config.eval.benchmarks:
         # Published benchmarks are some of them called train, some test: a directory of one split needs no name for it.
-        split = config.eval.split or prompts.only_split(dataset) or config.task.split
+        split = config.eval.split or rows.only_split(dataset) or config.task.split
         task = dataclasses.replace(config.task, dataset=dataset, split=split)
-        data = prompts.load(task, tokenizer, named=rows.BENCHMARK)
+        data = prompts.load(task, tokenizer, names=rows.BENCHMARK)
         chosen, _ = prompts.take(data, 0, min(data.size, config.eval.max_prompts), seed=record.CHOICE_SEED)
         benchmarks.append(
-            Benchmark(prompts.name(dataset), dataset, data.size, data.fingerprint, chosen, data.prompt_opens_think)
+            Benchmark(rows.label(dataset), dataset, data.size, data.fingerprint, chosen, data.prompt_opens_think)
         )
     names = [benchmark.name for benchmark in benchmarks]
     if len(set(names)) < len(names):

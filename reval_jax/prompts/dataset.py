@@ -15,8 +15,7 @@ import numpy as np
 
 from reval_jax import config, keys, types
 from reval_jax.data import rows
-from reval_jax.data.rows import Row
-from reval_jax.prompts import templates as templates
+from reval_jax.prompts import templates
 from reval_jax.verifier import checkers
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ class Dataset(NamedTuple):
     texts: tuple[str, ...]  # n rendered prompts
     tokens: tuple[np.ndarray, ...]  # n arrays i32[P_i], read-only
     answers: tuple[str, ...]  # n gold answers
-    num_dropped: int  # rows left out because their prompt is too long
+    num_dropped: int  # rows left out: their prompt is too long
     fingerprint: str  # 16 hex digits of the template and of every row's text, tokens and answer
     prompt_opens_think: bool  # every prompt ends with an open `<think>`, so each response begins inside it
 
@@ -40,34 +39,33 @@ class Dataset(NamedTuple):
 
 
 def load(
-    task: config.Task, tokenizer: transformers.PreTrainedTokenizerBase, *, named: rows.Named = rows.TASK
+    task: config.Task, tokenizer: transformers.PreTrainedTokenizerBase, *, names: rows.SettingNames = rows.TASK
 ) -> Dataset:
-    """The data set `task` names, each question rendered by `task.template` and tokenized.
+    """The data set that `task` names, each question rendered by `task.template` and tokenized.
 
-    - "raw": the question as it is. Its tokens are those of the text alone, after the beginning-of-sequence token where
-      the tokenizer is configured to add one; an end-of-sequence token is never added. SmolLM2 adds none: `2+2=` is four
-      tokens.
+    - "raw": the question unchanged. A beginning-of-sequence token comes first where the tokenizer is configured to add one; an
+      end-of-sequence token is never added. SmolLM2 adds neither: `2+2=` is four tokens.
     - "chat": the question as the only user message in the tokenizer's own chat template, with the generation prompt.
-    - "r1_distill", "qwen2_5_math": the paper's prompts (Figs. 12 and 13). They are rendered and then tokenized with
-      add_special_tokens=False, as "chat" is, so that no beginning-of-sequence token doubles.
+    - "r1_distill", "qwen2_5_math": the paper's prompts (Figs. 12 and 13). Like "chat", they are rendered and then tokenized with
+      add_special_tokens=False, so that there is only one beginning-of-sequence token.
 
-    `task.instruction`, if there is one, follows the question after a space in "raw" and "chat".
+    In "raw" and "chat" a non-empty `task.instruction` follows the question after a space.
 
     Args:
-      named: the settings that messages about the data set name.
+      names: the settings that messages about the data set name.
 
     Raises:
       ValueError: a data set that can't be read, is empty or has bad rows; a question that contains the text of a
         special token; a template that doesn't fit the tokenizer; a prompt longer than `task.max_prompt_tokens` with
         `task.long_prompts="error"`, or every prompt with "drop".
     """
-    what = f"{named.dataset}{task.dataset}"
-    checked = rows.read(task.dataset, split=task.split, named=named)
+    source = f"{names.dataset}{task.dataset}"
+    checked = rows.read(task.dataset, split=task.split, names=names)
     _check_answer_format(task, checked)
     templates.check(task, tokenizer)
-    templates.refuse_forged_text(task, checked, tokenizer, what=what)
-    texts, tokens = templates.prompts_of(task, checked, tokenizer, what=what)
-    kept = _keep(task, checked, tokens, what)
+    templates.refuse_forged_text(task, checked, tokenizer, source=source)
+    texts, tokens = templates.render(task, checked, tokenizer, source=source)
+    kept = _short_enough(task, checked, tokens, source)
     for ids in tokens:
         ids.flags.writeable = False
     return Dataset(
@@ -81,17 +79,17 @@ def load(
 
 
 def from_question(question: str, task: config.Task, tokenizer: transformers.PreTrainedTokenizerBase) -> types.Prompts:
-    """One prompt, the question rendered and tokenized as `load` does.
+    """One prompt: the question, rendered and tokenized as `load` does.
 
     Raises:
       ValueError: the question is not usable text, contains a special token, or is longer than `task.max_prompt_tokens`.
     """
-    asked = [Row("--prompt", question, "")]
+    row = rows.Row("--prompt", question, "")
     if not question or not rows.is_text(question):
-        raise ValueError(f"the prompt {question!r} is empty or holds a character that is no text. Give a question.")
+        raise ValueError(f"the prompt {question!r} is empty or contains a character that is no text. Give a question.")
     templates.check(task, tokenizer)
-    templates.refuse_forged_text(task, asked, tokenizer, what="the prompt")
-    (text,), (tokens,) = templates.prompts_of(task, asked, tokenizer, what="the prompt")
+    templates.refuse_forged_text(task, [row], tokenizer, source="the prompt")
+    (text,), (tokens,) = templates.render(task, [row], tokenizer, source="the prompt")
     if len(tokens) > task.max_prompt_tokens:
         raise ValueError(
             f"task.max_prompt_tokens={task.max_prompt_tokens}, but the prompt has {len(tokens)}. Shorten it, or raise the limit."
@@ -100,10 +98,10 @@ def from_question(question: str, task: config.Task, tokenizer: transformers.PreT
 
 
 def take(dataset: Dataset, cursor: int, n: int, *, seed: int) -> tuple[types.Prompts, int]:
-    """The n prompts at `cursor` of the endless order, and the cursor behind them.
+    """The next n prompts of the endless order from `cursor`, and the cursor after them.
 
-    Position c is entry c mod size of the permutation of epoch c // size, which is a function of (seed, epoch) alone. So
-    taking n and then m gives what taking n + m gives, from any cursor.
+    Position c is entry c mod size of the permutation of epoch c // size, a function of (seed, epoch) alone. So taking n and
+    then m prompts equals taking n + m, from any cursor.
 
     Raises:
       ValueError: a negative cursor or n.
@@ -114,8 +112,8 @@ def take(dataset: Dataset, cursor: int, n: int, *, seed: int) -> tuple[types.Pro
     epochs, positions = np.divmod(numbers, dataset.size)
     row = np.empty(n, np.int64)
     for epoch in np.unique(epochs):
-        chosen = epochs == epoch
-        row[chosen] = _permutation(seed, int(epoch), dataset.size)[positions[chosen]]
+        in_epoch = epochs == epoch
+        row[in_epoch] = _permutation(seed, int(epoch), dataset.size)[positions[in_epoch]]
     prompts = types.Prompts(
         cursor=numbers,
         row=row,
@@ -139,25 +137,25 @@ def _permutation(seed: int, epoch: int, size: int) -> np.ndarray:
     return order
 
 
-def _check_answer_format(task: config.Task, checked: list[Row]) -> None:
-    """Refuse a procedural data set whose answers are expressions or lists, where only a number of them would be graded."""
-    whole = checkers.needs_whole_answer([row.answer for row in checked])
-    if task.answer_format != "boxed" and whole:
+def _check_answer_format(task: config.Task, checked: list[rows.Row]) -> None:
+    """Refuse an answer format that grades only a number for a procedural data set whose answers are expressions or lists."""
+    procedural_task = checkers.needs_whole_answer([row.answer for row in checked])
+    if task.answer_format != "boxed" and procedural_task:
         raise ValueError(
-            f"task.answer_format={task.answer_format} with the data set {task.dataset}: an answer to {whole} is more than a "
-            "number, so none could be right. Use task.answer_format=boxed."
+            f"task.answer_format={task.answer_format} with the data set {task.dataset}: an answer to {procedural_task} is more "
+            "than a number, so none could be right. Use task.answer_format=boxed."
         )
 
 
-def _keep(task: config.Task, checked: list[Row], tokens: list[np.ndarray], what: str) -> list[int]:
-    """Indices of the rows whose prompt is short enough, in order; `what` names the data set in messages."""
+def _short_enough(task: config.Task, checked: list[rows.Row], tokens: list[np.ndarray], source: str) -> list[int]:
+    """Indices of the rows whose prompt is short enough, in order; `source` names the data set in messages."""
     long = [i for i, ids in enumerate(tokens) if len(ids) > task.max_prompt_tokens]
     if long and (task.long_prompts == "error" or len(long) == len(checked)):
         named = ", ".join(f"{checked[i].where} ({len(tokens[i])} tokens)" for i in long[: rows.SHOWN_PROBLEMS])
         drop = "" if len(long) == len(checked) else ", or task.long_prompts=drop to leave the longer ones out"
         raise ValueError(
             f"task.max_prompt_tokens={task.max_prompt_tokens}, but {len(long)} of the {len(checked)} prompts of "
-            f"{what} with task.template={task.template} are longer: {named}. Set "
+            f"{source} with task.template={task.template} are longer: {named}. Set "
             f"task.max_prompt_tokens={max(map(len, tokens))}{drop}."
         )
     return [i for i, ids in enumerate(tokens) if len(ids) <= task.max_prompt_tokens]

@@ -1,4 +1,4 @@
-"""Questions to the text and the tokens of a prompt, and what ends a response to it."""
+"""Prompt templates: renders and tokenizes questions, and finds the tokens that end a response."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import transformers
 
 USER_TEXT = "{question} Let's think step by step and output the final answer within \\boxed{{}}."
-"""What the user says in the two paper templates (ReVal, arXiv 2603.23355, Figs. 12 and 13)."""
+"""The user message of the paper's two templates (ReVal, arXiv 2603.23355, Figs. 12 and 13)."""
 
 R1_DISTILL = "<｜begin▁of▁sentence｜><｜User｜>{user}<｜Assistant｜><think>\n"
 QWEN2_5_MATH = (
@@ -22,24 +22,24 @@ QWEN2_5_MATH = (
     "<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n"
 )
 
-_PLAIN = "0"  # a question that holds no special token of any tokenizer
+_PLAIN = "0"  # a question without special tokens of any tokenizer
 
 
 def check(task: config.Task, tokenizer: transformers.PreTrainedTokenizerBase) -> None:
-    """Refuse a template that the tokenizer has no tokens for, or an instruction that forges one.
+    """Refuse a template whose special tokens the tokenizer lacks, and an instruction that contains a special token.
 
     Raises:
-      ValueError: which of the two.
+      ValueError: one of the two.
     """
     if task.template == "chat" and not tokenizer.chat_template:
         raise ValueError(
-            "task.template=chat, but the model's tokenizer has no chat template, so there is none to render with. Use "
+            "task.template=chat, but the model's tokenizer has no chat template, so it can't be rendered. Use "
             "task.template=raw, or an instruction-tuned model."
         )
     for marker in special_tokens.MARKERS.get(task.template, ()):
         if tokenizer.encode(marker, add_special_tokens=False) != [tokenizer.convert_tokens_to_ids(marker)]:
             raise ValueError(
-                f"task.template={task.template} is made of {marker}, which is not one token of this model's tokenizer: "
+                f"task.template={task.template} contains {marker}, which is not one token of this model's tokenizer: "
                 "the model was trained on other prompts. Use task.template=chat or raw."
             )
     forged = [text for text in special_tokens.special_texts(task.template, tokenizer) if text in task.instruction]
@@ -50,9 +50,9 @@ def check(task: config.Task, tokenizer: transformers.PreTrainedTokenizerBase) ->
 
 
 def refuse_forged_text(
-    task: config.Task, rows: list[rows_lib.Row], tokenizer: transformers.PreTrainedTokenizerBase, *, what: str
+    task: config.Task, rows: list[rows_lib.Row], tokenizer: transformers.PreTrainedTokenizerBase, *, source: str
 ) -> None:
-    """Refuse questions that contain the text of a special token; `what` names the data set in the message."""
+    """Refuse questions that contain the text of a special token; `source` names the data set in the message."""
     special = special_tokens.special_texts(task.template, tokenizer)
     problems = [
         rows_lib.Problem(row.where, f"'question' contains {text!r}")
@@ -61,46 +61,46 @@ def refuse_forged_text(
         if text in row.question
     ]
     remedy = "That is the text of a special token: it would end or forge a turn. Remove it."
-    rows_lib.refuse(what, problems, remedy)
+    rows_lib.refuse(source, problems, remedy)
 
 
-def prompts_of(
-    task: config.Task, rows: list[rows_lib.Row], tokenizer: transformers.PreTrainedTokenizerBase, *, what: str
+def render(
+    task: config.Task, rows: list[rows_lib.Row], tokenizer: transformers.PreTrainedTokenizerBase, *, source: str
 ) -> tuple[list[str], list[np.ndarray]]:
-    """Rendered text and tokens i32[P_i] of every row's prompt; no text of a special token may be in a question.
+    """Rendered text and tokens i32[P_i] of every row's prompt; call `refuse_forged_text` first.
 
     Args:
-      what: names the data set in the message.
+      source: names the data set in messages.
 
     Raises:
-      ValueError: a question changes which special tokens its prompt has. Its text holds none (`refuse_forged_text`), but
-        a tokenizer may find one after normalising the text, or across the seam of question and template.
+      ValueError: a question changes the special tokens of its prompt. Its text contains none, but a tokenizer may find one after
+        normalising the text, or where question and template meet.
     """
-    texts = [_render(task, row.question, tokenizer) for row in rows]
+    texts = [_prompt_text(task, row.question, tokenizer) for row in rows]
     prefix = _prefix(task.template, tokenizer)
     *tokens, plain = (
-        np.array(prefix + ids, np.int32) for ids in _encode([*texts, _render(task, _PLAIN, tokenizer)], tokenizer)
+        np.array(prefix + ids, np.int32) for ids in _encode([*texts, _prompt_text(task, _PLAIN, tokenizer)], tokenizer)
     )
     special = {tokenizer.convert_tokens_to_ids(text) for text in special_tokens.special_texts(task.template, tokenizer)}
-    special.discard(tokenizer.unk_token_id)  # what any text may become
+    special.discard(tokenizer.unk_token_id)  # any text may become it
     ids = np.array(sorted(index for index in special if index is not None), np.int32)
     expected = plain[np.isin(plain, ids)]
     problems = [
         rows_lib.Problem(row.where, "'question' changes the special tokens of its prompt")
-        for row, found in zip(rows, tokens, strict=True)
-        if not np.array_equal(found[np.isin(found, ids)], expected)
+        for row, prompt in zip(rows, tokens, strict=True)
+        if not np.array_equal(prompt[np.isin(prompt, ids)], expected)
     ]
     remedy = "The tokenizer makes a special token of a part of it: it would end or forge a turn. Remove it."
-    rows_lib.refuse(what, problems, remedy)
+    rows_lib.refuse(source, problems, remedy)
     return texts, tokens
 
 
 def stop_ids(
     task: config.Task, tokenizer: transformers.PreTrainedTokenizerBase, model_stop_ids: tuple[int, ...]
 ) -> tuple[int, ...]:
-    """Tokens that end a response to `task.template`: those the model names, then those the template ends a turn with.
+    """Tokens that end a response to `task.template`: those that the model names, then those that end a turn of the template.
 
-    For "chat" the latter is the special token that the model's own template writes right after an assistant's words.
+    For "chat" the latter is the special token that the model's own template writes right after an assistant's message.
     """
     texts = special_tokens.STOP_TEXTS.get(task.template, ())
     if task.template == "chat":
@@ -110,30 +110,31 @@ def stop_ids(
 
 
 def _end_of_turn(tokenizer: transformers.PreTrainedTokenizerBase) -> tuple[str, ...]:
-    said = "forty-two"
-    turns = [{"role": "user", "content": _PLAIN}, {"role": "assistant", "content": said}]
+    """The special token after an assistant's message in the tokenizer's chat template, if there is one."""
+    answer = "forty-two"
+    turns = [{"role": "user", "content": _PLAIN}, {"role": "assistant", "content": answer}]
     try:
         text = str(tokenizer.apply_chat_template(turns, tokenize=False))
-    except Exception:  # a template may refuse finished turns in its own way; the model's own end tokens remain
+    except Exception:  # a template may raise anything for a finished turn; the model's own end tokens remain
         return ()
-    _, found, after = text.rpartition(said)
+    _, separator, after = text.rpartition(answer)
     special = special_tokens.special_texts("chat", tokenizer)
-    return tuple(each for each in special if found and after.lstrip().startswith(each))
+    return tuple(each for each in special if separator and after.lstrip().startswith(each))
 
 
-def _render(task: config.Task, question: str, tokenizer: transformers.PreTrainedTokenizerBase) -> str:
-    asked = f"{question} {task.instruction}" if task.instruction else question
+def _prompt_text(task: config.Task, question: str, tokenizer: transformers.PreTrainedTokenizerBase) -> str:
+    message = f"{question} {task.instruction}" if task.instruction else question
     if task.template == "raw":
-        return asked
+        return message
     if task.template == "chat":
-        turn = [{"role": "user", "content": asked}]
+        turn = [{"role": "user", "content": message}]
         return str(tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
     layout = R1_DISTILL if task.template == "r1_distill" else QWEN2_5_MATH
     return layout.format(user=USER_TEXT.format(question=question))
 
 
 def _prefix(template: str, tokenizer: transformers.PreTrainedTokenizerBase) -> list[int]:
-    """The beginning-of-sequence token, for a raw prompt, where the tokenizer adds one."""
+    """The beginning-of-sequence token of a raw prompt, where the tokenizer adds one."""
     added = tokenizer("").input_ids
     if template == "raw" and added and added[0] == tokenizer.bos_token_id:
         return [added[0]]
@@ -141,5 +142,5 @@ def _prefix(template: str, tokenizer: transformers.PreTrainedTokenizerBase) -> l
 
 
 def _encode(texts: list[str], tokenizer: transformers.PreTrainedTokenizerBase) -> list[list[int]]:
-    # verbose=False: the tokenizer's warning about its own length limit says nothing that max_prompt_tokens does not.
+    # verbose=False: task.max_prompt_tokens is checked, so the tokenizer's warning about its own limit is not needed.
     return tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False).input_ids
