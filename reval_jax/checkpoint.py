@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -18,9 +18,7 @@ class CheckpointState(NamedTuple):
     """Everything that a run needs to resume."""
 
     params: model.Params  # f32, on the learner's mesh
-    optimizer: (
-        Any  # optax's state and the update counters: a pytree of device arrays whose type depends on the settings
-    )
+    optimizer: types.PyTree  # optax's state and the update counters; the containers depend on the settings
     reference: model.Params | None  # None where the algorithm has no reference
     replay: types.Trajectories
     progress: Progress
@@ -149,15 +147,15 @@ class Store:
         return {name: np.empty(leaf.shape, leaf.dtype) for name, leaf in saved.items()}
 
 
-def _restore(target: Any, *, is_partial: bool = False) -> ocp.args.PyTreeRestore:
+def _restore(target: types.PyTree, *, is_partial: bool = False) -> ocp.args.PyTreeRestore:
     placement = ocp.checkpoint_utils.construct_restore_args(target)
     return ocp.args.PyTreeRestore(target, restore_args=placement, partial_restore=is_partial)
 
 
-def _flat(tree: Any) -> dict[str, Any]:
+def _flat(tree: types.PyTree) -> dict[str, jax.Array]:
     """Leaves by path: a checkpoint then holds no class of optax."""
     return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def _abstract(tree: Any) -> Any:
+def _abstract(tree: types.PyTree) -> types.PyTree:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), tree)

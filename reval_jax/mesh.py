@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from reval_jax import config as config_lib
-from reval_jax import parallel
+from reval_jax import parallel, types
 
 AXES = (parallel.DATA, parallel.FSDP, parallel.TENSOR)
 ROWS = (parallel.DATA, parallel.FSDP)
@@ -78,7 +78,7 @@ def num_row_shards(mesh: Mesh) -> int:
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
-def shardings(mesh: Mesh, logical_axes: Any, shapes: Any, table: dict[str, str]) -> Any:
+def shardings(mesh: Mesh, logical_axes: types.PyTree, shapes: types.PyTree, table: dict[str, str]) -> types.PyTree:
     """The NamedSharding of every weight, from its logical axes.
 
     A dimension whose size the mesh axis does not divide is replicated (3 key/value heads over tensor=2); `kept_whole`
@@ -100,12 +100,12 @@ def shardings(mesh: Mesh, logical_axes: Any, shapes: Any, table: dict[str, str])
     return jax.tree.map(place, shapes, logical_axes)
 
 
-def specs(placement: Any) -> Any:
+def specs(placement: types.PyTree) -> types.PyTree:
     """The PartitionSpec of every NamedSharding in a tree, for `jax.shard_map`."""
     return jax.tree.map(lambda sharding: sharding.spec, placement)
 
 
-def sum_over_rows(mesh: Mesh, tree: Any, placement: Any) -> Any:
+def sum_over_rows(mesh: Mesh, tree: Any, placement: types.PyTree) -> types.PyTree:
     """Sum over devices of values that each device computed from its own rows; call inside a `shard_map` over the mesh.
 
     A leaf that is split over an axis holds a different part on each device and is not summed over that axis.
@@ -121,7 +121,7 @@ def sum_over_rows(mesh: Mesh, tree: Any, placement: Any) -> Any:
     return jax.tree.map(add, tree, placement)
 
 
-def kept_whole(mesh: Mesh, logical_axes: Any, shapes: Any, table: dict[str, str]) -> list[str]:
+def kept_whole(mesh: Mesh, logical_axes: types.PyTree, shapes: types.PyTree, table: dict[str, str]) -> list[str]:
     """One sentence per logical axis that `shardings` does not split, because the mesh axis does not divide its size."""
     notes = set()
     is_axes = lambda node: isinstance(node, tuple)  # noqa: E731
@@ -140,7 +140,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def put(tree: Any, placement: Any) -> Any:
+def put(tree: Any, placement: types.PyTree) -> types.PyTree:
     """Host arrays, equal on every process, as device arrays with the given shardings.
 
     Args:

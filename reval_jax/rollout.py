@@ -54,7 +54,7 @@ class _Round(NamedTuple):
     """One round of the synchronous actor."""
 
     components: Components
-    params: Any  # the sampler's
+    params: types.PyTree  # the sampler's
     progress: checkpoint.Progress
     policy_version: int  # updates the policy has seen
     preemption: distributed.Preemption

@@ -6,7 +6,7 @@ import importlib.metadata
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import yaml
 
@@ -106,7 +106,7 @@ def claim(path: Path, config: config_lib.Config, *, data_fingerprint: str, round
         "data_fingerprint": data_fingerprint,
         "packages": package_versions(),
     }
-    tree: dict[str, Any] = {**config_lib.to_tree(config), "about": about}
+    tree: types.Json = {**config_lib.to_tree(config), "about": about}
     temporary = run.config.with_suffix(".tmp")
     temporary.write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
     temporary.replace(run.config)

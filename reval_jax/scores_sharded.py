@@ -102,7 +102,7 @@ def _sharded_scores(mesh: Mesh, plan: scores.Plan, *operands: jax.Array) -> tupl
     return _sharded_forward(mesh, plan, *operands)[0]
 
 
-def _sharded_specs(plan: scores.Plan) -> tuple[Any, Any, Any]:
+def _sharded_specs(plan: scores.Plan) -> tuple[tuple[PartitionSpec, ...], tuple[PartitionSpec, ...], scores.Residuals]:
     """PartitionSpecs of the operands, the results and the residuals of `scores.forward`."""
     rows, nowhere = PartitionSpec(plan.row_axes), PartitionSpec()
     residuals: list[Any] = [rows, PartitionSpec(None, plan.vocab_axis), rows, nowhere, rows, rows]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -23,6 +23,7 @@ from reval_jax import (
     run_directory,
     sampler,
     setup,
+    types,
     update,
     verifier,
 )
@@ -37,7 +38,7 @@ class Outcome(NamedTuple):
     run_dir: Path
     rounds: int  # rounds finished in this directory, those of earlier calls included
     is_preempted: bool  # stopped by SIGTERM, and saved: the same command resumes
-    lines: list[dict[str, Any]]  # metrics.jsonl
+    lines: list[types.Json]  # metrics.jsonl
 
 
 def train(config: config_lib.Config, run_dir: Path, *, console: console_lib.Console) -> Outcome:
@@ -280,7 +281,7 @@ def write_rollouts(components: Components, sampled: rollout.RoundRollout, round:
         run_directory.write_rollouts(file, sampled.prompts, sampled.all, components.tokenizer)
 
 
-def write_line(components: Components, run: RunState, line: dict[str, Any]) -> RunState:
+def write_line(components: Components, run: RunState, line: types.Json) -> RunState:
     """Writes the round's metrics with the seconds of its phases; the run with the file's new length.
 
     The save that follows is counted in the next line.

@@ -8,9 +8,15 @@ micro-batch.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+
+PyTree = Any
+"""Arrays, shapes, shardings or partition specs in nested containers: whatever `jax.tree.map` walks."""
+
+Json = dict[str, Any]
+"""A JSON object."""
 
 VERDICTS = ("ok", "wrong", "unparsed", "no_box", "unclosed_think", "limit", "timeout", "crash")
 """Kinds of a verifier's verdict; a trajectory stores the index into this tuple."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from reval_jax import exit_codes
+from reval_jax import exit_codes, types
 from reval_jax.cli import arguments, output, parsing
 
 
@@ -18,7 +18,7 @@ def bench(argv: list[str]) -> int:
     sizes = [value for field, value in vars(args).items() if field not in NOT_SIZES]
     if any(number <= 0 for value in sizes for number in (value if isinstance(value, tuple) else (value,))):
         raise ValueError(f"reval bench {name}: a size is 0 or less. Use positive numbers.")
-    measure: dict[str, Callable[[Any], dict[str, Any]]] = {
+    measure: dict[str, Callable[[Any], types.Json]] = {
         "scores": _bench_scores,
         "update": _bench_update,
         "sampler": _bench_sampler,
@@ -27,7 +27,7 @@ def bench(argv: list[str]) -> int:
     return exit_codes.DONE
 
 
-def _bench_scores(args: arguments.BenchScores) -> dict[str, Any]:
+def _bench_scores(args: arguments.BenchScores) -> types.Json:
     if len(args.vocabulary) != len(args.width):
         raise ValueError(
             f"--vocabulary has {len(args.vocabulary)} sizes and --width {len(args.width)}, but they form pairs. "
@@ -48,7 +48,7 @@ def _bench_scores(args: arguments.BenchScores) -> dict[str, Any]:
     )
 
 
-def _bench_update(args: arguments.BenchUpdate) -> dict[str, Any]:
+def _bench_update(args: arguments.BenchUpdate) -> types.Json:
     if args.prompt_tokens >= args.tokens:
         raise ValueError(
             f"--prompt_tokens {args.prompt_tokens} leaves no room for a response in --tokens {args.tokens}. Use fewer."
@@ -71,7 +71,7 @@ def _bench_update(args: arguments.BenchUpdate) -> dict[str, Any]:
     )
 
 
-def _bench_sampler(args: arguments.BenchSampler) -> dict[str, Any]:
+def _bench_sampler(args: arguments.BenchSampler) -> types.Json:
     from reval_jax import distributed, weights
     from reval_jax.tools import bench
 
@@ -92,7 +92,7 @@ def _bench_sampler(args: arguments.BenchSampler) -> dict[str, Any]:
     )
 
 
-ARGUMENTS: dict[str, Any] = {
+ARGUMENTS: types.Json = {
     "scores": arguments.BenchScores,
     "update": arguments.BenchUpdate,
     "sampler": arguments.BenchSampler,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from reval_jax import config as config_lib
-from reval_jax import exit_codes
+from reval_jax import exit_codes, types
 from reval_jax.cli import arguments, output, parsing
 
 if TYPE_CHECKING:
@@ -52,9 +52,9 @@ def eval(argv: list[str]) -> int:
 
     verifier.check(config.verifier)
     terminal = console.Console()
-    policies: list[dict[str, Any]] = []
-    measured: list[dict[str, Any]] = []
-    compared: list[dict[str, Any]] = []
+    policies: list[types.Json] = []
+    measured: list[types.Json] = []
+    compared: list[types.Json] = []
     first: Measured = []
     for index, each in enumerate(to_evaluate):
         described, results = _measure(config, each, [benchmark for benchmark, _ in first], terminal)
@@ -131,7 +131,7 @@ def _notes(config: config_lib.Config, run_dirs: tuple[Path, ...], trained_with: 
 
 def _measure(
     config: config_lib.Config, evaluated: Policy, baselines: list[evaluate.Benchmark], terminal: console_lib.Console
-) -> tuple[dict[str, Any], Measured]:
+) -> tuple[types.Json, Measured]:
     """A description of the policy, and its result on each benchmark.
 
     Raises:

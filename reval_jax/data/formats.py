@@ -41,9 +41,7 @@ class Format:
     """One publisher's format of questions and answers."""
 
     about: str  # for --help
-    convert: Callable[
-        [Fields, int], Converted
-    ]  # (a record's fields, the seed of random choices) -> question and answer
+    convert: Callable[[Fields, int], Converted]  # (a record's fields, seed of random choices) → question and answer
     published: Published | None = None
 
 

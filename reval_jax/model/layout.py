@@ -27,9 +27,8 @@ class Layout(NamedTuple):
     # (stacked layers, index, dtype) → one layer, cast by a program of its own; `cast` then gets no layers.
     cast_layer: Callable[[Params, jax.Array, DTypeLike], Params] | None
     place: Callable[[Architecture, Params], Params]  # shardings of stacked parameters → of the sampler's
-    caches: Callable[
-        [Callable[..., Any], int], Any
-    ]  # (function of leading axes, layers) → what it makes, for all layers
+    # (function of leading axes → a Cache, number of layers) → the caches of all layers
+    caches: Callable[[Callable[..., Any], int], Any]
     row_axis: int  # of a cache's arrays
     # All layers, one after the other: (layer, hidden, the layers' weights) and (layer, hidden, their weights, their caches).
     prefill: Callable[[PrefillLayer, jax.Array, Any], tuple[jax.Array, Caches]]

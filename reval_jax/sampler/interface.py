@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -75,7 +75,7 @@ class Generate(Protocol):
 
     def __call__(  # noqa: D102
         self,
-        params: Any,
+        params: types.PyTree,
         prompts: types.Prompts,
         key: jax.Array,
         *,
@@ -90,7 +90,7 @@ class Generate(Protocol):
 class Sampler(NamedTuple):
     """An engine that is ready to sample: all that the loop, evaluation and `reval sample` know of it."""
 
-    sync_weights: Callable[[Any], Any]  # the learner's parameters → the sampler's own copy, in its form
+    sync_weights: Callable[[types.PyTree], types.PyTree]  # the learner's parameters → the sampler's copy, in its layout
     generate: Generate
 
 
@@ -98,6 +98,6 @@ class SamplingPolicy(NamedTuple):
     """A policy that is ready to sample."""
 
     sampler: Sampler
-    params: Any  # from `sampler.sync_weights`
+    params: types.PyTree  # from `sampler.sync_weights`
     tokenizer: transformers.PreTrainedTokenizerBase
     stop_ids: tuple[int, ...]  # token ids that end a response

@@ -8,13 +8,12 @@ sample's slot.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import numpy as np
 
 from reval_jax import config as config_lib
-from reval_jax import types
+from reval_jax import model, types
 from reval_jax.sampler import scheduler, steps
 from reval_jax.sampler.engine import Engine
 from reval_jax.sampler.interface import NO_HOOKS, Chunk, Hooks, Sampling
@@ -32,7 +31,7 @@ def sampling_of(settings: config_lib.Rollout, stop_ids: tuple[int, ...]) -> Samp
 
 def generate(
     engine: Engine,
-    params: Any,
+    params: model.Params,
     prompts: types.Prompts,
     key: jax.Array,
     *,

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from reval_jax import model, scores
+from reval_jax import model, scores, types
 from reval_jax.sampler import sampling_op
 from reval_jax.sampler.engine import Engine
 from reval_jax.sampler.sync import abstract_copy, placed
@@ -37,7 +37,7 @@ class State(NamedTuple):
 class Admissions(NamedTuple):
     """New responses; each row shard's come first in its part, and its slots count from 0.
 
-    NumPy arrays on the host, device arrays in a program, and its specs: hence `Any`.
+    NumPy arrays on the host, device arrays in a program; and the program's specs: hence `Any`.
     """
 
     slot: Any  # i32[B]
@@ -107,12 +107,12 @@ def _specs(engine: Engine) -> State:
     return State(_cache_specs(engine, "rows"), rows, rows, rows, rows, rows, rows)
 
 
-def _prompts_specs(engine: Engine) -> Any:
+def _prompts_specs(engine: Engine) -> model.Caches:
     """Prefilled prompts are whole on every row shard, because any slot may take them."""
     return _cache_specs(engine, None)
 
 
-def _cache_specs(engine: Engine, rows: str | None) -> Any:
+def _cache_specs(engine: Engine, rows: str | None) -> model.Caches:
     def specs(*leading: int) -> model.Cache:
         return _layer_cache_specs(engine, rows, num_leading=len(leading))
 
@@ -129,11 +129,11 @@ def _placement(engine: Engine) -> State:
     return _placed(engine, _specs(engine))
 
 
-def _prompts_placement(engine: Engine) -> Any:
+def _prompts_placement(engine: Engine) -> model.Caches:
     return _placed(engine, _prompts_specs(engine))
 
 
-def _placed(engine: Engine, specs: Any) -> Any:
+def _placed(engine: Engine, specs: types.PyTree) -> types.PyTree:
     return jax.tree.map(
         lambda spec: engine.sharding(*spec), specs, is_leaf=lambda leaf: isinstance(leaf, PartitionSpec)
     )

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from reval_jax import mesh as mesh_lib
-from reval_jax import model
+from reval_jax import model, types
 from reval_jax.sampler.engine import Engine
 
 
@@ -64,7 +64,7 @@ def _rewrapped(copies: model.Params, mesh: Mesh) -> model.Params:
     return jax.tree.map(rewrap, copies)
 
 
-def lower_sync_weights(params: Any, engine: Engine) -> jax.stages.Lowered:
+def lower_sync_weights(params: model.Params, engine: Engine) -> jax.stages.Lowered:
     """The program of `sync_weights`, for parameters that are ShapeDtypeStructs: to compile without running.
 
     Where layers are copied one by one, the program of one: no other needs more beside its operands and results.
@@ -75,7 +75,7 @@ def lower_sync_weights(params: Any, engine: Engine) -> jax.stages.Lowered:
     return cast_layer.lower(params["layers"], jax.ShapeDtypeStruct((), np.int32))
 
 
-def abstract_copy(engine: Engine) -> Any:
+def abstract_copy(engine: Engine) -> model.Params:
     """Shapes and placement of `sync_weights`'s result."""
     cast, cast_layer = _cast_functions(engine)
     shapes = jax.eval_shape(
@@ -84,7 +84,7 @@ def abstract_copy(engine: Engine) -> Any:
     return placed(shapes, _placement(engine, engine.mesh))
 
 
-def placed(shapes: Any, placement: Any) -> Any:
+def placed(shapes: types.PyTree, placement: types.PyTree) -> Any:
     """A tree of ShapeDtypeStructs with a sharding each."""
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, placement

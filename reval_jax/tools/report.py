@@ -7,9 +7,8 @@ import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from reval_jax import metrics
+from reval_jax import metrics, types
 
 PANELS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Mean score of the fresh responses", ("critic/score/mean",)),
@@ -58,7 +57,7 @@ def write(run_dir: Path, output: Path) -> Path:
     return output
 
 
-def _held_out(lines: Sequence[dict[str, Any]], kind: str) -> tuple[str, ...]:
+def _held_out(lines: Sequence[types.Json], kind: str) -> tuple[str, ...]:
     """`val-core/{benchmark}/acc/{kind}@{k}` of every benchmark, at the largest k of each line."""
     names: set[str] = set()
     for line in lines:
@@ -71,7 +70,7 @@ def _held_out(lines: Sequence[dict[str, Any]], kind: str) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
-def _figure(title: str, lines: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
+def _figure(title: str, lines: Sequence[types.Json], names: Sequence[str]) -> str:
     """An inline SVG of the named metrics by round, with their intervals; empty if no line has any of them."""
     try:
         from matplotlib.figure import Figure
@@ -106,11 +105,11 @@ def _figure(title: str, lines: Sequence[dict[str, Any]], names: Sequence[str]) -
     return buffer.getvalue()[buffer.getvalue().index("<svg") :]
 
 
-def _has_interval(line: dict[str, Any], name: str) -> bool:
+def _has_interval(line: types.Json, name: str) -> bool:
     return line.get(f"{name}/low") is not None and line.get(f"{name}/high") is not None
 
 
-def _table(lines: Sequence[dict[str, Any]]) -> str:
+def _table(lines: Sequence[types.Json]) -> str:
     rounds = [line for line in lines if "critic/score/mean" in line]
     if not rounds:
         return ""

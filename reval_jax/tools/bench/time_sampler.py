@@ -83,8 +83,8 @@ def run(
     caches: tuple[sampler.CacheSetting, ...],
     attentions: tuple[CachedAttention, ...],
     repeats: int,
-    on_case: Callable[[dict[str, Any]], None],
-) -> dict[str, Any]:
+    on_case: Callable[[types.Json], None],
+) -> types.Json:
     """All combinations of the arguments, and a description of the machine."""
     cases = []
     learner = mesh.make(config_lib.Mesh())
@@ -110,7 +110,9 @@ def run(
     return {"machine": timing.machine(), "shape": workload._asdict(), "cases": cases}
 
 
-def measure(engine: sampler.Engine, params: Any, workload: Workload, lengths: str, *, repeats: int) -> dict[str, Any]:
+def measure(
+    engine: sampler.Engine, params: model.Params, workload: Workload, lengths: str, *, repeats: int
+) -> types.Json:
     """Times one case: whole runs, then each program alone.
 
     The roofline is a lower bound of the time of a decode step on this machine: its matrix products at the measured matmul rate,
@@ -178,7 +180,9 @@ def measure(engine: sampler.Engine, params: Any, workload: Workload, lengths: st
     }
 
 
-def _program_seconds(engine: sampler.Engine, params: Any, workload: Workload, repeats: int) -> dict[str, float]:
+def _program_seconds(
+    engine: sampler.Engine, params: model.Params, workload: Workload, repeats: int
+) -> dict[str, float]:
     """Seconds of one prefill, of one decode window halfway through the responses, and of sampling one token in all slots."""
     compiled = steps_lib.compiled(engine)
     width = batch.row_length(workload.prompt_tokens)
@@ -209,7 +213,7 @@ def _program_seconds(engine: sampler.Engine, params: Any, workload: Workload, re
     return timing.medians(timing.interleaved(candidates, repeats=repeats))
 
 
-def _step_floor(engine: sampler.Engine, params: Any, positions: float, peak: float, bandwidth: float) -> float:
+def _step_floor(engine: sampler.Engine, params: model.Params, positions: float, peak: float, bandwidth: float) -> float:
     """Lower bound of the seconds of one decode step on the devices of one process, from products and from memory traffic."""
     architecture, devices = engine.architecture, engine.mesh.devices.size
     # The embedding table costs no product where the sampler holds a head of its own; a tied table without one is also the head.
@@ -223,7 +227,7 @@ def _step_floor(engine: sampler.Engine, params: Any, positions: float, peak: flo
     return max(products, (weight_bytes * engine.row_shards + cache_bytes) / (bandwidth * devices))
 
 
-def summary(case: dict[str, Any]) -> str:
+def summary(case: types.Json) -> str:
     """Text of one case."""
     seconds = case["seconds"]
     parts = ", ".join(f"{name} {seconds[name]:.2f}" for name in ("prefill", "decode", "host"))

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from reval_jax import scores, timing
+from reval_jax import scores, timing, types
 
 Scores = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 
@@ -39,8 +39,8 @@ def run(
     dtypes: Sequence[str],
     repeats: int,
     most_bytes: int,
-    on_case: Callable[[dict[str, Any]], None],
-) -> dict[str, Any]:
+    on_case: Callable[[types.Json], None],
+) -> types.Json:
     """All cases of the grid, and a description of the machine.
 
     Args:
@@ -59,16 +59,14 @@ def run(
     return {"machine": timing.machine(), "cases": cases}
 
 
-def measure(
-    num_tokens: int, vocabulary: int, width: int, dtype: str, *, repeats: int, most_bytes: int
-) -> dict[str, Any]:
+def measure(num_tokens: int, vocabulary: int, width: int, dtype: str, *, repeats: int, most_bytes: int) -> types.Json:
     """Times one case: seconds are medians of forward plus backward; ratios are fused / full logits."""
     shapes = (
         jax.ShapeDtypeStruct((num_tokens, width), dtype),
         jax.ShapeDtypeStruct((width, vocabulary), dtype),
         jax.ShapeDtypeStruct((num_tokens,), jnp.int32),
     )
-    case: dict[str, Any] = {"tokens": num_tokens, "vocabulary": vocabulary, "width": width, "dtype": dtype}
+    case: types.Json = {"tokens": num_tokens, "vocabulary": vocabulary, "width": width, "dtype": dtype}
     programs = {}
     for name, function in (("fused", scores.token_scores), ("full_logits", full_logits)):
         start = time.perf_counter()
@@ -101,7 +99,7 @@ def _operands(hidden: Any, head: Any, targets: Any) -> tuple[jax.Array, jax.Arra
     )
 
 
-def summary(case: dict[str, Any]) -> str:
+def summary(case: types.Json) -> str:
     """Text of one case."""
     size = f"{case['tokens']:>6} x {case['vocabulary']:>6} x {case['width']:>4} {case['dtype']:<8}"
     memory = f"{case['fused_temporary_bytes'] / 2**20:8.0f} MiB, {case['temporary_bytes_ratio']:.3f} of full logits'"

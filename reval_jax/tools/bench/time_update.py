@@ -143,8 +143,8 @@ def run(
     remats: tuple[str, ...],
     micro_batch_tokens: int,
     repeats: int,
-    on_case: Callable[[dict[str, Any]], None],
-) -> dict[str, Any]:
+    on_case: Callable[[types.Json], None],
+) -> types.Json:
     """All cases, and a description of the machine; times are medians of interleaved calls."""
     cases = []
     for dtype in dtypes:
@@ -156,7 +156,7 @@ def run(
     return {"machine": timing.machine(), "shape": workload._asdict(), "cases": cases}
 
 
-def measure(bench: Bench, workload: Workload, *, repeats: int) -> dict[str, Any]:
+def measure(bench: Bench, workload: Workload, *, repeats: int) -> types.Json:
     """Times one dtype and remat policy.
 
     MFU = 6 · parameters · tokens / (seconds · devices · peak). The peak is the rate of a product of two square matrices of the
@@ -208,7 +208,7 @@ def measure(bench: Bench, workload: Workload, *, repeats: int) -> dict[str, Any]
     }
 
 
-def summary(case: dict[str, Any]) -> str:
+def summary(case: types.Json) -> str:
     """Text of one case."""
     rate, mfu = case["tokens_per_s"], case["mfu"]
     return (

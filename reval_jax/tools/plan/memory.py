@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from reval_jax import algorithms, batch, model, sampler, update
+from reval_jax import algorithms, batch, model, sampler, types, update
 from reval_jax import config as config_lib
 from reval_jax import mesh as mesh_lib
 from reval_jax.tools.plan import compilation
@@ -60,7 +60,7 @@ class Phase(NamedTuple):
         return self.refusal is None and self.total <= capacity
 
 
-def tree_bytes(tree: Any) -> int:
+def tree_bytes(tree: types.PyTree) -> int:
     """Bytes of a tree of ShapeDtypeStructs on one device."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * jnp.dtype(leaf.dtype).itemsize

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from reval_jax import algorithms, batch, config_checks, model, trajectories, weights
+from reval_jax import algorithms, batch, config_checks, model, trajectories, types, weights
 from reval_jax import config as config_lib
 from reval_jax.tools.plan import advice, compilation, estimate, memory, search, topology
 
@@ -128,7 +128,7 @@ def examine(
     )
 
 
-def as_json(plan: Plan) -> dict[str, Any]:
+def as_json(plan: Plan) -> types.Json:
     """The plan as `--json` writes it; the keys `fits`, `bytes_per_device` and `settings` are stable."""
     each = {phase.name: phase.kinds | {"total": phase.total} for phase in plan.phases}
     return {
@@ -187,7 +187,7 @@ def summary(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def _searched(config: config_lib.Config) -> dict[str, Any]:
+def _searched(config: config_lib.Config) -> types.Json:
     return {
         "model.remat": config.model.remat,
         "update.micro_batch_tokens": config.update.micro_batch_tokens,
