@@ -253,7 +253,7 @@ def evaluate_policy(components: Components, run: RunState) -> dict[str, float]:
                 grader=components.grader,
                 on_progress=report,
             )
-        components.console.say(f"  {evaluate.sentence(result)}")
+        components.console.say(f"  {evaluate.summary(result)}")
         measured |= evaluate.as_metrics(result)
     return measured
 

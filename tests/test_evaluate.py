@@ -28,10 +28,10 @@ DOCUMENT = ROOT / "docs" / "evaluation.md"
 OK, WRONG = types.VERDICTS.index("ok"), types.VERDICTS.index("wrong")
 
 
-def outcomes(reward, answer=None, verdict=None, length=None, is_truncated=None):
-    """Outcomes of [P, n] rewards; answers that nothing else says are the rewards themselves."""
+def graded(reward, answer=None, verdict=None, length=None, is_truncated=None):
+    """Graded responses with [P, n] rewards; without other answers, the answer of a response is the text of its reward."""
     reward = np.asarray(reward, np.float32)
-    return estimators.Outcomes(
+    return estimators.GradedResponses(
         reward=reward,
         answer=tuple(map(tuple, answer)) if answer else tuple(tuple(str(each) for each in row) for row in reward),
         verdict=np.where(reward > 0, OK, WRONG).astype(np.int8) if verdict is None else np.asarray(verdict, np.int8),
@@ -116,12 +116,12 @@ def test_group_sizes_are_powers_of_two_that_divide_n_and_n(num, expected):
 
 def test_responses_without_an_answer_are_those_without_a_readable_one():
     verdict = [[types.VERDICTS.index(kind) for kind in types.VERDICTS]]
-    shares = estimators.by_problem(outcomes([[1] + [0] * 7], verdict=verdict))
+    shares = estimators.by_problem(graded([[1] + [0] * 7], verdict=verdict))
     assert shares["verifier/no_answer_ratio"] == 3 / 8, "no_box, unparsed, unclosed_think"
 
 
 def test_a_benchmarks_value_is_the_mean_over_problems():
-    seen = outcomes([[1, 0], [0, 0], [1, 1]], length=[[3, 5], [1, 1], [2, 6]], is_truncated=[[0, 1], [0, 0], [1, 1]])
+    seen = graded([[1, 0], [0, 0], [1, 1]], length=[[3, 5], [1, 1], [2, 6]], is_truncated=[[0, 1], [0, 0], [1, 1]])
     found = {name: estimate.value for name, estimate in intervals.estimates(seen).items()}
     expected = {
         "acc/mean@2": 1 / 2,
@@ -141,7 +141,7 @@ def test_an_interval_is_that_of_a_plain_bootstrap_over_problems():
     """Against a loop with other random numbers: two estimates of the same quantiles, whose own error is about 0.003."""
     generator = np.random.default_rng(3)
     reward = (generator.random((40, 8)) < generator.random((40, 1))).astype(np.float32)
-    found = intervals.estimates(outcomes(reward))["acc/mean@8"]
+    found = intervals.estimates(graded(reward))["acc/mean@8"]
     by_problem = [sum(map(float, row)) / 8 for row in reward]
     means = sorted(sum(by_problem[i] for i in generator.integers(40, size=40)) / 40 for _ in range(4000))
     assert found.low == pytest.approx(means[100], abs=0.012)
@@ -158,7 +158,7 @@ def covered(num_problems, difficulty, num_sets, seed):
     for _ in range(num_sets):
         chance = difficulty(generator, num_problems)[:, None]
         found = intervals.estimates(
-            outcomes((generator.random((num_problems, 4)) < chance), answer=[[""] * 4] * num_problems)
+            graded((generator.random((num_problems, 4)) < chance), answer=[[""] * 4] * num_problems)
         )
         for name, value in truth.items():
             hits[name] += found[name].low <= value <= found[name].high
@@ -175,7 +175,7 @@ def test_intervals_over_problems_hold_the_truth_as_often_as_they_say():
 def test_an_interval_of_one_problem_is_over_its_responses():
     generator = np.random.default_rng(5)
     reward = (generator.random((1, 400)) < 0.3).astype(np.float32)
-    found = intervals.estimates(outcomes(reward))
+    found = intervals.estimates(graded(reward))
     share = reward.mean()
     error = 1.96 * np.sqrt(share * (1 - share) / 400)
     assert found["acc/mean@400"].low == pytest.approx(share - error, abs=0.01)
@@ -188,16 +188,16 @@ def test_an_interval_of_one_problem_is_over_its_responses():
 
 
 def test_one_response_has_no_interval():
-    (found,) = (estimate for name, estimate in intervals.estimates(outcomes([[1]])).items() if name == "acc/mean@1")
+    (found,) = (estimate for name, estimate in intervals.estimates(graded([[1]])).items() if name == "acc/mean@1")
     assert found.value == 1
     assert np.isnan(found.low)
     assert np.isnan(found.high)
 
 
 def test_the_same_outcomes_give_the_same_interval_and_a_constant_gives_no_width():
-    seen = outcomes([[1, 0], [0, 0], [1, 1]])
+    seen = graded([[1, 0], [0, 0], [1, 1]])
     assert intervals.estimates(seen) == intervals.estimates(seen)
-    assert intervals.estimates(outcomes([[1, 1], [1, 1]]))["acc/mean@2"] == (1, 1, 1)
+    assert intervals.estimates(graded([[1, 1], [1, 1]]))["acc/mean@2"] == (1, 1, 1)
 
 
 def test_a_bootstrap_in_blocks_is_the_bootstrap(monkeypatch):
@@ -221,7 +221,7 @@ def test_a_paired_interval_is_narrower_than_an_unpaired_one_where_problems_diffe
     generator = np.random.default_rng(2)
     chance = generator.beta(0.4, 0.4, (50, 1))
     one, other = (
-        outcomes((generator.random((50, 16)) < np.clip(chance + gain, 0, 1)).astype(np.float32)) for gain in (0.05, 0.0)
+        graded((generator.random((50, 16)) < np.clip(chance + gain, 0, 1)).astype(np.float32)) for gain in (0.05, 0.0)
     )
     paired = intervals.differences(one, other)["acc/mean@16"]
     apart = [intervals.estimates(each)["acc/mean@16"] for each in (one, other)]
@@ -236,16 +236,14 @@ def test_paired_intervals_hold_the_truth_as_often_as_they_say():
     generator, hits, gain = np.random.default_rng(4), 0, 0.1
     for _ in range(300):
         chance = generator.uniform(0, 0.9, (60, 1))
-        one, other = (
-            outcomes(generator.random((60, 4)) < chance + each, answer=[[""] * 4] * 60) for each in (gain, 0.0)
-        )
+        one, other = (graded(generator.random((60, 4)) < chance + each, answer=[[""] * 4] * 60) for each in (gain, 0.0))
         found = intervals.differences(one, other)["acc/mean@4"]
         hits += found.low <= gain <= found.high
     assert 0.91 <= hits / 300 <= 0.99
 
 
 def test_a_policy_does_not_differ_from_itself_and_a_comparison_turns_its_sign():
-    one, other = outcomes([[1, 0], [0, 0], [1, 1]]), outcomes([[1, 1], [0, 1], [1, 1]])
+    one, other = graded([[1, 0], [0, 0], [1, 1]]), graded([[1, 1], [0, 1], [1, 1]])
     assert set(intervals.differences(one, one).values()) == {(0, 0, 0)}
     there, back = (intervals.differences(*pair)["acc/mean@2"] for pair in ((one, other), (other, one)))
     assert there == pytest.approx((-back.value, -back.high, -back.low))
@@ -253,7 +251,7 @@ def test_a_policy_does_not_differ_from_itself_and_a_comparison_turns_its_sign():
 
 def test_on_one_problem_the_responses_are_resampled_apart():
     generator = np.random.default_rng(6)
-    one, other = (outcomes(generator.random((1, 400)) < chance) for chance in (0.6, 0.4))
+    one, other = (graded(generator.random((1, 400)) < chance) for chance in (0.6, 0.4))
     found = intervals.differences(one, other)["acc/mean@400"]
     spread = sum(np.var(each.reward) / 400 for each in (one, other))
     assert found.high - found.low == pytest.approx(2 * 1.96 * np.sqrt(spread), rel=0.1)
@@ -261,7 +259,7 @@ def test_on_one_problem_the_responses_are_resampled_apart():
 
 def test_outcomes_of_other_numbers_are_not_paired():
     with pytest.raises(ValueError, match="pairs need the same problems"):
-        intervals.differences(outcomes([[1, 0]]), outcomes([[1], [0]]))
+        intervals.differences(graded([[1, 0]]), graded([[1], [0]]))
 
 
 # --- a run, and `reval eval`
@@ -466,7 +464,7 @@ def test_a_split_that_is_asked_for_is_read_and_a_missing_one_named(files, prepar
 def test_two_benchmarks_of_one_name_are_refused_and_the_remedies_work(files, prepared):
     again = prepared / "again" / "as_test"
     data.prepare([prepared / "train.jsonl"], again, data.Settings())
-    with pytest.raises(ValueError, match=r"rename a file, or prepare a directory anew with another --output"):
+    with pytest.raises(ValueError, match=r"rename a file, or prepare a directory again with another --output"):
         evaluate.load(*with_benchmarks(files, prepared / "as_test", again))
     data.prepare([prepared / "train.jsonl"], prepared / "again" / "other", data.Settings())
     assert len(evaluate.load(*with_benchmarks(files, prepared / "as_test", prepared / "again" / "other"))) == 2
@@ -486,7 +484,7 @@ def test_policies_that_would_be_asked_different_problems_are_not_compared(files)
 
 
 def test_two_benchmarks_are_not_compared():
-    seen = outcomes([[1, 0], [0, 0]])
+    seen = graded([[1, 0], [0, 0]])
     one, other = (evaluate.Result(name, seen, intervals.estimates(seen), ("",) * 4) for name in ("a", "b"))
     with pytest.raises(ValueError, match="two benchmarks"):
         evaluate.differences(one, other)
@@ -531,7 +529,7 @@ def test_a_fingerprint_is_the_same_however_the_devices_share_the_parameters(file
     ],
 )
 def test_a_benchmarks_name_fits_into_a_metrics_name(dataset, name):
-    assert evaluate.prompts.name(dataset) == name
+    assert data.rows.label(dataset) == name
 
 
 def test_the_report_draws_intervals(tmp_path):

@@ -63,14 +63,14 @@ def eval(argv: list[str]) -> int:
         if len(to_evaluate) > 1:
             output.show(args.json, f"policy {index}: {described['source']}")
         for (benchmark, result), (_, baseline) in zip(results, first, strict=True):
-            output.show(args.json, evaluate.sentence(result))
-            measured.append(evaluate.record.of_result(benchmark, result, policy=index))
+            output.show(args.json, evaluate.summary(result))
+            measured.append(evaluate.record.result_record(benchmark, result, policy=index))
             if index:
                 difference = evaluate.differences(result, baseline)
-                output.show(args.json, f"    minus policy 0: {evaluate.comparison(result, difference)}")
-                compared.append(evaluate.record.of_comparison(result, difference, policy=index, baseline=0))
+                output.show(args.json, f"    minus policy 0: {evaluate.comparison_summary(result, difference)}")
+                compared.append(evaluate.record.comparison_record(result, difference, policy=index, baseline=0))
     command = shlex.join(["reval", "eval", *argv])
-    output.write_json(args.json, evaluate.record.of_evaluation(config, command, policies, measured, compared))
+    output.write_json(args.json, evaluate.record.evaluation_record(config, command, policies, measured, compared))
     return exit_codes.DONE
 
 
@@ -159,7 +159,7 @@ def _measure(
                     on_progress=report,
                 )
             results.append((benchmark, result))
-    described = evaluate.record.of_policy(
+    described = evaluate.record.policy_record(
         policy.params,
         source=policy.source,
         model_path=evaluated.model_path,

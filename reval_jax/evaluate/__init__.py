@@ -1,29 +1,27 @@
-"""avg@k, pass@k and maj@k of a policy on held-out questions, each with its interval.
+"""Evaluation: avg@k, pass@k and maj@k of a policy on held-out questions, each with its interval.
 
-`estimators` says what the numbers are, `intervals` how sure they are, `results` how they are shown, `record` what it
-takes to repeat them; here responses are sampled and graded.
+`evaluation` samples and grades responses · `estimators` computes the metrics · `intervals` their bootstrap intervals ·
+`results` summaries and metric names · `record` the JSON record that repeats an evaluation.
 """
 
 from __future__ import annotations
 
-from reval_jax import prompts
 from reval_jax.evaluate import estimators, intervals, record, results
 from reval_jax.evaluate.evaluation import check_same_problems, load, run
-from reval_jax.evaluate.results import Benchmark, Result, as_metrics, comparison, differences, sentence
+from reval_jax.evaluate.results import Benchmark, Result, as_metrics, comparison_summary, differences, summary
 
 __all__ = [
     "Benchmark",
     "Result",
     "as_metrics",
     "check_same_problems",
-    "comparison",
+    "comparison_summary",
     "differences",
     "estimators",
     "intervals",
     "load",
-    "prompts",
     "record",
     "results",
     "run",
-    "sentence",
+    "summary",
 ]

@@ -1,14 +1,10 @@
-"""avg@k, pass@k and maj@k of a policy on held-out questions, each with its interval.
-
-`estimators` says what the numbers are, `intervals` how sure they are, `results` how they are shown, `record` what it
-takes to repeat them; here responses are sampled and graded.
-"""
+"""Evaluation of a policy on benchmarks: loads them, samples responses, grades them."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,16 +14,19 @@ from reval_jax.data import rows
 from reval_jax.evaluate import estimators, intervals, record
 from reval_jax.evaluate.results import Benchmark, Result
 
+if TYPE_CHECKING:
+    import transformers
 
-def load(config: config_lib.Config, tokenizer: Any) -> list[Benchmark]:
+
+def load(config: config_lib.Config, tokenizer: transformers.PreTrainedTokenizerBase) -> list[Benchmark]:
     """The config's benchmarks, each cut to `eval.max_prompts` questions chosen by a fixed seed.
 
     Raises:
-      ValueError: a data set is missing or malformed, or two benchmarks have one name.
+      ValueError: a data set is missing or malformed, or two benchmarks have the same name.
     """
     benchmarks = []
     for dataset in config.eval.benchmarks:
-        # Published benchmarks are some of them called train, some test: a directory of one split needs no name for it.
+        # Some published benchmarks call their only split train, others test, so a directory's only split needs no setting.
         split = config.eval.split or rows.only_split(dataset) or config.task.split
         task = dataclasses.replace(config.task, dataset=dataset, split=split)
         data = prompts.load(task, tokenizer, names=rows.BENCHMARK)
@@ -38,23 +37,24 @@ def load(config: config_lib.Config, tokenizer: Any) -> list[Benchmark]:
     names = [benchmark.name for benchmark in benchmarks]
     if len(set(names)) < len(names):
         raise ValueError(
-            f"eval.benchmarks={list(config.eval.benchmarks)} are called {names} in metrics: two have the same name, so these "
-            "would collide. Leave one out, rename a file, or prepare a directory anew with another --output, which names it."
+            f"eval.benchmarks={list(config.eval.benchmarks)} have the names {names} in metrics: two are the same, so their "
+            "metrics would collide. Leave one out, rename a file, or prepare a directory again with another --output, which "
+            "names it."
         )
     return benchmarks
 
 
 def check_same_problems(ours: list[Benchmark], baselines: list[Benchmark]) -> None:
-    """Refuse a comparison of policies that would be asked different questions.
+    """Refuse a comparison of policies that would answer different questions.
 
     Raises:
-      ValueError: `task.long_prompts=drop` has left out other rows, since two tokenizers count a question's tokens differently.
+      ValueError: `task.long_prompts=drop` has dropped different rows, because the two tokenizers count tokens differently.
     """
     for one, other in zip(ours, baselines, strict=True):
         if one.num_rows != other.num_rows or one.prompts.answers != other.prompts.answers:
             raise ValueError(
                 f"{one.dataset} has {one.num_rows} usable rows with one model's tokenizer and {other.num_rows} with "
-                "another's, so the two would be asked different problems. Raise task.max_prompt_tokens until none is left out."
+                "another's, so the two would answer different problems. Raise task.max_prompt_tokens until no row is dropped."
             )
 
 
@@ -69,13 +69,13 @@ def run(
 ) -> Result:
     """Samples `eval.samples_per_prompt` responses to each question and grades them.
 
-    In a run of several processes each evaluates the whole benchmark: the result is the same everywhere.
+    In a run of several processes, each one evaluates the whole benchmark and gets the same result.
 
     Args:
       round: names the random draws, so that evaluations of different rounds are independent.
 
     Raises:
-      verifier.UnreliableError: more than `verifier.max_failed_share` of the verdicts say nothing about the answer.
+      verifier.UnreliableError: more than `verifier.max_failed_share` of the verdicts are failures of the verifier.
     """
     settings = config.eval
     responses = policy.sampler.generate(
@@ -90,16 +90,16 @@ def run(
     answers = [benchmark.prompts.answers[response.prompt] for response in responses]
     verdicts = grader.score(texts, answers, prompt_opens_think=benchmark.prompt_opens_think)
     verifier.check_failures(verdicts.kind, most=config.verifier.max_failed_share)
-    outcomes = _outcomes(responses, verdicts, settings.samples_per_prompt)
-    return Result(benchmark.name, outcomes, intervals.estimates(outcomes), tuple(texts))
+    graded = _graded(responses, verdicts, settings.samples_per_prompt)
+    return Result(benchmark.name, graded, intervals.estimates(graded), tuple(texts))
 
 
-def _outcomes(responses: list[types.Response], verdicts: types.Verdicts, num_samples: int) -> estimators.Outcomes:
-    """The graded responses, a row for each problem."""
+def _graded(responses: list[types.Response], verdicts: types.Verdicts, num_samples: int) -> estimators.GradedResponses:
+    """The graded responses, one row per problem."""
     starts = range(0, len(responses), num_samples)
     length = np.array([len(response.tokens) for response in responses], np.int32)
     is_truncated = np.array([response.is_truncated for response in responses], np.bool_)
-    return estimators.Outcomes(
+    return estimators.GradedResponses(
         reward=verdicts.reward.reshape(-1, num_samples),
         answer=tuple(verdicts.answer[start : start + num_samples] for start in starts),
         verdict=verdicts.kind.reshape(-1, num_samples),

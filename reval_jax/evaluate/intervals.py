@@ -10,47 +10,47 @@ import numpy as np
 
 from reval_jax.evaluate import estimators
 
-LEVEL = 0.95  # probability an interval is meant to hold the truth with
-RESAMPLES = 2000  # bootstrap samples behind an interval
-SEED = 0  # of the resampling: the same responses give the same interval, whatever run.seed is
-BLOCK_BYTES = 2**26  # of resampled values held at once
+LEVEL = 0.95  # nominal probability that an interval contains the true value
+RESAMPLES = 2000  # bootstrap samples per interval
+SEED = 0  # of the resampling; not run.seed, so that the same responses always give the same interval
+BLOCK_BYTES = 2**26  # resampled values in memory at once, bytes
 
 
 class Estimate(NamedTuple):
-    """A number with its interval; NaN at both ends where a single observation leaves nothing to resample."""
+    """A number with its interval; low and high are NaN if there is only one observation to resample."""
 
     value: float
     low: float
     high: float
 
 
-def estimates(outcomes: estimators.Outcomes) -> dict[str, Estimate]:
+def estimates(graded: estimators.GradedResponses) -> dict[str, Estimate]:
     """Every metric of `estimators.by_problem` with its interval.
 
-    Problems are resampled with replacement, whole, with the responses they have: problems differ more than responses do. Where
-    there is one problem its responses are resampled instead (for maj@k, its groups of k), and the interval then
-    speaks of that problem alone.
+    Problems are resampled with replacement, each with all its responses, because problems differ more than the responses to
+    one problem. A single problem has its responses resampled instead (for maj@k, its groups of k); the interval then
+    holds for that problem alone.
     """
-    values, resampled = estimators.by_problem(outcomes), _resampled(outcomes, stream=0)
-    return {name: _estimate(float(each.mean()), resampled[name]) for name, each in values.items()}
+    values, resampled = estimators.by_problem(graded), _resampled(graded, stream=0)
+    return {name: _estimate(float(by_problem.mean()), resampled[name]) for name, by_problem in values.items()}
 
 
-def differences(one: estimators.Outcomes, other: estimators.Outcomes) -> dict[str, Estimate]:
-    """`one` minus `other` in every metric, the two having answered the same problems the same number of times.
+def differences(one: estimators.GradedResponses, other: estimators.GradedResponses) -> dict[str, Estimate]:
+    """`one` minus `other` in every metric; both must have the same problems and number of responses.
 
-    Paired: a resampled problem counts for both, so how hard the drawn problems are cancels. With one problem the
+    The intervals are paired: a resampled problem counts for both, so its difficulty cancels. With one problem the
     responses of the two are resampled independently.
 
     Raises:
-      ValueError: other numbers of problems or of responses.
+      ValueError: the numbers of problems or responses differ.
     """
     if one.reward.shape != other.reward.shape:
         raise ValueError(
             f"a comparison of {one.reward.shape} rewards (problems, responses) with {other.reward.shape}: pairs need the same "
-            "problems and number of responses. Evaluate both with the same settings."
+            "problems and the same number of responses. Evaluate both with the same settings."
         )
-    mine, theirs = estimators.by_problem(one), estimators.by_problem(other)
-    gaps = {name: values - theirs[name] for name, values in mine.items()}
+    one_values, other_values = estimators.by_problem(one), estimators.by_problem(other)
+    gaps = {name: values - other_values[name] for name, values in one_values.items()}
     if len(one.reward) > 1:
         resampled = _resampled_means(gaps, stream=0)
     else:
@@ -60,37 +60,39 @@ def differences(one: estimators.Outcomes, other: estimators.Outcomes) -> dict[st
 
 
 def bootstrap(units: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], *, stream: int) -> np.ndarray:
-    """f64[RESAMPLES, ...]: the statistic of units drawn with replacement, as many as there are.
+    """f64[RESAMPLES, ...]: the statistic of RESAMPLES resamples, each of U units drawn with replacement.
 
     Args:
       units: [U, ...].
-      statistic: from [b, U, ...], b resamples, to f64[b, ...].
-      stream: resamples of two streams are independent.
+      statistic: maps b resamples, [b, U, ...], to f64[b, ...].
+      stream: selects independent random numbers.
     """
     num = len(units)
-    # Raw words scaled to 0 ... U - 1: their stream is fixed, the algorithm of a library's `integers` is not. What scaling
-    # 32 bits favours some units by is below U / 2**32.
+    # Scales raw words to 0 ... U - 1: NumPy promises the stream of raw words, but not the algorithm of `integers`. Scaling 32
+    # bits makes some units more likely than others by less than U / 2**32.
     words = np.random.Philox(key=SEED, counter=[0, 0, 0, stream]).random_raw(RESAMPLES * num)
     drawn = ((words >> np.uint64(32)) * np.uint64(num) >> np.uint64(32)).astype(np.int64).reshape(RESAMPLES, num)
     block = max(1, BLOCK_BYTES // max(1, units.nbytes))
     return np.concatenate([statistic(units[drawn[i : i + block]]) for i in range(0, RESAMPLES, block)])
 
 
-def _resampled(outcomes: estimators.Outcomes, *, stream: int) -> dict[str, np.ndarray]:
-    """f64[RESAMPLES] of every metric, resampled over problems, or over the responses of the only one."""
-    if len(outcomes.reward) > 1:
-        return _resampled_means(estimators.by_problem(outcomes), stream=stream)
-    reward, answer = outcomes.reward[0], outcomes.answer[0]
-    found = _resampled_means({name: each[0] for name, each in estimators.by_response(outcomes).items()}, stream=stream)
+def _resampled(graded: estimators.GradedResponses, *, stream: int) -> dict[str, np.ndarray]:
+    """f64[RESAMPLES] of every metric, resampled over problems, or over the responses to a single problem."""
+    if len(graded.reward) > 1:
+        return _resampled_means(estimators.by_problem(graded), stream=stream)
+    reward, answer = graded.reward[0], graded.answer[0]
+    resampled = _resampled_means(
+        {name: values[0] for name, values in estimators.by_response(graded).items()}, stream=stream
+    )
     for k in estimators.group_sizes(len(reward)):
-        found[f"acc/pass@{k}"] = bootstrap(reward, functools.partial(estimators.pass_at, k=k), stream=stream)
-        # k responses have one majority: only from several groups is there something to resample.
-        found |= _resampled_means({f"acc/maj@{k}": estimators.maj_at(reward, answer, k)}, stream=stream)
-    return found
+        resampled[f"acc/pass@{k}"] = bootstrap(reward, functools.partial(estimators.pass_at, k=k), stream=stream)
+        # A group of k responses has one majority, so maj@k needs several groups to be resampled.
+        resampled |= _resampled_means({f"acc/maj@{k}": estimators.maj_at(reward, answer, k)}, stream=stream)
+    return resampled
 
 
 def _resampled_means(values: dict[str, np.ndarray], *, stream: int) -> dict[str, np.ndarray]:
-    """f64[RESAMPLES] of each metric's mean, all from the same draws; NaN where there is one observation."""
+    """f64[RESAMPLES] of each metric's mean, all from the same draws; NaN if there is one observation."""
     units = np.stack(list(values.values()), axis=-1)
     means = bootstrap(units, lambda drawn: drawn.mean(axis=1), stream=stream)
     return dict(zip(values, np.full_like(means, np.nan).T if len(units) == 1 else means.T, strict=True))

@@ -1,4 +1,4 @@
-"""Everything it takes to repeat an evaluation, as one JSON object; docs/evaluation.md explains its keys."""
+"""The JSON record of an evaluation, with everything needed to repeat it; docs/evaluation.md explains its keys."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ import numpy as np
 
 from reval_jax import config as config_lib
 from reval_jax import distributed, run_directory, types
-from reval_jax.evaluate import intervals, results
+from reval_jax.evaluate import intervals
+from reval_jax.evaluate import results as results_lib
 
 FORMAT = 1
-"""Raised when a key goes or changes its meaning."""
+"""Increased when a key is removed or changes its meaning."""
 
 CHOICE_SEED = 0
-"""Chooses the problems of a benchmark, whatever run.seed is: runs with different seeds are compared on the same ones."""
+"""Chooses the problems of a benchmark; not run.seed, so that runs with different seeds are compared on the same problems."""
 
 
 def fingerprint(params: Any) -> str:
-    """16 hex digits of every parameter's name, shape, dtype and bits, the same on any mesh: a collective call.
+    """16 hex digits of every parameter's name, shape, dtype and bits, equal on any mesh. Every process must call it.
 
-    One parameter at a time is brought to the host, so that a large model needs no second copy there.
+    Fetches one parameter at a time, so that the host never holds a second copy of the model.
     """
     digest = hashlib.blake2b(digest_size=8)
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
@@ -34,20 +35,20 @@ def fingerprint(params: Any) -> str:
     return digest.hexdigest()
 
 
-def of_evaluation(
+def evaluation_record(
     config: config_lib.Config,
     command: str,
     policies: Sequence[dict[str, Any]],
-    measured: Sequence[dict[str, Any]],
-    compared: Sequence[dict[str, Any]],
+    results: Sequence[dict[str, Any]],
+    comparisons: Sequence[dict[str, Any]],
 ) -> dict[str, Any]:
     """The whole record.
 
     Args:
-      command: as it was typed.
-      policies: from `of_policy`; the first is what the others are compared with.
-      measured: from `of_result`.
-      compared: from `of_comparison`.
+      command: as the user typed it.
+      policies: from `policy_record`; the first is the baseline of the comparisons.
+      results: from `result_record`.
+      comparisons: from `comparison_record`.
     """
     settings, kind = config.eval, jax.devices()[0].device_kind
     return {
@@ -56,7 +57,7 @@ def of_evaluation(
         "packages": {"python": platform.python_version(), **run_directory.package_versions()},
         "devices": {"platform": jax.default_backend(), "kind": kind, "count": jax.device_count()},
         "settings": config_lib.to_tree(config),
-        # What was in force: `settings` also holds the rollout's temperature, which an evaluation does not read.
+        # The settings that apply to this evaluation; `settings` also holds others, such as the rollout's temperature.
         "protocol": {
             "template": config.task.template,
             "instruction": config.task.instruction,
@@ -78,15 +79,15 @@ def of_evaluation(
         },
         "model": policies[0]["source"],
         "policies": list(policies),
-        "results": list(measured),
-        "comparisons": list(compared),
+        "results": list(results),
+        "comparisons": list(comparisons),
     }
 
 
-def of_policy(
+def policy_record(
     params: Any, *, source: str, model_path: str, run_dir: str | None, round: int, stop_ids: Sequence[int]
 ) -> dict[str, Any]:
-    """Which parameters were evaluated."""
+    """The entry of one policy: which parameters were evaluated."""
     return {
         "source": source,
         "model_path": model_path,
@@ -97,9 +98,9 @@ def of_policy(
     }
 
 
-def of_result(benchmark: results.Benchmark, result: results.Result, *, policy: int) -> dict[str, Any]:
-    """One policy on one benchmark: its metrics under the names of metrics.jsonl, and every response's verdict."""
-    counts = np.bincount(result.outcomes.verdict.ravel(), minlength=len(types.VERDICTS))
+def result_record(benchmark: results_lib.Benchmark, result: results_lib.Result, *, policy: int) -> dict[str, Any]:
+    """The entry of one policy on one benchmark: metrics under their names in metrics.jsonl, and the verdict of each response."""
+    counts = np.bincount(result.graded.verdict.ravel(), minlength=len(types.VERDICTS))
     return {
         "policy": policy,
         "benchmark": benchmark.name,
@@ -108,31 +109,31 @@ def of_result(benchmark: results.Benchmark, result: results.Result, *, policy: i
         "num_rows": benchmark.num_rows,
         "num_problems": result.num_problems,
         "interval_unit": result.unit,
-        **results.as_metrics(result),
+        **results_lib.as_metrics(result),
         "verdicts": {kind: int(count) for kind, count in zip(types.VERDICTS, counts, strict=True)},
         "problems": [_problem(benchmark, result, index) for index in range(result.num_problems)],
     }
 
 
-def _problem(benchmark: results.Benchmark, result: results.Result, index: int) -> dict[str, Any]:
-    seen = result.outcomes
+def _problem(benchmark: results_lib.Benchmark, result: results_lib.Result, index: int) -> dict[str, Any]:
+    graded = result.graded
     return {
         "row": int(benchmark.prompts.row[index]),
-        # Names the question without repeating it: most benchmarks' texts may not be passed on.
+        # Identifies the question without its text, which most benchmarks do not allow to be passed on.
         "prompt_sha256": hashlib.sha256(benchmark.prompts.texts[index].encode()).hexdigest()[:16],
         "gold": benchmark.prompts.answers[index],
-        "rewards": seen.reward[index].tolist(),
-        "answers": list(seen.answer[index]),
-        "verdicts": [types.VERDICTS[kind] for kind in seen.verdict[index]],
-        "lengths": seen.length[index].tolist(),
-        "truncated": seen.is_truncated[index].tolist(),
+        "rewards": graded.reward[index].tolist(),
+        "answers": list(graded.answer[index]),
+        "verdicts": [types.VERDICTS[kind] for kind in graded.verdict[index]],
+        "lengths": graded.length[index].tolist(),
+        "truncated": graded.is_truncated[index].tolist(),
     }
 
 
-def of_comparison(
-    result: results.Result, difference: dict[str, intervals.Estimate], *, policy: int, baseline: int
+def comparison_record(
+    result: results_lib.Result, difference: dict[str, intervals.Estimate], *, policy: int, baseline: int
 ) -> dict[str, Any]:
-    """`policy`, whose result it is, minus `baseline` on one benchmark."""
+    """The entry of one comparison: `policy`, to which `result` belongs, minus `baseline`."""
     prefix = f"val-core/{result.name}"
     return {
         "policy": policy,

@@ -164,7 +164,7 @@ def _measure(
                 grader=grader,
                 on_progress=report,
             )
-        console.say(f"  {evaluate.sentence(results[task])}")
+        console.say(f"  {evaluate.summary(results[task])}")
     return results
 
 
