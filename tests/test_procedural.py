@@ -438,8 +438,8 @@ def test_the_librarys_scorers_are_refused_in_this_process():
         ("procedural:countdown,level", "'level' is not KEY=VALUE"),
         ("procedural:countdown,level=", "'level=' is not KEY=VALUE"),
         ("procedural:countdown,,level=1", "'' is not KEY=VALUE"),
-        ("procedural:countdown,level=1,level=2", "level is given twice"),
-        ("procedural:reasoning_gym,size=3", "does not say which of the library's data sets"),
+        ("procedural:countdown,level=1,level=2", "level appears twice"),
+        ("procedural:reasoning_gym,size=3", "does not name one of the library's data sets"),
     ],
 )
 def test_a_bad_name_is_refused_with_the_nearest_good_one(dataset, message):
@@ -523,7 +523,7 @@ def test_making_questions_loads_no_framework():
 
 def test_without_the_library_its_data_sets_are_refused_with_the_remedy(monkeypatch):
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)
-    gym._make.cache_clear()
+    gym._generate.cache_clear()
     with pytest.raises(ValueError, match=r"pip install 'reval-jax\[reasoning-gym\]'"):
         procedural.rows("procedural:reasoning_gym,dataset=chain_sum,size=3")
 
@@ -591,7 +591,7 @@ def gold_of(dataset: str) -> tuple[str, str]:
     """A gold answer, as the grader takes it, and the library's own answer to its question."""
     ((_, answer),) = procedural.rows(f"procedural:reasoning_gym,dataset={dataset},size=1")
     recipe = json.loads(checkers.checked(answer)[1])
-    made = gym._make(json.dumps({key: value for key, value in recipe.items() if key not in ("index", "digest")}))
+    made = gym._generate(json.dumps({key: value for key, value in recipe.items() if key not in ("index", "digest")}))
     item = made[recipe["index"]]
     return answer, item["metadata"]["expression"] if dataset == "countdown" else item["answer"]
 
@@ -662,7 +662,7 @@ def test_the_librarys_own_names_mean_the_same_again_after_a_score(library):
 def test_a_scorers_own_function_of_the_same_name_is_left_alone(library):
     scope = type(library.create_dataset("propositional_logic", seed=1, size=1)).score_answer.__globals__
     own = scope["parse_expr"]
-    with gym._reading(scope):
+    with gym._without_evaluation(scope):
         assert scope["parse_expr"] is own
         assert scope["eval"]("[1 + 1]") == [2]
 

@@ -1,9 +1,12 @@
-"""Questions that are made, not downloaded: arithmetic, base conversion, countdown, modular arithmetic, sorting.
+"""Generated data sets: arithmetic, base conversion, countdown, modular arithmetic, sorting, and reasoning-gym's.
 
-A data set is named `procedural:NAME[,level=L][,size=N][,seed=S][,split=train|test][,style=sentence|raw|qa]`, and its rows
-are a pure function of that name. Train and test never overlap: a problem's split is a hash of the problem. Answers are
-plain numbers for the ordinary verifier, or `@NAME:payload` where many answers are right and a checker decides. Plain
-Python: no jax, and nothing is ever evaluated.
+`dataset` the rows of a name · `naming` parses names · `tasks` the problems of each task and level · `drawing` which of them a
+data set has · `gym` the reasoning-gym library.
+
+A name is `procedural:NAME[,level=L][,size=N][,seed=S][,split=train|test][,style=sentence|raw|qa]`, and the rows are a pure
+function of it. Train and test never overlap, because a problem's split is a hash of the problem. A gold answer is a number
+for the ordinary verifier, or `@NAME:payload` for a checker where several answers are right. Plain Python without jax;
+nothing is ever evaluated.
 """
 
 from __future__ import annotations

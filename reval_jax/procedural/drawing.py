@@ -1,4 +1,4 @@
-"""Which problems of a level a data set has, and in which order: a pure function of its name."""
+"""Selection and order of a data set's problems: a pure function of its name."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from reval_jax.procedural import naming, tasks
 
 TEST_ONE_IN = 4
-"""One problem in so many is for testing: small levels need a large share."""
+"""The test split has one problem in TEST_ONE_IN; the share is large because some levels are small."""
 
 
 def rows(name: naming.Name) -> list[tuple[str, str]]:
@@ -18,24 +18,24 @@ def rows(name: naming.Name) -> list[tuple[str, str]]:
       ValueError: the level has fewer problems in this split than `size` asks for.
     """
     level = tasks.LEVELS[name.task][name.level - 1]
-    wanted = naming.DEFAULT_SIZE if name.size is None else name.size
-    found: dict[str, str] = {}
+    max_rows = naming.DEFAULT_SIZE if name.size is None else name.size
+    answers: dict[str, str] = {}  # by question
     for number in _order(level.total, f"{name.task} {name.level} {name.seed}"):
         problem = level.problem(number)
         if problem is not None and split_of(f"{name.task} {problem.key}") == name.split:
-            found[worded(problem, name.style)] = problem.answer
-            if len(found) == wanted:
+            answers[question(problem, name.style)] = problem.answer
+            if len(answers) == max_rows:
                 break
-    if name.size is not None and len(found) < name.size:
+    if name.size is not None and len(answers) < name.size:
         raise ValueError(
             f"data set {name.text}: size={name.size}, but level {name.level} of {name.task} ({level.about}) has "
-            f"{len(found)} questions in split={name.split}. Use size={len(found)} or less, or a higher level."
+            f"{len(answers)} questions in split={name.split}. Use size={len(answers)} or less, or a higher level."
         )
-    return list(found.items())
+    return list(answers.items())
 
 
-def worded(problem: tasks.Problem, style: str) -> str:
-    """The question in one of naming.STYLES; `qa` is a question as base models know them, with its answer begun."""
+def question(problem: tasks.Problem, style: str) -> str:
+    """The question in one of naming.STYLES; `qa` adds the start of the answer, a form that base models know."""
     if style == "raw":
         return problem.raw
     if style == "sentence":
@@ -46,14 +46,14 @@ def worded(problem: tasks.Problem, style: str) -> str:
 
 
 def split_of(key: str) -> str:
-    """The split a problem belongs to, whatever the seed, size, level or wording."""
+    """The split of a problem, independent of seed, size, level and wording."""
     return "test" if _hash(key) % TEST_ONE_IN == 0 else "train"
 
 
 def _order(total: int, purpose: str) -> Iterator[int]:
-    """The numbers 0 .. total - 1 in an order that is a function of `purpose` alone: a shuffle that keeps only what it moved.
+    """The numbers 0 .. total - 1 in an order that depends on `purpose` alone: a shuffle that stores only the moved entries.
 
-    Hashes, not the standard library's generator, whose methods may change with the Python version.
+    It uses hashes, because the methods of the standard library's generator may change with the Python version.
     """
     moved: dict[int, int] = {}
     for step in range(total):

@@ -1,8 +1,8 @@
-"""Data sets of the `reasoning-gym` library (Apache-2.0), an optional extra: its questions here, its scorers in the sandbox.
+"""Data sets of the `reasoning-gym` library (Apache-2.0), an optional extra: questions, and scores of answers.
 
-Several of its scorers evaluate the answer as Python, by `eval` or by SymPy's `parse_expr`. While one scores, both names
-mean readers of ours, which run nothing. They are not all that a scorer may do with an answer: a gold answer carries only
-what makes the question again, and `reasoning_gym_score` is for a worker of the sandbox and for nothing else.
+Several of the library's scorers evaluate the answer as Python, with `eval` or SymPy's `parse_expr`. During scoring, both
+names are bound to parsers of this module, which execute nothing. A scorer may still do other things with an answer, so call
+`reasoning_gym_score` only in a worker of the sandbox. A gold answer holds only what regenerates the question.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from typing import Any
 from reval_jax.procedural import drawing, naming
 
 ITEMS_PER_ROW = 8
-"""Items looked at for each row that is asked for, before a data set counts as used up."""
+"""Library items tried per requested row before the data set counts as exhausted."""
 MAX_ITEMS = 20_000
-"""Items the library is asked for at most: some of its data sets refuse more, and some make all of them at once."""
+"""Most items requested from the library: some of its data sets refuse more, and some generate all of them at once."""
 
 _OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
@@ -33,80 +33,80 @@ _OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
 
 
 def rows(name: naming.Name) -> list[tuple[str, str]]:
-    """Question and gold answer of every row; a question that comes again, or belongs to the other split, is left out.
+    """Question and gold answer of every row, without repeated questions and those of the other split.
 
     Raises:
       ValueError: the library is missing, has no such data set or setting, or too few questions.
     """
     dataset, settings = name.settings[0][1], _settings(name)
-    wanted = naming.DEFAULT_SIZE if name.size is None else name.size
-    num_items = min(ITEMS_PER_ROW * wanted + 100, MAX_ITEMS)
-    # The library makes item i from seed + i: neighbouring seeds would be one data set, shifted by a row.
+    max_rows = naming.DEFAULT_SIZE if name.size is None else name.size
+    num_items = min(ITEMS_PER_ROW * max_rows + 100, MAX_ITEMS)
+    # The library generates item i from seed + i, so adjacent seeds would give the same data set shifted by one row.
     seed = int.from_bytes(hashlib.blake2b(f"{name.seed}".encode(), digest_size=4).digest()) // 2
     recipe = {"dataset": dataset, "seed": seed, "size": num_items, "settings": settings}
-    found: dict[str, str] = {}
+    answers: dict[str, str] = {}  # by question
     try:
-        made = _make(json.dumps(recipe))
+        generated = _generate(json.dumps(recipe))
         for index in range(num_items):
-            question = str(made[index]["question"])
-            if question not in found and drawing.split_of(question) == name.split:
+            question = str(generated[index]["question"])
+            if question not in answers and drawing.split_of(question) == name.split:
                 payload = json.dumps({**recipe, "index": index, "digest": _digest(question)}, sort_keys=True)
-                found[question] = f"@{naming.GYM}:{payload}"
-                if len(found) == wanted:
+                answers[question] = f"@{naming.GYM}:{payload}"
+                if len(answers) == max_rows:
                     break
-    except Exception as error:  # whatever the library raises, often an AssertionError, is about what it was asked for
+    except Exception as error:  # the library raises many kinds, often AssertionError, for settings that it refuses
         reason = f"{type(error).__name__}: {error}"
         raise ValueError(
-            f"data set {name.text}: reasoning-gym could not make it ({reason}). Change its settings."
+            f"data set {name.text}: reasoning-gym could not generate it ({reason}). Change its settings."
         ) from error
-    if name.size is not None and len(found) < name.size:
+    if name.size is not None and len(answers) < name.size:
         raise ValueError(
-            f"data set {name.text}: size={name.size}, but {num_items} items of {dataset} hold {len(found)} different "
-            f"questions of split={name.split}. Use size={len(found)} or less."
+            f"data set {name.text}: size={name.size}, but {num_items} items of {dataset} contain {len(answers)} different "
+            f"questions of split={name.split}. Use size={len(answers)} or less."
         )
-    return list(found.items())
+    return list(answers.items())
 
 
 def reasoning_gym_score(payload: str, answer: str) -> float:
-    """The library's own score of an answer, from 0 to 1: only for a worker of the sandbox, which bounds what it may do.
+    """The library's score of an answer, from 0 to 1. Call it only in a worker of the sandbox, which limits what it can do.
 
     Raises:
-      ValueError: the library is missing, or makes another question than the one that was asked, as another version may.
+      ValueError: the library is missing, or now generates another question than the recorded one, as another version may.
     """
     recipe = json.loads(payload)
     index, digest = recipe.pop("index"), recipe.pop("digest")
-    made = _make(json.dumps(recipe))
-    with _reading(made.score_answer.__globals__):
-        item = made[index]
+    generated = _generate(json.dumps(recipe))
+    with _without_evaluation(generated.score_answer.__globals__):
+        item = generated[index]
         if _digest(str(item["question"])) != digest:
             raise ValueError(
-                f"item {index} of reasoning-gym's {recipe['dataset']} is another question than the one that was asked, so "
-                "its answer can't be scored. Use the version of reasoning-gym that made the data set; if it was this one, "
-                "the data set is not reproducible: set PYTHONHASHSEED=0, which workers have, or use another."
+                f"item {index} of reasoning-gym's {recipe['dataset']} is now another question than in the data set, so its "
+                "answer can't be scored. Use the version of reasoning-gym that generated the data set. If it was this one, "
+                "the data set is not reproducible: set PYTHONHASHSEED=0, as workers do, or use another."
             )
-        return float(made.score_answer(answer, item))
+        return float(generated.score_answer(answer, item))
 
 
 @contextlib.contextmanager
-def _reading(scope: dict[str, Any]) -> Iterator[None]:
-    """Makes `eval` and `parse_expr` run nothing, for the functions of the module whose names are in `scope`."""
-    import sympy  # the library needs it
-    from sympy.parsing import sympy_parser  # whose function `sympify` looks up for text
+def _without_evaluation(scope: dict[str, Any]) -> Iterator[None]:
+    """Replaces `eval` and `parse_expr` by parsers that execute nothing, for the module with the global names `scope`."""
+    import sympy  # a dependency of the library
+    from sympy.parsing import sympy_parser  # `sympify` looks `parse_expr` up there
 
-    changed = [(scope, "eval", _literal)]
-    theirs = sympy.parse_expr  # a scorer may have a function of its own of that name
-    changed += [
+    replaced = [(scope, "eval", _literal)]
+    original = sympy.parse_expr  # a scorer's module may define another function of that name
+    replaced += [
         (names, "parse_expr", _expression)
         for names in (scope, vars(sympy), vars(sympy_parser))
-        if names.get("parse_expr") is theirs
+        if names.get("parse_expr") is original
     ]
-    before = [names.get(name) for names, name, _ in changed]
-    for names, name, reader in changed:
-        names[name] = reader
+    before = [names.get(name) for names, name, _ in replaced]
+    for names, name, parser in replaced:
+        names[name] = parser
     try:
         yield
     finally:
-        for (names, name, _), value in zip(changed, before, strict=True):
+        for (names, name, _), value in zip(replaced, before, strict=True):
             names[name] = value
         if scope["eval"] is None:
             del scope["eval"]
@@ -116,16 +116,16 @@ def _literal(text: str) -> Any:
     """The value of lists, tuples, text and arithmetic in Python's notation.
 
     Raises:
-      SyntaxError, ValueError: it is something else.
+      SyntaxError, ValueError: the text is something else.
     """
     return _value(ast.parse(text.strip(), mode="eval").body, {})
 
 
 def _expression(text: str, local_dict: Mapping[str, Any] | None = None, **options: Any) -> Any:
-    """What SymPy's `parse_expr` makes of a formula; of its options only `transformations` changes anything.
+    """The value that SymPy's `parse_expr` gives a formula; `transformations` is the only option that has an effect.
 
     Raises:
-      SyntaxError, ValueError, tokenize.TokenError: it is no formula of operators, numbers, names and functions.
+      SyntaxError, ValueError, tokenize.TokenError: the text is not a formula of operators, numbers, names and functions.
     """
     from sympy.parsing import sympy_parser
 
@@ -137,23 +137,23 @@ def _expression(text: str, local_dict: Mapping[str, Any] | None = None, **option
 
 @functools.cache
 def _names() -> dict[str, Any]:
-    """What a name in a formula may mean: SymPy's constants, classes of expressions and roots."""
+    """The names allowed in a formula, with their values: SymPy's constants, expression classes and roots."""
     import sympy
 
-    found = {
+    classes = {
         name: value
         for name, value in vars(sympy).items()
         if isinstance(value, sympy.Basic) or (isinstance(value, type) and issubclass(value, sympy.Basic))
     }
     roots = {"sqrt": sympy.sqrt, "cbrt": sympy.cbrt, "root": sympy.root}
-    return found | roots | {"abs": sympy.Abs, "max": sympy.Max, "min": sympy.Min}
+    return classes | roots | {"abs": sympy.Abs, "max": sympy.Max, "min": sympy.Min}
 
 
 def _value(node: ast.expr, names: Mapping[str, Any]) -> Any:
-    """The value of an expression that is made of numbers, text, lists, operators, and calls of what is in `names`.
+    """The value of an expression of numbers, text, lists, operators, and calls of functions in `names`.
 
     Raises:
-      ValueError: it has something else in it, such as an attribute or an unknown name.
+      ValueError: it contains something else, such as an attribute or an unknown name.
     """
     match node:
         case ast.Constant():
@@ -169,21 +169,21 @@ def _value(node: ast.expr, names: Mapping[str, Any]) -> Any:
             return _OPERATORS[type(node.op)](_value(node.left, names), _value(node.right, names))
         case ast.Call(keywords=[]):
             return _value(node.func, names)(*(_value(each, names) for each in node.args))
-    raise ValueError(f"{type(node).__name__} is not read")
+    raise ValueError(f"{type(node).__name__} is not allowed")
 
 
 def _settings(name: naming.Name) -> dict[str, Any]:
-    """The library's settings that the name gives, as numbers, booleans or text.
+    """The library settings in a data set's name, as numbers, booleans or text.
 
     Raises:
-      ValueError: the library is missing, or it knows no such data set or setting.
+      ValueError: the library is missing, or has no such data set or setting.
     """
-    (_, dataset), *given = name.settings
+    (_, dataset), *pairs = name.settings
     known = _library(name.text).factory.DATASETS
     naming.check_known(name.text, "dataset", dataset, sorted(known))
     fields = [field.name for field in dataclasses.fields(known[dataset][1]) if field.name not in ("seed", "size")]
     settings: dict[str, Any] = {}
-    for key, value in given:
+    for key, value in pairs:
         naming.check_known(name.text, "key", key, [*fields, "size", "seed", "split"])
         try:
             settings[key] = json.loads(value)
@@ -193,16 +193,17 @@ def _settings(name: naming.Name) -> dict[str, Any]:
 
 
 @functools.lru_cache(maxsize=8)
-def _make(recipe: str) -> Any:
-    """The library's data set of a recipe in JSON; kept, since some take seconds to make."""
-    asked = json.loads(recipe)
-    library = _library(f"{naming.PREFIX}{naming.GYM},dataset={asked['dataset']}")
-    return library.create_dataset(asked["dataset"], seed=asked["seed"], size=asked["size"], **asked["settings"])
+def _generate(recipe: str) -> Any:
+    """The library's data set for a recipe in JSON; cached, because some take seconds to generate."""
+    arguments = json.loads(recipe)
+    library = _library(f"{naming.PREFIX}{naming.GYM},dataset={arguments['dataset']}")
+    settings = arguments["settings"]
+    return library.create_dataset(arguments["dataset"], seed=arguments["seed"], size=arguments["size"], **settings)
 
 
 def _library(text: str) -> Any:
     try:
-        import reasoning_gym  # an extra: only those who name one of its data sets need it
+        import reasoning_gym  # an optional extra, needed only for its data sets
         import reasoning_gym.factory
     except ImportError as error:
         raise ValueError(

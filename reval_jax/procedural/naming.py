@@ -1,4 +1,4 @@
-"""`procedural:NAME,key=value,…`: the name of a data set, read and checked."""
+"""Parses and checks the name of a data set, `procedural:NAME,key=value,…`."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from reval_jax.procedural import tasks
 
 PREFIX = "procedural:"
 GYM = "reasoning_gym"
-"""The name under which the tasks of the library of that name stand."""
+"""The task name for data sets of the reasoning-gym library."""
 
 SPLITS = ("train", "test")
 STYLES = ("sentence", "raw", "qa")
 DEFAULT_SIZE = 1000
 MAX_SIZE = 100_000
-"""Questions a data set may have."""
+"""Largest number of questions in a data set."""
 
 
 class Name(NamedTuple):
-    """What a data set's name says."""
+    """The parts of a data set's name."""
 
     text: str  # as the user wrote it, for messages
     task: str  # a key of tasks.LEVELS, or GYM
     level: int  # from 1; 0 for GYM
-    size: int | None  # questions; None for DEFAULT_SIZE or as many as there are
+    size: int | None  # questions; None: DEFAULT_SIZE, or all if the level has fewer
     seed: int
     split: str
     style: str  # wording of the questions
-    settings: tuple[tuple[str, str], ...]  # GYM: `dataset` first, then its own settings, unread
+    settings: tuple[tuple[str, str], ...]  # for GYM: `dataset` first, then that data set's settings as text
 
 
 def is_procedural(dataset: str) -> bool:
@@ -42,11 +42,11 @@ def parse(text: str) -> Name:
     """The parts of a procedural data set's name.
 
     Raises:
-      ValueError: an unknown task, key or value; the message names the nearest that is known.
+      ValueError: an unknown task, key or value; the message names the nearest known one.
     """
     if not is_procedural(text):
         raise ValueError(
-            f"data set {text!r} does not begin with {PREFIX!r}, as procedural ones do. Write {PREFIX}{text}."
+            f"data set {text!r} does not begin with {PREFIX!r}, as procedural data sets do. Write {PREFIX}{text}."
         )
     task, *pairs = (part.strip() for part in text.removeprefix(PREFIX).split(","))
     check_known(text, "task", task, (*tasks.LEVELS, GYM))
@@ -56,7 +56,7 @@ def parse(text: str) -> Name:
         if not (key and equals and value):
             raise ValueError(f"data set {text}: {pair!r} is not KEY=VALUE. Write for example size=500.")
         if key in values:
-            raise ValueError(f"data set {text}: {key} is given twice. Keep one of them.")
+            raise ValueError(f"data set {text}: {key} appears twice. Keep one of them.")
         values[key] = value
     if task == GYM:
         return _gym_name(text, values)
@@ -77,11 +77,11 @@ def parse(text: str) -> Name:
 def _gym_name(text: str, values: dict[str, str]) -> Name:
     if "dataset" not in values:
         raise ValueError(
-            f"data set {text} does not say which of the library's data sets is meant. Add for example dataset=chain_sum."
+            f"data set {text} does not name one of the library's data sets. Add for example dataset=chain_sum."
         )
-    own = ("size", "seed", "split")
+    common = ("size", "seed", "split")
     settings = [("dataset", values["dataset"])]
-    settings += [(key, value) for key, value in values.items() if key not in (*own, "dataset")]
+    settings += [(key, value) for key, value in values.items() if key not in (*common, "dataset")]
     return Name(
         text=text,
         task=GYM,
@@ -97,42 +97,47 @@ def _gym_name(text: str, values: dict[str, str]) -> Name:
 def label(text: str) -> str:
     """A short name for metrics: `arithmetic_level_2_test`, or `chain_sum_test` for a data set of the library.
 
-    Settings that are not the default follow, `arithmetic_level_2_test_size_64_style_qa`, so that data sets with other rows
-    have other names.
+    Settings with a value other than the default follow, as in `arithmetic_level_2_test_size_64_style_qa`, so that data sets
+    with different rows have different names.
 
     Raises:
-      ValueError: the name is not one that `parse` reads.
+      ValueError: `parse` refuses the name.
     """
     name = parse(text)
     kind = dict(name.settings)["dataset"] if name.task == GYM else f"{name.task}_level_{name.level}"
     others = {"size": name.size or 0, "seed": name.seed, "style": "" if name.style == STYLES[0] else name.style}
     parts = [f"{key}_{value}" for key, value in (*others.items(), *name.settings[1:]) if value]
-    # The library's own settings may be any text.
+    # The values of the library's settings may be any text.
     return re.sub(r"[^\w.+-]", "_", "_".join([kind, name.split, *parts]))
 
 
-def check_known(text: str, what: str, given: str, known: Sequence[str]) -> None:
-    """Raise a ValueError that names the nearest known word if `given` is none of them."""
-    if given in known:
+def check_known(text: str, kind: str, word: str, known: Sequence[str]) -> None:
+    """Raise a ValueError that names the nearest known word if `word` is not known.
+
+    Args:
+      text: the data set's name, for the message.
+      kind: what `word` is, for the message.
+    """
+    if word in known:
         return
-    nearest = difflib.get_close_matches(given, known, n=1, cutoff=0.0)[0]
-    shown = ", ".join(known) if len(known) < 20 else f"{len(known)} are known"
-    raise ValueError(f"data set {text}: unknown {what} {given!r}. Did you mean {nearest!r}? ({shown})")
+    nearest = difflib.get_close_matches(word, known, n=1, cutoff=0.0)[0]
+    options = ", ".join(known) if len(known) < 20 else f"{len(known)} are known"
+    raise ValueError(f"data set {text}: unknown {kind} {word!r}. Did you mean {nearest!r}? ({options})")
 
 
 def _choice(text: str, values: Mapping[str, str], key: str, known: Sequence[str]) -> str:
-    """The value of a key that takes one of a few words, the first by default."""
-    given = values.get(key, known[0])
-    check_known(text, key, given, known)
-    return given
+    """The value of a key that must be one of the known words; the first is the default."""
+    value = values.get(key, known[0])
+    check_known(text, key, value, known)
+    return value
 
 
 def _number(text: str, values: Mapping[str, str], key: str, default: int, low: int, high: int) -> int:
-    """The value of a key that takes a whole number from low to high."""
+    """The value of a key that must be a whole number from low to high."""
     if key not in values:
         return default
-    given = values[key]
-    # isdecimal alone would let digits of other scripts through, and int() underscores and megabytes.
-    if not (given.isascii() and given.isdecimal() and len(given) <= 10 and low <= int(given) <= high):
-        raise ValueError(f"data set {text}: {key}={given} is not a whole number from {low} to {high}. Use one.")
-    return int(given)
+    value = values[key]
+    # isdecimal alone would accept digits of other scripts; int() would accept underscores and megabytes of digits.
+    if not (value.isascii() and value.isdecimal() and len(value) <= 10 and low <= int(value) <= high):
+        raise ValueError(f"data set {text}: {key}={value} is not a whole number from {low} to {high}. Use one.")
+    return int(value)

@@ -1,6 +1,6 @@
-"""Problems of graded difficulty: for each task its levels, each a numbered set of problems.
+"""Tasks and their levels of difficulty, each a numbered set of problems.
 
-A level is a function from a number to a problem, so that a data set is an order of numbers and nothing is ever stored.
+A level is a function from a number to a problem, so a data set is a sequence of numbers and no problem is stored.
 """
 
 from __future__ import annotations
@@ -9,29 +9,29 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 DIGITS = "0123456789abcdef"
-"""Digits of the bases up to 16."""
+"""Digits of bases up to 16."""
 
 
 class Problem(NamedTuple):
-    """One problem in each of its wordings."""
+    """One problem, in every wording."""
 
-    key: str  # problems that are one up to order (`2+3`, `3+2`) have one key, and fall on one side of the split
-    raw: str  # a bare prompt that a continuation answers, such as `2+3=`
+    key: str  # identifies the problem: problems that differ only in order (`2+3`, `3+2`) share it, and so their split
+    raw: str  # a prompt to be continued, such as `2+3=`
     sentence: str  # a question for a chat
     answer: str  # gold answer, or `@NAME:payload` where a checker decides
-    expression: str = ""  # what is to be evaluated, where that is all there is to the problem
+    expression: str = ""  # the expression to evaluate, if that is the whole problem
 
 
 class Level(NamedTuple):
     """Problems of one difficulty."""
 
-    about: str  # what they are, for people
-    total: int  # numbers 0 .. total - 1 that `problem` takes
-    problem: Callable[[int], Problem | None]  # None: the number stands for no problem
+    about: str  # description for people
+    total: int  # `problem` accepts the numbers 0 .. total - 1
+    problem: Callable[[int], Problem | None]  # returns None for a number without a problem
 
 
 def _digits(number: int, *sizes: int) -> list[int]:
-    """The number in mixed radix: one digit below each of `sizes`, the last the fastest."""
+    """The number in mixed radix: one digit below each of `sizes`; the last digit varies fastest."""
     digits = []
     for size in reversed(sizes):
         number, digit = divmod(number, size)
@@ -39,8 +39,8 @@ def _digits(number: int, *sizes: int) -> list[int]:
     return digits[::-1]
 
 
-def _asked(expression: str, answer: int, *, key: str = "") -> Problem:
-    """The problem of evaluating an expression that is written with single spaces."""
+def _evaluation(expression: str, answer: int, *, key: str = "") -> Problem:
+    """The problem of evaluating an expression, which is written with single spaces."""
     return Problem(
         key=key or expression,
         raw=expression.replace(" ", "") + "=",
@@ -51,11 +51,11 @@ def _asked(expression: str, answer: int, *, key: str = "") -> Problem:
 
 
 def _sum(one: int, other: int) -> Problem:
-    return _asked(f"{one} + {other}", one + other, key=f"{min(one, other)} + {max(one, other)}")
+    return _evaluation(f"{one} + {other}", one + other, key=f"{min(one, other)} + {max(one, other)}")
 
 
 def _product(one: int, other: int) -> Problem:
-    return _asked(f"{one} * {other}", one * other, key=f"{min(one, other)} * {max(one, other)}")
+    return _evaluation(f"{one} * {other}", one * other, key=f"{min(one, other)} * {max(one, other)}")
 
 
 def _sum_or_difference(number: int, ones: range, others: range) -> Problem | None:
@@ -63,36 +63,36 @@ def _sum_or_difference(number: int, ones: range, others: range) -> Problem | Non
     one, other = ones[i], others[j]
     if is_sum:
         return _sum(one, other)
-    return _asked(f"{one} - {other}", one - other) if one >= other else None
+    return _evaluation(f"{one} - {other}", one - other) if one >= other else None
 
 
 def _product_or_quotient(number: int) -> Problem:
     is_product, one, other = _digits(number, 2, 98, 11)
     one, other = one + 2, other + 2
-    return _product(one, other) if is_product else _asked(f"{one * other} / {other}", one)
+    return _product(one, other) if is_product else _evaluation(f"{one * other} / {other}", one)
 
 
 def _three_terms(number: int) -> Problem | None:
     form, a, b, c = _digits(number, 4, 19, 19, 8)
     a, b, c = a + 2, b + 2, c + 2
     if form == 0:
-        return _asked(f"{a} + {b} * {c}", a + b * c, key=f"{a} + {min(b, c)} * {max(b, c)}")
+        return _evaluation(f"{a} + {b} * {c}", a + b * c, key=f"{a} + {min(b, c)} * {max(b, c)}")
     if form == 1:
-        return _asked(f"({a} + {b}) * {c}", (a + b) * c, key=f"({min(a, b)} + {max(a, b)}) * {c}")
+        return _evaluation(f"({a} + {b}) * {c}", (a + b) * c, key=f"({min(a, b)} + {max(a, b)}) * {c}")
     if form == 2:
         key = f"{min(a, c)} * {max(a, c)} - {b}"
-        return _asked(f"{a} * {c} - {b}", a * c - b, key=key) if a * c >= b else None
-    return _asked(f"({a} - {b}) * {c}", (a - b) * c) if a >= b else None
+        return _evaluation(f"{a} * {c} - {b}", a * c - b, key=key) if a * c >= b else None
+    return _evaluation(f"({a} - {b}) * {c}", (a - b) * c) if a >= b else None
 
 
 def _long_terms(number: int) -> Problem | None:
     form, a, b, c = _digits(number, 3, 900, 90, 90)
     a, b, c = a + 100, b + 10, c + 10
     if form == 0:
-        return _asked(f"{a} * {b} + {c}", a * b + c)
+        return _evaluation(f"{a} * {b} + {c}", a * b + c)
     if form == 1:
-        return _asked(f"({a} - {b}) * {c}", (a - b) * c)
-    return _asked(f"{a} * ({b} - {c})", a * (b - c)) if b > c else None
+        return _evaluation(f"({a} - {b}) * {c}", (a - b) * c)
+    return _evaluation(f"{a} * ({b} - {c})", a * (b - c)) if b > c else None
 
 
 ARITHMETIC = (
@@ -125,13 +125,13 @@ def in_base(value: int, base: int) -> str:
 def _conversion(number: int, bases: tuple[tuple[int, int], ...], values: range) -> Problem:
     pair, index = _digits(number, len(bases), len(values))
     (source, target), value = bases[pair], values[index]
-    given, wanted = in_base(value, source), in_base(value, target)
+    digits, converted = in_base(value, source), in_base(value, target)
     return Problem(
-        key=f"{given} {source} {target}",
-        raw=f"{given} (base {source}) in base {target}=",
-        sentence=f"The number {given} is written in base {source}. Write it in base {target}.",
-        # Of the digits of another base, only a checker knows that ff, FF and 0xff are one answer and 1e3 no power of ten.
-        answer=wanted if target == 10 else f"@base_conversion:{target},{wanted}",
+        key=f"{digits} {source} {target}",
+        raw=f"{digits} (base {source}) in base {target}=",
+        sentence=f"The number {digits} is written in base {source}. Write it in base {target}.",
+        # The checker knows that ff, FF and 0xff are equal, and that 1e3 in base 16 is not a power of ten.
+        answer=converted if target == 10 else f"@base_conversion:{target},{converted}",
     )
 
 
@@ -187,7 +187,7 @@ def _inverse(number: int) -> Problem | None:
     value, modulus = value + 2, modulus + 11
     try:
         inverse = pow(value, -1, modulus)
-    except ValueError:  # they have a common divisor
+    except ValueError:  # value and modulus have a common divisor
         return None
     if value >= modulus:
         return None
@@ -209,17 +209,17 @@ MODULAR_ARITHMETIC = (
 
 def _sorting(number: int, count: int, values: range) -> Problem | None:
     is_descending, *indices = _digits(number, 2, *[len(values)] * count)
-    given = [values[index] for index in indices]
-    wanted = sorted(given, reverse=bool(is_descending))
-    if len(set(given)) < count or given == wanted:
+    unsorted = [values[index] for index in indices]
+    in_order = sorted(unsorted, reverse=bool(is_descending))
+    if len(set(unsorted)) < count or unsorted == in_order:
         return None
     order = "descending" if is_descending else "ascending"
-    numbers = ", ".join(map(str, given))
+    numbers = ", ".join(map(str, unsorted))
     return Problem(
-        key=" ".join(map(str, sorted(given))),
+        key=" ".join(map(str, sorted(unsorted))),
         raw=f"{numbers} in {order} order:",
         sentence=f"Sort these numbers in {order} order, separated by commas: {numbers}",
-        answer="@sorting:" + ",".join(map(str, wanted)),
+        answer="@sorting:" + ",".join(map(str, in_order)),
     )
 
 
@@ -231,30 +231,31 @@ SORTING = (
 
 
 def _countdown(number: int, count: int, values: range, targets: range) -> Problem | None:
-    """The numbers and what one way of combining them two by two gives, all in whole numbers above 0: so it can be done."""
+    """Numbers, and as target the result of combining them two at a time with positive whole results: so a solution exists."""
     choices = [size for left in range(count, 1, -1) for size in (left * (left - 1) // 2, 4)]
     digits = _digits(number, *choices, *[len(values)] * count)
-    given = [values[index] for index in digits[len(choices) :]]
-    rest = list(given)
+    numbers = [values[index] for index in digits[len(choices) :]]
+    rest = list(numbers)
     for pair, operation in zip(digits[: len(choices) : 2], digits[1 : len(choices) : 2], strict=True):
         i, j = [(i, j) for j in range(len(rest)) for i in range(j)][pair]
         high, low = max(rest[i], rest[j]), min(rest[i], rest[j])
         if operation == 3 and high % low:
             return None
-        made = (high + low, high - low, high * low, high // low)[operation]
-        if made == 0:
+        result = (high + low, high - low, high * low, high // low)[operation]
+        if result == 0:
             return None
-        rest = [value for index, value in enumerate(rest) if index not in (i, j)] + [made]
-    if rest[0] not in targets or rest[0] in given:
+        rest = [value for index, value in enumerate(rest) if index not in (i, j)] + [result]
+    (target,) = rest
+    if target not in targets or target in numbers:
         return None
-    given.sort()
-    numbers = ", ".join(map(str, given))
+    numbers.sort()
+    listed = ", ".join(map(str, numbers))
     return Problem(
-        key=f"{numbers} to {rest[0]}",
-        raw=f"{rest[0]} from {numbers} with + - * /:",
-        sentence=f"Write an expression that equals {rest[0]}. Use each of the numbers {numbers} exactly once, with +, -, *, / "
+        key=f"{listed} to {target}",
+        raw=f"{target} from {listed} with + - * /:",
+        sentence=f"Write an expression that equals {target}. Use each of the numbers {listed} exactly once, with +, -, *, / "
         "and parentheses.",
-        answer=f"@countdown:{rest[0]},{','.join(map(str, given))}",
+        answer=f"@countdown:{target},{','.join(map(str, numbers))}",
     )
 
 
@@ -283,4 +284,4 @@ LEVELS: dict[str, tuple[Level, ...]] = {
     "modular_arithmetic": MODULAR_ARITHMETIC,
     "sorting": SORTING,
 }
-"""Every task's levels, the easiest first: level 1 is entry 0."""
+"""The levels of every task, from the easiest: level 1 is entry 0."""
