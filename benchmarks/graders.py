@@ -1,14 +1,16 @@
-"""How well graders agree with the public cases, and how fast ours is on real answers.
+"""Compares graders on the public cases, and measures the speed of ours on real answers.
 
-    python -m benchmarks.graders [--json FILE]         # ../shared/data beside the repository; minutes on one core
-    python -m benchmarks.graders --cases FILE          # agreement with these cases alone, and which of them ours fails
+    python -m benchmarks.graders [--json FILE]         # needs ../shared/data beside the repository; minutes on one core
+    python -m benchmarks.graders --cases FILE          # agreement on these cases only; lists those that ours fails
 
-Agreement: ours, math-verify alone (its own parser and defaults) and two string comparisons, on verifier_cases.jsonl by kind
-of origin. Every grader answers each case in a process of its own, killed after LIMIT seconds; a kill counts as a refusal.
-Throughput: every gold of the benchmarks, put into a box, against itself, against another row's gold, against itself written
-another way, and against itself with one digit changed; answers a second of CPU, in this process, no pair known from before.
-The slow path is timed twice: in a process that has only warmed up, and again when the grammar's tables have grown by what
-they met (answers are forgotten in between).
+Agreement: our grader, math-verify alone (with its own parser and defaults) and two string comparisons grade
+verifier_cases.jsonl; results are listed by origin of the case. Each grader runs in its own process, which is killed if a case
+takes more than LIMIT seconds; a kill counts as a refusal.
+
+Speed: the gold answer of every benchmark problem, in a box, is graded against itself, against another problem's gold answer,
+after rewriting it in another form, and after changing one digit. The unit is graded answers per CPU second in this process.
+Results are not cached between pairs. The slow path is timed twice: right after the warm-up, and again with the parser's tables
+filled by the first pass. Cached results are discarded in between.
 """
 
 from __future__ import annotations
@@ -29,26 +31,23 @@ from reval_jax import verifier
 from reval_jax.equality import symbolic
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
-LIMIT = 12.0  # seconds a case
+LIMIT = 12.0  # seconds per case
 ORIGINS = ("boxed", "bare", "free-form")
-# Golds that are no single expression: a factor before them would change what they are.
-_NOT_MOVED = r"[=,°]|\\(?:text|mbox|circ|prime|cup|pm|in|ge|le|begin)|[0-9]e[0-9-]|^[$ ]*[A-Za-z]+[$ ]*$"
+# Gold answers that are not one expression: `rewritten` would change their meaning.
+_NOT_REWRITABLE = r"[=,°]|\\(?:text|mbox|circ|prime|cup|pm|in|ge|le|begin)|[0-9]e[0-9-]|^[$ ]*[A-Za-z]+[$ ]*$"
 ROW = "{:<26}{:<11}{:>6}{:>9}{:>9}{:>9}{:>8}"
 
 
 def ours(prediction: str, gold: str, origin: str) -> bool:
-    """The whole verdict of this project, algebra included."""
+    """Whether this project's grader accepts the prediction, with the slow path."""
     is_answer = origin == "bare"
     grade = verifier.grade(prediction, gold, answer_format="boxed", extracted=is_answer)
     return bool(verifier.settle(grade, [symbolic.compare(*pair) for pair in grade.pairs]).reward)
 
 
 def math_verify_alone(prediction: str, gold: str, origin: str) -> bool:
-    """math-verify as its README calls it, its timeouts included; bare mathematics is put between dollars."""
-    texts = (
-        prediction if "$" in prediction or "\\boxed" in prediction else f"${prediction}$"
-        for prediction in (gold, prediction)
-    )
+    """Whether math-verify accepts the prediction, called as in its README; a text without mathematics delimiters gets dollars."""
+    texts = (text if "$" in text or "\\boxed" in text else f"${text}$" for text in (gold, prediction))
     return bool(math_verify.verify(*(math_verify.parse(text) for text in texts)))
 
 
@@ -63,17 +62,17 @@ def _last_box(text: str) -> str:
 
 
 def same_string(prediction: str, gold: str, origin: str) -> bool:
-    """The last box, or the answer, letter for letter."""
+    """Whether the content of the last box, or a bare answer, equals the gold answer as a string."""
     return (prediction if origin == "bare" else _last_box(prediction)).strip() == gold.strip()
 
 
 def same_stripped_string(prediction: str, gold: str, origin: str) -> bool:
-    r"""The same after what the MATH data set's own comparison removes: spaces, `\left`, units in `\text`, dollars."""
+    r"""`same_string` after removing what the MATH data set's comparison removes: spaces, `\left`, units in `\text`, dollars."""
 
     def stripped(text: str) -> str:
         text = re.sub(r"\\text\s*\{ .*", "", text).replace("\\!", "").replace("tfrac", "frac").replace("dfrac", "frac")
-        for idle in ("\\left", "\\right", "^{\\circ}", "^\\circ", "\\$", "$", "\\%", "%", " ", "\n"):
-            text = text.replace(idle, "")
+        for removed in ("\\left", "\\right", "^{\\circ}", "^\\circ", "\\$", "$", "\\%", "%", " ", "\n"):
+            text = text.replace(removed, "")
         text = re.sub(r"\\frac(\d)(\d)", r"\\frac{\1}{\2}", text)
         return text.split("=")[-1] if text.count("=") == 1 and len(text.split("=")[0]) <= 2 else text
 
@@ -89,56 +88,56 @@ GRADERS: dict[str, Callable[[str, str, str], bool]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Prints the tables."""
+    """Prints the tables, and writes the JSON file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="also write the numbers to this file")
-    parser.add_argument("--cases", type=Path, help="lines like verifier_cases.jsonl's; speed is not measured")
-    given = parser.parse_args(argv)
-    if given.cases and not given.cases.is_file():
+    parser.add_argument("--json", type=Path, help="also write the results to this file")
+    parser.add_argument("--cases", type=Path, help="file in the format of verifier_cases.jsonl; skips the speed")
+    args = parser.parse_args(argv)
+    if args.cases and not args.cases.is_file():
+        raise SystemExit(f"--cases {args.cases} is not a file. Name one in the format of verifier_cases.jsonl.")
+    if not args.cases and not DATA.is_dir():
         raise SystemExit(
-            f"--cases {given.cases}: there is no such file. Name one with lines like verifier_cases.jsonl's."
+            f"{DATA} is not a directory, so there is nothing to measure. Put the data there, or use --cases FILE."
         )
-    if not given.cases and not DATA.is_dir():
-        raise SystemExit(f"No folder {DATA.parent.name}/{DATA.name} beside the repository: nothing to measure on.")
-    agreement = measure_agreement(given.cases or DATA / "verifier_cases.jsonl")
-    speed = {} if given.cases else measure_speed()
+    agreement = measure_agreement(args.cases or DATA / "verifier_cases.jsonl")
+    speed = {} if args.cases else measure_speed()
     print(ROW.format("grader", "origin", "cases", "agrees", "wrongly", "wrongly", "killed"))
     print(ROW.format("", "", "", "", "accepts", "refuses", ""))
     for row in agreement:
         print(ROW.format(*(value for name, value in row.items() if name != "unexpected")))
-    if given.cases:
-        print("\nDecided by ours as the cases do not expect:")
+    if args.cases:
+        print("\nCases that our grader decides differently from what they expect:")
         print("\n".join(f"  {case}" for row in agreement[: len(ORIGINS)] for case in row["unexpected"]))
     else:
         print(f"\n{'gold against':<20}" + "".join(f"{name.replace('_', ' '):>26}" for name in speed["itself"]))
     for name, row in speed.items():
         print(f"{name:<20}" + "".join(f"{value!s:>26}" for value in row.values()))
-    if given.json:
-        given.json.write_text(json.dumps({"agreement": agreement, "speed": speed}, indent=2) + "\n", encoding="utf-8")
+    if args.json:
+        args.json.write_text(json.dumps({"agreement": agreement, "speed": speed}, indent=2) + "\n", encoding="utf-8")
 
 
 def measure_agreement(file: Path) -> list[dict[str, Any]]:
-    """One row for each grader and kind of origin, ours first."""
+    """One row for each grader and origin, our grader first."""
     cases = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     rows = []
     for name in GRADERS:
         for origin in ORIGINS:
             chosen = [case for case in cases if case["origin"].endswith(f"[{origin}]")]
             accepted = _accepted(name, [(case["prediction"], case["gold"], origin) for case in chosen])
-            pairs = [(bool(case["expected"]), found) for case, found in zip(chosen, accepted, strict=True)]
+            pairs = [(bool(case["expected"]), result) for case, result in zip(chosen, accepted, strict=True)]
             rows.append(
                 {
                     "grader": name,
                     "origin": origin,
                     "cases": len(chosen),
-                    "agrees": sum(expected == bool(found) for expected, found in pairs),
-                    "wrongly_accepts": sum(not expected and bool(found) for expected, found in pairs),
-                    "wrongly_refuses": sum(expected and not found for expected, found in pairs),
-                    "killed": sum(found is None for _, found in pairs),
+                    "agrees": sum(expected == bool(result) for expected, result in pairs),
+                    "wrongly_accepts": sum(not expected and bool(result) for expected, result in pairs),
+                    "wrongly_refuses": sum(expected and not result for expected, result in pairs),
+                    "killed": sum(result is None for _, result in pairs),
                     "unexpected": [
-                        f"{case['prediction'][-80:]!r} for {case['gold']!r}: {'accepted' if found else 'refused'}"
-                        for case, (expected, found) in zip(chosen, pairs, strict=True)
-                        if expected != bool(found)
+                        f"{case['prediction'][-80:]!r} for {case['gold']!r}: {'accepted' if result else 'refused'}"
+                        for case, (expected, result) in zip(chosen, pairs, strict=True)
+                        if expected != bool(result)
                     ],
                 }
             )
@@ -152,22 +151,22 @@ def _serve(name: str, pipe: Any) -> None:
         except EOFError:
             return
         except Exception:
-            pipe.send(False)  # a grader that raises has refused
+            pipe.send(False)  # a grader that raises refuses the answer
 
 
 def _accepted(name: str, cases: Sequence[tuple[str, str, str]]) -> list[bool | None]:
-    """What a grader says of each case; None where it had to be killed."""
+    """Whether the grader accepts each case; None where it exceeded LIMIT and was killed."""
     context = multiprocessing.get_context("spawn")
     process: Any = None
     pipe: Any = None
     results: list[bool | None] = []
     for case in cases:
         if process is None:
-            pipe, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(name, theirs), daemon=True)
+            pipe, child_end = context.Pipe()
+            process = context.Process(target=_serve, args=(name, child_end), daemon=True)
             process.start()
-            theirs.close()
-            pipe.send(("$1$", "$1$", "boxed"))  # imports are not counted
+            child_end.close()
+            pipe.send(("$1$", "$1$", "boxed"))  # finishes the imports, so that the limit excludes them
             pipe.recv()
         pipe.send(case)
         if pipe.poll(LIMIT):
@@ -184,34 +183,34 @@ def _accepted(name: str, cases: Sequence[tuple[str, str, str]]) -> list[bool | N
 
 
 def rewritten(gold: str) -> str:
-    """The same answer in another spelling: a factor of one, another fraction bar, terms moved behind a zero."""
+    """An equal answer in another form: 0 + 1 times the answer, with another fraction command."""
     return "0 + 1 \\cdot (" + gold.strip("$ .").replace("\\frac", "\\dfrac") + ")"
 
 
 def changed(gold: str, index: int) -> str:
-    """The answer with one of its digits replaced by another, which and by what depending on the index."""
+    """The answer with one digit replaced; the index determines which digit, and the new one."""
     places = [place for place, symbol in enumerate(gold) if symbol.isdigit()]
     place = places[7 * index % len(places)]
     return gold[:place] + str((int(gold[place]) + 1 + index % 9) % 10) + gold[place + 1 :]
 
 
 def measure_speed() -> dict[str, Any]:
-    """Counts and answers a second for each path over the golds of all benchmarks."""
+    """Number of pairs, and answers per second on each path, for every kind of pair from the benchmarks' gold answers."""
     golds = []
     for path in sorted((DATA / "benchmarks").glob("*.jsonl")):
         golds.append([json.loads(line)["answer"] for line in path.read_text(encoding="utf-8").splitlines()])
-    own = [(gold.split(verifier.GOLD_SEPARATOR)[0], gold) for column in golds for gold in column]
+    same = [(gold.split(verifier.GOLD_SEPARATOR)[0], gold) for column in golds for gold in column]
     others = [
         (column[i - 1].split(verifier.GOLD_SEPARATOR)[0], gold) for column in golds for i, gold in enumerate(column)
     ]
-    moved = [
+    equal = [
         (rewritten(first), gold)
-        for first, gold in own
-        if re.search("[A-Za-z]", first) and not re.search(_NOT_MOVED, first)
+        for first, gold in same
+        if re.search("[A-Za-z]", first) and not re.search(_NOT_REWRITABLE, first)
     ]
-    wrong = [(changed(first, index), gold) for index, (first, gold) in enumerate(own) if re.search("[0-9]", first)]
-    named = {"itself": own, "another row's": others, "itself, rewritten": moved, "itself, a digit off": wrong}
-    return {name: _timed(pairs) for name, pairs in named.items()}
+    wrong = [(changed(first, index), gold) for index, (first, gold) in enumerate(same) if re.search("[0-9]", first)]
+    kinds = {"itself": same, "another row's": others, "itself, rewritten": equal, "itself, a digit off": wrong}
+    return {name: _timed(pairs) for name, pairs in kinds.items()}
 
 
 def _timed(pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:

@@ -1,15 +1,19 @@
-"""What a hostile policy can do to the grading: fuzzed answers, answers written to hurt, and hangs by force.
+"""Stress test of the grader: fuzzed answers, answers written to break it, and calls that hang.
 
     python -m benchmarks.stress                    # 10,000 fuzzed answers and 1,000 hangs; minutes on two cores
     python -m benchmarks.stress --scale 0.1 --json FILE
 
-Every answer goes through the Grader by itself, with the settings' own limits, as an answer or as a response with a box.
-It fails (exit code 1) if a verdict is `crash` or `timeout`, an answer was executed, one written by hand was taken for
-right, an answer took longer than the CPU limit and half a second, a process more than its memory limit, or a worker is
-missing at the end.
+The Grader grades one answer per call, with the default limits, either as a bare answer or in the box of a response. The test
+fails (exit code 1) if
+- a verdict is `crash` or `timeout`,
+- an answer was executed,
+- an answer written by hand was accepted,
+- an answer took more than the CPU limit plus half a second,
+- a worker used more memory than its limit, or
+- workers are missing after the hangs.
 
-Fuzzed answers are mutated from the gold answers in ../shared/data beside the repository, or where it is absent from
-those of the procedural tasks.
+Fuzzed answers are mutations of the gold answers in ../shared/data beside the repository, or of those of the procedural tasks
+if that directory is absent.
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,39 +40,44 @@ sys.path.insert(0, str(ROOT / "tests" / "support"))
 import hostile  # noqa: E402
 
 FUZZED, HANGS = 10_000, 1_000
-HANG_LIMIT = 0.1  # seconds, of CPU time and of the wall clock
+HANG_LIMIT = 0.1  # seconds of CPU time, and of wall-clock time
 SLACK = 0.5  # seconds that an answer may take beyond its CPU limit
 SLOW = 0.5  # seconds; an answer that takes longer is listed in the JSON file
 SEED = 0
 
-Asked = tuple[str, str, bool]
-"""A text, the gold answer, and whether the text is an answer rather than a response."""
+Submission = tuple[str, str, bool]
+"""A text, the gold answer, and whether the text is a bare answer rather than a response."""
 
 
 def main() -> int:
-    """Prints the figures; 1 if one of them is not as it must be."""
+    """Prints the results; returns 1 if a check failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument(
-        "--scale", type=float, default=1.0, help="share of the counts; the answers by hand are always all"
+        "--scale",
+        type=float,
+        default=1.0,
+        help="share of the fuzzed answers and hangs; answers written by hand are always all graded",
     )
-    parser.add_argument("--busy", action="store_true", help="others use the machine: print wall times, judge the rest")
-    parser.add_argument("--json", type=Path, help="write the figures here too")
-    given = parser.parse_args()
-    if not 0 < given.scale <= 1:
-        parser.error(f"--scale {given.scale} is not in (0, 1]")
-    found = run(scale=given.scale, is_busy=given.busy, say=lambda text: print(text, flush=True))
-    if given.json:
-        given.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    for problem in found["problems"]:
+    parser.add_argument(
+        "--busy", action="store_true", help="do not check wall-clock times, since other jobs are running"
+    )
+    parser.add_argument("--json", type=Path, help="also write the results to this file")
+    args = parser.parse_args()
+    if not 0 < args.scale <= 1:
+        parser.error(f"--scale {args.scale} is not in (0, 1]")
+    results = run(scale=args.scale, is_busy=args.busy, log=lambda text: print(text, flush=True))
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    for problem in results["problems"]:
         print(f"FAILED: {problem}")
-    return 1 if found["problems"] else 0
+    return 1 if results["problems"] else 0
 
 
-def run(*, scale: float = 1.0, is_busy: bool = False, say: Any = lambda text: None) -> dict[str, Any]:
-    """The figures, and under `problems` a sentence for each that is not as it must be."""
+def run(*, scale: float = 1.0, is_busy: bool = False, log: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
+    """The results; `problems` describes each failed check."""
     settings = config.Config()
     limits = settings.verifier
-    found: dict[str, Any] = {
+    results: dict[str, Any] = {
         "scale": scale,
         "machine": platform.machine(),
         "cores": os.cpu_count(),
@@ -77,39 +86,40 @@ def run(*, scale: float = 1.0, is_busy: bool = False, say: Any = lambda text: No
         "cpu_limit_s": limits.cpu_limit,
         "memory_limit_mib": limits.memory_limit,
     }
-    say(", ".join(f"{name} {value}" for name, value in found.items()))
+    log(", ".join(f"{name} {value}" for name, value in results.items()))
     with tempfile.TemporaryDirectory() as directory, verifier.Grader(settings) as grader:
         canary = str(Path(directory) / "canary")
-        grader.grade("\\boxed{(x+1)^2}", "x^2+2x+1")  # the first answer waits for a worker to start
-        by_hand = both_ways(hostile.by_hand(canary)) + [(*pair, False) for pair in hostile.responses()]
+        grader.grade("\\boxed{(x+1)^2}", "x^2+2x+1")  # starts the workers, so that no measured time includes it
+        by_hand = bare_and_boxed(hostile.by_hand(canary)) + [(*pair, False) for pair in hostile.responses()]
         fuzzed = list(hostile.fuzzed(SEED, round(FUZZED * scale), real=real_golds(), canary=canary))
-        found["by_hand"] = graded(grader, by_hand)
-        say(f"by hand:  {sentence(found['by_hand'])}")
-        found["fuzzed"] = graded(grader, in_turns(fuzzed))
-        say(f"fuzzed:   {sentence(found['fuzzed'])}")
-        found["executions"] = int(Path(canary).exists())
-        found["peak_memory_mib"] = round(max(each.peak_bytes for each in grader.pools) / 2**20)
-        found["workers_lost"] = sum(each.num_replaced for each in grader.pools)
-    say(
-        f"executed: {found['executions']}; largest process: {found['peak_memory_mib']} MiB; workers lost: {found['workers_lost']}"
+        results["by_hand"] = grade_all(grader, by_hand)
+        log(f"by hand:  {summary(results['by_hand'])}")
+        results["fuzzed"] = grade_all(grader, alternately_boxed(fuzzed))
+        log(f"fuzzed:   {summary(results['fuzzed'])}")
+        results["executions"] = int(Path(canary).exists())
+        results["peak_memory_mib"] = round(max(each.peak_bytes for each in grader.pools) / 2**20)
+        results["workers_lost"] = sum(each.num_replaced for each in grader.pools)
+    log(
+        f"executed: {results['executions']}; largest process: {results['peak_memory_mib']} MiB; "
+        f"workers lost: {results['workers_lost']}"
     )
-    found["hangs"] = [stall(kinds, round(HANGS * scale)) for kinds in (("spin", "multiply"), ("hang",))]
-    for each in found["hangs"]:
-        say(
+    results["hangs"] = [stall(kinds, round(HANGS * scale)) for kinds in (("spin", "multiply"), ("hang",))]
+    for each in results["hangs"]:
+        log(
             f"{each['count']} x {' and '.join(each['kinds'])}: {each['verdicts']}, slowest {each['slowest_s']:.2f} s; then "
             f"{each['capacity']} of {each['workers']} workers, {each['answered_after']} of {each['asked_after']} answers"
         )
-    found["problems"] = problems(found, is_busy=is_busy)
-    return found
+    results["problems"] = problems(results, is_busy=is_busy)
+    return results
 
 
-def both_ways(pairs: Sequence[tuple[str, str]]) -> list[Asked]:
-    """Each answer by itself, then each in a box."""
+def bare_and_boxed(pairs: Sequence[tuple[str, str]]) -> list[Submission]:
+    """Every answer bare, then every answer in a box."""
     return [(answer, gold, True) for answer, gold in pairs] + [(boxed(answer), gold, False) for answer, gold in pairs]
 
 
-def in_turns(pairs: Sequence[tuple[str, str]]) -> list[Asked]:
-    """Every other answer in a box."""
+def alternately_boxed(pairs: Sequence[tuple[str, str]]) -> list[Submission]:
+    """The answers, every second one in a box."""
     return [
         (boxed(answer), gold, False) if index % 2 else (answer, gold, True)
         for index, (answer, gold) in enumerate(pairs)
@@ -121,12 +131,12 @@ def boxed(answer: str) -> str:
     return f"The answer is \\boxed{{{answer}}}."
 
 
-def graded(grader: verifier.Grader, asked: Sequence[Asked]) -> dict[str, Any]:
-    """Counts of verdicts, and the wall time of the slowest, each answer graded by itself."""
+def grade_all(grader: verifier.Grader, submissions: Sequence[Submission]) -> dict[str, Any]:
+    """Counts of verdicts, and wall-clock times; every submission is graded in its own call."""
     kinds: collections.Counter[str] = collections.Counter()
     slowest, in_worker, accepted, slow = 0.0, 0, [], []
     start = time.monotonic()
-    for text, gold, extracted in asked:
+    for text, gold, extracted in submissions:
         grade, seconds = timed(grader, text, gold, extracted)
         slowest = max(slowest, seconds)
         kinds[grade.kind] += 1
@@ -136,7 +146,7 @@ def graded(grader: verifier.Grader, asked: Sequence[Asked]) -> dict[str, Any]:
         if seconds > SLOW:
             slow.append([round(seconds, 2), grade.kind, text[:200], gold])
     return {
-        "count": len(asked),
+        "count": len(submissions),
         "verdicts": {kind: kinds[kind] for kind in types.VERDICTS},
         "in_worker": in_worker,
         "slowest_s": slowest,
@@ -147,7 +157,7 @@ def graded(grader: verifier.Grader, asked: Sequence[Asked]) -> dict[str, Any]:
 
 
 def timed(grader: verifier.Grader, text: str, gold: str, extracted: bool) -> tuple[verifier.Grade, float]:
-    """The grade and its wall time; of what took long, the quickest of three times, since the machine may be busy."""
+    """The grade and its wall-clock seconds; a slow answer is timed up to three times and the minimum counts, against noise."""
     least = float("inf")
     for _ in range(3):
         start = time.monotonic()
@@ -159,12 +169,12 @@ def timed(grader: verifier.Grader, text: str, gold: str, extracted: bool) -> tup
 
 
 def stall(kinds: tuple[str, ...], count: int) -> dict[str, Any]:
-    """`count` calls that never return, in all workers at once, and what the pool can do after them."""
-    # Where the CPU time is to decide, the wall clock must not.
+    """Makes `count` calls that never return, on all workers, and reports how many workers answer afterwards."""
+    # Calls that use CPU time must end by the CPU limit, so the wall limit is out of reach for them.
     wall_limit = HANG_LIMIT if kinds == ("hang",) else 60.0
-    asked = worker.Settings("hostile:stall", True, HANG_LIMIT, wall_limit, 512 << 20, 100, [])
+    settings = worker.Settings("hostile:stall", True, HANG_LIMIT, wall_limit, 512 << 20, 100, [])
     num_workers = os.cpu_count() or 1
-    with pool.Pool(asked, num_workers=num_workers, path=[ROOT / "tests"]) as workers:
+    with pool.Pool(settings, num_workers=num_workers, path=[ROOT / "tests"]) as workers:
         workers.start(num_workers)
         start = time.monotonic()
         outcomes = workers.run([(str(index), kinds[index % len(kinds)]) for index in range(count)])
@@ -183,44 +193,44 @@ def stall(kinds: tuple[str, ...], count: int) -> dict[str, Any]:
         }
 
 
-def problems(found: dict[str, Any], *, is_busy: bool) -> list[str]:
-    """What is not as it must be; on a busy machine, whatever the clock says."""
-    wrong = []
+def problems(results: dict[str, Any], *, is_busy: bool) -> list[str]:
+    """A description of each failed check; on a busy machine, wall-clock times are not checked."""
+    failures = []
     for name in ("by_hand", "fuzzed"):
-        each = found[name]
-        failed = {kind: each["verdicts"][kind] for kind in ("crash", "timeout") if each["verdicts"][kind]}
-        if failed:
-            wrong.append(f"{name}: verdicts {failed}")
-        if not is_busy and each["slowest_s"] > found["cpu_limit_s"] + SLACK:
-            wrong.append(
-                f"{name}: an answer took {each['slowest_s']:.2f} s, the limit is {found['cpu_limit_s']:g} s + {SLACK} s"
+        each = results[name]
+        bad_verdicts = {kind: each["verdicts"][kind] for kind in ("crash", "timeout") if each["verdicts"][kind]}
+        if bad_verdicts:
+            failures.append(f"{name}: verdicts {bad_verdicts}")
+        if not is_busy and each["slowest_s"] > results["cpu_limit_s"] + SLACK:
+            failures.append(
+                f"{name}: an answer took {each['slowest_s']:.2f} s, the limit is {results['cpu_limit_s']:g} s + {SLACK} s"
             )
-    if found["by_hand"]["accepted"]:
-        wrong.append(f"by_hand: {found['by_hand']['accepted']} were taken for right")
-    if found["executions"]:
-        wrong.append("an answer was executed")
-    if found["peak_memory_mib"] > found["memory_limit_mib"]:
-        wrong.append(f"a worker took {found['peak_memory_mib']} MiB, the limit is {found['memory_limit_mib']}")
-    for each, kind in zip(found["hangs"], ("limit", "timeout"), strict=True):
+    if results["by_hand"]["accepted"]:
+        failures.append(f"by_hand: {results['by_hand']['accepted']} were accepted")
+    if results["executions"]:
+        failures.append("an answer was executed")
+    if results["peak_memory_mib"] > results["memory_limit_mib"]:
+        failures.append(f"a worker used {results['peak_memory_mib']} MiB, the limit is {results['memory_limit_mib']}")
+    for each, kind in zip(results["hangs"], ("limit", "timeout"), strict=True):
         name = " and ".join(each["kinds"])
         if each["verdicts"] != {kind: each["count"]}:
-            wrong.append(f"{name}: verdicts {each['verdicts']}, all should be {kind}")
+            failures.append(f"{name}: verdicts {each['verdicts']}, all should be {kind}")
         if (each["capacity"], each["answered_after"]) != (each["workers"], each["asked_after"]):
-            wrong.append(f"{name}: after it {each['capacity']} workers gave {each['answered_after']} answers")
-    return wrong
+            failures.append(f"{name}: afterwards {each['capacity']} workers gave {each['answered_after']} answers")
+    return failures
 
 
-def sentence(found: dict[str, Any]) -> str:
-    """The counts on one line."""
-    kinds = ", ".join(f"{count} {kind}" for kind, count in found["verdicts"].items() if count)
+def summary(counts: dict[str, Any]) -> str:
+    """The result of `grade_all` on one line."""
+    kinds = ", ".join(f"{count} {kind}" for kind, count in counts["verdicts"].items() if count)
     return (
-        f"{found['count']} answers ({found['in_worker']} in a worker): {kinds}; slowest {found['slowest_s']:.2f} s, "
-        f"{found['seconds']:.0f} s in all"
+        f"{counts['count']} answers ({counts['in_worker']} in a worker): {kinds}; slowest {counts['slowest_s']:.2f} s, "
+        f"{counts['seconds']:.0f} s in all"
     )
 
 
 def real_golds() -> list[tuple[str, str]]:
-    """(question, gold answer) of real problems where they are at hand, else of procedural ones."""
+    """(question, gold answer) of the benchmarks' problems, or of procedural ones if the benchmarks are absent."""
     files = sorted(DATA.glob("*.jsonl"))
     if not files:
         names = ("arithmetic", "base_conversion", "modular_arithmetic")
