@@ -1,1 +1,1 @@
-"""Measurements that the documents quote, each made by one command."""
+"""Measurements that the documentation quotes, one command for each."""

@@ -6,9 +6,9 @@ Each seed is one `reval train` of the config, whose `eval` section evaluates the
 is complete in --runs is not repeated, and an interrupted one resumes. Writes docs/NAME.json and docs/NAME.svg for a config
 NAME.yaml.
 
-The interval of several rounds is the mean of the ends of their intervals. The rounds share their problems, so their errors are
-correlated. However strongly, the mean of the estimates varies no more than the single estimates do on average, so the interval
-is, if anything, too wide.
+The interval of several rounds has as its bounds the means of the rounds' lower and upper bounds. The rounds share their problems,
+so their errors are correlated; but whatever the correlation, the standard deviation of a mean is at most the mean of the standard
+deviations. The interval is therefore too wide rather than too narrow.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class HeldOut:
 
 
 def main() -> None:
-    """Plays the missing runs, plots the curves and prints for each seed whether the two intervals are disjoint."""
+    """Trains the missing runs, plots the curves and prints for each seed whether the last interval is above the first."""
     args = tyro.cli(HeldOut)
     settings = config_lib.load(args.config)
     if settings.eval.every != 1 or len(settings.eval.benchmarks) != 1:

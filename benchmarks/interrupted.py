@@ -1,11 +1,11 @@
-"""Plays one long run that is interrupted twice, and evaluates it before and after training.
+"""Trains one long run that is interrupted twice, and evaluates the model before and after training.
 
     python -m benchmarks.interrupted [--config configs/gsm8k_smollm2.yaml] [--stops TERM:5 KILL:12]
 
-Each stop is a signal, sent while the next round after the given number of finished rounds samples; then the same `reval train`
-resumes the run. At the end `reval eval` compares the last round with the untrained model. A run that is complete in --runs is
-neither trained nor evaluated again. Writes docs/NAME.json and docs/NAME.svg for a config NAME.yaml, without any problem's text or
-answer.
+A stop names a signal and a number of finished rounds; the signal is sent while the next round samples, and the same `reval train`
+then resumes the run. At the end `reval eval` compares the last round with the untrained model. A run that is complete in --runs
+is neither trained nor evaluated again. Writes docs/NAME.json and docs/NAME.svg for a config NAME.yaml, without the text or the
+answer of any problem.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Stop(NamedTuple):
 
 
 def main() -> None:
-    """Plays what is missing of the run, and plots it."""
+    """Does the missing part of training and evaluation, and plots the run."""
     args = tyro.cli(Interrupted)
     stops = [read_stop(text) for text in args.stops]
     try:

@@ -55,7 +55,7 @@ class LearningCurves:
 
 
 def main() -> None:
-    """Plays the missing runs, then plots all objectives."""
+    """Trains the missing runs, then plots all objectives."""
     args = tyro.cli(LearningCurves)
     target = args.docs / f"learning_curves_{args.task}.json"
     if args.measure:

@@ -2,8 +2,8 @@
 
     python -m benchmarks.log_probabilities         # needs the demo's model (`make demo` downloads it); minutes on two cores
 
-Both compute the same policy: the sampler one token at a time with a cache, the learner whole rows. Prints quantiles of
-|sampler - learner| in nats for single tokens, and for sums over a response, which the loss uses.
+Both compute the same policy, the sampler token by token with a cache, the learner in whole rows. Prints quantiles of
+|sampler - learner| in nats, for single tokens and for sums over a response, which the loss uses.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Measures and plots the results of docs/performance.md.
 
     python -m benchmarks.performance               # reval bench scores, update and sampler; about 20 minutes on two cores
-    python -m benchmarks.performance --peers       # also the other trainers, whose environments take several GB
-    python -m benchmarks.performance --no-measure  # draw again from docs/performance_*.json
+    python -m benchmarks.performance --peers       # also other libraries, whose environments take several GB
+    python -m benchmarks.performance --no-measure  # plots docs/performance_*.json again
 
 Writes docs/performance_{scores,update,sampler,peers,peers_sampler,peers_lognormal}.json and docs/performance.svg.
 """
@@ -34,7 +34,7 @@ COMMANDS = {
     ),
     "peers": ("benchmarks.peers", "update"),
     "peers_sampler": ("benchmarks.peers", "sampler", "--lengths", "fixed"),
-    # A round of tunix takes ten minutes: it decodes every batch to its longest response.
+    # A round of tunix takes ten minutes, since every batch is decoded until its longest response ends.
     "peers_lognormal": (
         *("benchmarks.peers", "sampler", "--lengths", "lognormal", "--dtypes", "float32"),
         *("--rounds", "1", "--warm_up", "1", "--trainers", "ours", "tunix"),
@@ -47,7 +47,7 @@ class Performance:
     """Measure and plot the results of docs/performance.md."""
 
     measure: bool = True  # run the benchmarks; --no-measure plots the last results
-    peers: bool = False  # also the other trainers
+    peers: bool = False  # also run the other libraries
 
 
 def main() -> None:
@@ -63,7 +63,7 @@ def main() -> None:
         if (path := DOCS / f"performance_{name}.json").exists()
     }
     if not results:
-        raise SystemExit(f"nothing to draw: {DOCS} holds no performance_*.json. Run without --no-measure.")
+        raise SystemExit(f"{DOCS} has no performance_*.json, so there is nothing to plot. Run without --no-measure.")
     draw(results, DOCS / "performance.svg")
 
 
@@ -73,8 +73,8 @@ def draw(results: dict[str, Any], path: Path) -> None:
         "scores": draw_scores,
         "update": draw_update,
         "sampler": draw_sampler,
-        "peers": functools.partial(draw_peers, title="update beside other trainers"),
-        "peers_sampler": functools.partial(draw_peers, title="sampling beside other libraries"),
+        "peers": functools.partial(draw_peers, title="update, compared with other libraries"),
+        "peers_sampler": functools.partial(draw_peers, title="sampling, compared with other libraries"),
         "peers_lognormal": functools.partial(draw_peers, title="sampling at log-normal lengths"),
     }
     columns = min(3, len(results))
@@ -133,7 +133,7 @@ def draw_sampler(axis: Any, results: dict[str, Any]) -> None:
 
 
 def draw_peers(axis: Any, results: dict[str, Any], *, title: str) -> None:
-    """Tokens per second of every library, dtype and kind of work."""
+    """Tokens per second of every library, dtype and work."""
     cases = results["cases"]
     axis.barh(range(len(cases)), [case["tokens_per_s"] for case in cases])
     axis.set_yticks(

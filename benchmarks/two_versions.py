@@ -3,15 +3,16 @@
     git worktree add /tmp/old COMMIT
     python -m benchmarks.two_versions /tmp/old . [--rounds 3] [--json FILE]
 
-Bits: each checkout plays the same tiny runs and four rounds of configs/one_shot_medium.yaml, with its own code in processes of
-its own. Metrics (apart from times), rollouts and the arrays of the last checkpoint are then compared byte for byte. Minutes on
-two cores; the demo's rounds need its model (`make demo` downloads it).
+Bits: each checkout trains the same tiny runs and four rounds of configs/one_shot_medium.yaml, with its own code in its own
+processes. Metrics (except times), rollouts and the arrays of the last checkpoint are then compared byte for byte. Takes minutes
+on two cores; the run of one_shot_medium needs the demo's model (`make demo` downloads it).
 
 Speed: `reval bench update` and `reval bench sampler` of both, interleaved over --rounds; medians of seconds, and new / old. The
-weights are random and the sizes small, on the architecture of SmolLM2-135M; only the ratio is meaningful. Leave the machine idle.
+weights are random and the sizes small, with the architecture of SmolLM2-135M; only the ratio is meaningful. Leave the machine
+idle.
 
-Settings that were renamed between the two are passed to each by the name that it knows (`config.RENAMED`). The exit code is 1 if
-a run failed or any byte differs; times are not judged.
+A setting that was renamed between the two versions is passed to each by the name that it knows (`config.RENAMED`). The exit code
+is 1 if a run failed or any byte differs; times do not affect it.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ TINY: dict[str, dict[str, Any]] = {
 }
 """Tiny runs on eight CPU devices: the settings of each that differ from tests/support/tiny_runs.py, by their current names."""
 
-DEMO = "demo"  # name of the run that plays four rounds of the demo's configuration
+DEMO = "demo"  # name of the run of four rounds with the demo's config
 BENCHES: dict[str, tuple[str, ...]] = {
     "update": ("--rows", "4", "--tokens", "64", "--micro_batch_tokens", "256", "--remat", "none", "--repeats", "5"),
     "sampler": (
@@ -80,12 +81,12 @@ RunBench = Callable[[Path, str], dict[str, Any]]
 class TwoVersions:
     """Compare two checkouts of this project: are their results equal byte for byte, and is one slower?"""
 
-    # A directory with reval_jax/ in it.
+    # A directory that contains reval_jax/.
     old: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OLD_CHECKOUT")]
-    # Another one, or the same.
+    # Another such directory, or the same one.
     new: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="NEW_CHECKOUT")]
     parts: tuple[Literal["bits", "speed"], ...] = ("bits", "speed")  # what to compare
-    runs: tuple[str, ...] = (*TINY, DEMO)  # for bits: names of the runs to play
+    runs: tuple[str, ...] = (*TINY, DEMO)  # for bits: names of the runs
     rounds: int = 3  # for speed: turns of each checkout
     directory: Path | None = None  # keep the runs here, in old/ and new/; by default they are deleted at the end
     json: Path | None = None  # also write the results to this file
@@ -149,7 +150,7 @@ def _compare(args: TwoVersions) -> int:
 def compare_bits(
     old: Path, new: Path, directory: Path, runs: Sequence[str], *, log: Callable[[str], None]
 ) -> list[Bits]:
-    """Plays the runs with both checkouts in `directory`/old and /new, and compares them.
+    """Trains the runs with both checkouts in `directory`/old and /new, and compares them.
 
     Raises:
       ValueError: one of these directories exists already, or the demo's model is missing.
@@ -167,13 +168,13 @@ def compare_bits(
     for name in runs:
         failures = []
         for label, checkout in (("old", old), ("new", new)):
-            log(f"{name}: playing {label}")
+            log(f"{name}: training {label}")
             if name == DEMO:
                 words = ["--config", "configs/one_shot_medium.yaml", "--run.rounds", "4", "--model.path", str(model)]
-                failure = play(checkout, words, directory / label / name, num_devices=1)
+                failure = train(checkout, words, directory / label / name, num_devices=1)
             else:
                 words = ["--config", str(config), *as_options(TINY[name], known_settings(checkout))]
-                failure = play(checkout, words, directory / label / name, num_devices=8)
+                failure = train(checkout, words, directory / label / name, num_devices=8)
             failures += [f"{label}: {failure}"] if failure else []
         if failures:
             results.append(Bits(name, [], [], [], "; ".join(failures)))
@@ -223,7 +224,7 @@ def as_options(settings: Mapping[str, Any], known: Collection[str]) -> list[str]
     return options
 
 
-def play(checkout: Path, words: Sequence[str], run_dir: Path, *, num_devices: int) -> str:
+def train(checkout: Path, words: Sequence[str], run_dir: Path, *, num_devices: int) -> str:
     """Trains with a checkout's code; returns the end of its output if it failed, else nothing."""
     devices = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(num_devices)}
     result = _python(checkout, ["-m", "reval_jax", "train", *words, "--run-dir", str(run_dir)], **devices)

@@ -1,1 +1,1 @@
-"""An update and a sampler of ours beside those of other trainers, timed in one run: `python -m benchmarks.peers --help`."""
+"""Times our update and sampler and those of other libraries in one run: `python -m benchmarks.peers --help`."""

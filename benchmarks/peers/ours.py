@@ -1,4 +1,4 @@
-"""Our update and sampler on what `peer` asks: `python -m benchmarks.peers.ours JOB DTYPE SIZE` (started by the parent)."""
+"""Our update and sampler, as jobs of `peer`: `python -m benchmarks.peers.ours JOB DTYPE SIZE` (started by the parent)."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from reval_jax import mesh as mesh_lib
 from reval_jax.tools.bench import time_update
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax")
-DECODE_WINDOW = 4  # tokens between two looks by the host: a finished response waits for two of them on average
+DECODE_WINDOW = (
+    4  # decode steps per device call; a finished response waits on average two steps for its slot to be refilled
+)
 
 
 def make_update(shape: peer.Shape, dtype: str) -> peer.Job:
-    """ReVal's loss with stored reference scores, AdamW behind a global-norm clip, no rematerialisation."""
+    """ReVal's loss with stored reference scores, global-norm clipping, AdamW, no rematerialisation."""
     config, architecture = settings(shape, dtype), architecture_of(shape)
     mesh = mesh_lib.make(config.mesh)
     optimizer = update.make_optimizer(config.optimizer)
@@ -41,42 +43,43 @@ def make_update(shape: peer.Shape, dtype: str) -> peer.Job:
         jax_product.make(shape, dtype, rows=shape.batch_tokens),
         sum(leaf.size for leaf in jax.tree.leaves(params)),
         PACKAGES,
-        ("trajectories are packed anew for every update, within its time",),
+        ("the time of an update includes packing its trajectories",),
     )
 
 
 def make_sampler(shape: peer.Shape, sampling: peer.Sampling, dtype: str) -> peer.Job:
-    """Our sampler, on the copy of the parameters that it gets from the learner."""
+    """Our sampler, with its own copy of the learner's parameters."""
     architecture, mesh = architecture_of(shape), mesh_lib.make(config_lib.Mesh())
     params = random_params(architecture, mesh)
-    wanted = peer.requests(shape, sampling)
+    requests = peer.requests(shape, sampling)
     engines = {
         name: sampler.make(
             architecture,
             mesh_lib.local(mesh),
             compute_dtype=dtype,
             max_prompt_tokens=sampling.prompt_tokens,
-            max_response_tokens=asked.max_tokens,
+            max_response_tokens=each.max_tokens,
             decode_slots=sampling.slots,
             decode_window=DECODE_WINDOW,
         )
-        for name, asked in wanted.items()
+        for name, each in requests.items()
     }
-    copy = sampler.sync_weights(params, engines["fixed"])  # It is the same for both: they differ in their caches.
+    # One copy serves both engines, which differ only in the size of their caches.
+    copy = sampler.sync_weights(params, engines["fixed"])
     return peer.Job(
-        {name: one_rollout(engines[name], copy, asked) for name, asked in wanted.items()},
+        {name: one_rollout(engines[name], copy, each) for name, each in requests.items()},
         jax_product.make(shape, dtype, rows=sampling.slots),
         sum(leaf.size for leaf in jax.tree.leaves(params)),
         PACKAGES,
-        (f"{sampling.slots} slots, refilled; the host looks every {DECODE_WINDOW} tokens; log-probabilities recorded",),
+        (f"{sampling.slots} slots, refilled every {DECODE_WINDOW} decode steps; log-probabilities recorded",),
     )
 
 
-def one_rollout(engine: sampler.Engine, params: Any, asked: peer.Requests) -> Callable[[], dict[str, float]]:
-    """One call of the sampler, with other random numbers each time."""
-    num = len(asked.prompts)
-    none = ("",) * num
-    prompts = types.Prompts(np.arange(num), np.arange(num), none, tuple(asked.prompts), none)
+def one_rollout(engine: sampler.Engine, params: Any, requests: peer.Requests) -> Callable[[], dict[str, float]]:
+    """A function that samples all responses, with new random numbers in each call."""
+    num = len(requests.prompts)
+    empty = ("",) * num
+    prompts = types.Prompts(np.arange(num), np.arange(num), empty, tuple(requests.prompts), empty)
     calls = iter(range(1 << 30))
 
     def rollout() -> dict[str, float]:
@@ -85,9 +88,9 @@ def one_rollout(engine: sampler.Engine, params: Any, asked: peer.Requests) -> Ca
             params,
             prompts,
             keys.named_key(0, "sample", next(calls)),
-            samples_per_prompt=asked.lengths.shape[1],
+            samples_per_prompt=requests.lengths.shape[1],
             sampling=sampler.Sampling(),
-            max_tokens=asked.lengths,
+            max_tokens=requests.lengths,
         )
         return {"tokens": sum(len(response.tokens) for response in responses)}
 
@@ -95,7 +98,7 @@ def one_rollout(engine: sampler.Engine, params: Any, asked: peer.Requests) -> Ca
 
 
 def random_params(architecture: model.Architecture, mesh: jax.sharding.Mesh) -> Any:
-    """Random parameters, placed as the learner places them."""
+    """Random parameters, sharded as the learner's."""
     placement = jax.tree.map(lambda leaf: leaf.sharding, update.abstract_params(architecture, mesh))
     return jax.jit(model.init_params, static_argnums=0, out_shardings=placement)(
         architecture, jax.random.key(0, impl="threefry2x32")
@@ -103,7 +106,7 @@ def random_params(architecture: model.Architecture, mesh: jax.sharding.Mesh) -> 
 
 
 def settings(shape: peer.Shape, dtype: str) -> config_lib.Config:
-    """A ReVal update of the whole batch as one micro-batch."""
+    """Settings of a ReVal update with one micro-batch."""
     return config_lib.from_tree(
         {
             "model": {"path": "random", "compute_dtype": dtype, "remat": "none"},
@@ -125,7 +128,7 @@ def settings(shape: peer.Shape, dtype: str) -> config_lib.Config:
 
 
 def architecture_of(shape: peer.Shape) -> model.Architecture:
-    """The shape as our decoder's."""
+    """The shape as an architecture of our decoder."""
     return model.Architecture(
         vocab_size=shape.vocab_size,
         width=shape.width,
@@ -146,10 +149,10 @@ def architecture_of(shape: peer.Shape) -> model.Architecture:
 
 
 def trajectories(shape: peer.Shape) -> types.Trajectories:
-    """The batch as the replay buffer hands it over, scored by a reference close to the random policy."""
-    of_update = time_update.Workload(shape.rows, shape.prompt_tokens + shape.response_tokens, shape.prompt_tokens)
+    """The trajectories of the batch, scored by a reference with a uniform distribution over tokens."""
+    workload = time_update.Workload(shape.rows, shape.prompt_tokens + shape.response_tokens, shape.prompt_tokens)
     reward = peer.rewards(shape)
-    rows = time_update.trajectories(time_update.fixed_lengths(of_update), of_update, shape.vocab_size)
+    rows = time_update.trajectories(time_update.fixed_lengths(workload), workload, shape.vocab_size)
     return rows._replace(tokens=peer.tokens(shape).reshape(-1), raw_reward=reward, reward=reward)
 
 

@@ -1,6 +1,6 @@
-"""What every trainer is timed on, and how it is asked for one piece of work at a time.
+"""The work that every trainer is timed on, and the protocol between the parent and a trainer's process.
 
-Imported by each trainer's process in that trainer's own environment, so it needs nothing but Python and NumPy.
+The process of each trainer imports this module in its own environment, so it depends on Python and NumPy only.
 """
 
 from __future__ import annotations
@@ -20,73 +20,74 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """A Llama with a tied head, and the batch of an update; SmolLM2-135M's and the paper's layout of prompt and response."""
+    """Shape of a Llama with a tied head, and of the batch of an update. The defaults are SmolLM2-135M's."""
 
     vocab_size: int = 49152  # rows of the embedding
     width: int = 576  # size of the residual stream
     num_layers: int = 30  # decoder layers
     num_heads: int = 9  # query heads
     num_kv_heads: int = 3  # key/value heads
-    head_size: int = 64  # numbers a head
+    head_size: int = 64  # dimensions of a head
     mlp_width: int = 1536  # hidden size of the gated feed-forward
     rope_theta: float = 100000.0  # base of the RoPE wavelengths
     norm_eps: float = 1e-5  # added to the mean square in RMSNorm
     rows: int = 16  # trajectories of the batch
     prompt_tokens: int = 16  # tokens of each prompt
-    response_tokens: int = 112  # tokens of each response: what the loss is over
+    response_tokens: int = 112  # tokens of each response, over which the loss sums
 
     @property
     def row_tokens(self) -> int:
-        """Tokens of a trajectory: every row is full."""
+        """Tokens of a trajectory; every trajectory fills its row."""
         return self.prompt_tokens + self.response_tokens
 
     @property
     def batch_tokens(self) -> int:
-        """Tokens of the batch, prompts included: what an update's tokens per second are counted in."""
+        """Tokens of the batch, prompts included, by which tokens per second of an update are counted."""
         return self.rows * self.row_tokens
 
     @property
     def parameters(self) -> int:
-        """Numbers to train: the tied embedding once, the layers, the final norm."""
+        """Number of trained parameters: the tied embedding once, the layers, the final norm."""
         attention = self.width * self.head_size * (2 * self.num_heads + 2 * self.num_kv_heads)
         layer = attention + 3 * self.width * self.mlp_width + 2 * self.width
         return self.vocab_size * self.width + self.num_layers * layer + self.width
 
     def product_flops(self, rows: int) -> int:
-        """Multiplications and additions of the feed-forward product that every trainer is also timed on."""
+        """FLOPs of the feed-forward product whose rate is measured for every trainer."""
         return 2 * rows * self.width * self.mlp_width
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How much is sampled: responses of one length each ("fixed"), or of skewed lengths ("lognormal")."""
+    """Numbers and lengths of the sampled responses: all of one length ("fixed"), or of skewed lengths ("lognormal")."""
 
-    slots: int = 64  # responses decoded at once
+    slots: int = 64  # responses decoded simultaneously, and number of responses of fixed length
     samples: int = 8  # responses to each prompt
     prompt_tokens: int = 32  # tokens of each prompt
-    fixed_tokens: int = 64  # tokens of each of the `slots` responses of one length
-    max_tokens: int = 256  # tokens of the longest of the `skewed` responses; their mean is about a quarter of it
-    skewed: int = 256  # responses of skewed lengths
+    fixed_tokens: int = 64  # tokens of each response of fixed length
+    max_tokens: int = 256  # tokens of the longest response of skewed length; the mean is about a quarter of it
+    skewed: int = 256  # number of responses of skewed length
 
 
 class Requests(NamedTuple):
-    """Prompts, and how many tokens each response to them has."""
+    """Prompts, and the prescribed lengths of the responses to them."""
 
     prompts: np.ndarray  # i32[prompts, prompt_tokens]
     lengths: np.ndarray  # i32[prompts, samples]
-    max_tokens: int  # tokens that room is made for in each response
+    max_tokens: int  # longest response that the cache has room for
 
 
 class Job(NamedTuple):
-    """What a trainer's process has made ready."""
+    """The work of a trainer's process, ready to run."""
 
-    works: Mapping[
-        str, Callable[[], dict[str, float]]
-    ]  # each does its work, waits for its end, and says what came of it
-    product: Callable[[], object]  # multiplies f[rows, width] with f[width, mlp_width] as this trainer does, and waits
-    parameters: int  # numbers of the model
+    # Each does its work, waits until it is finished, and returns results such as the loss.
+    works: Mapping[str, Callable[[], dict[str, float]]]
+    product: Callable[
+        [], object
+    ]  # multiplies f[rows, width] by f[width, mlp_width] in this trainer's library, and waits
+    parameters: int  # number of the model's parameters
     packages: tuple[str, ...]  # distributions whose versions identify the trainer
-    notes: tuple[str, ...]  # in what it differs from the others, one sentence each
+    notes: tuple[str, ...]  # differences from the other trainers
 
 
 SIZES: dict[str, tuple[Shape, Sampling]] = {
@@ -96,7 +97,7 @@ SIZES: dict[str, tuple[Shape, Sampling]] = {
         Sampling(slots=8, samples=4, fixed_tokens=8, max_tokens=32, skewed=16),
     ),
 }
-"""What may be timed. "tiny" takes seconds instead of minutes: it shows that every trainer runs, and says nothing of speed."""
+"""Sizes by name. "tiny" takes seconds instead of minutes; it only shows that every trainer runs."""
 
 LEARNING_RATE = 1e-6
 WEIGHT_DECAY = 0.01
@@ -104,7 +105,7 @@ MAX_GRAD_NORM = 1.0
 
 
 def tokens(shape: Shape) -> np.ndarray:
-    """The batch, i32[rows, row_tokens]: the same random ids for every trainer; none is 0, which some take for padding."""
+    """i32[rows, row_tokens]: the same random ids for every trainer, above 3 since some libraries read 0 as padding."""
     return _random_ids(shape, (shape.rows, shape.row_tokens))
 
 
@@ -114,7 +115,7 @@ def rewards(shape: Shape) -> np.ndarray:
 
 
 def requests(shape: Shape, sampling: Sampling) -> dict[str, Requests]:
-    """What is sampled, by the name of its lengths; the same for every trainer."""
+    """The requests for each kind of lengths; the same for every trainer."""
     fixed = np.full(sampling.slots, sampling.fixed_tokens, np.int32)
     skewed = lognormal_lengths(sampling.skewed, sampling.max_tokens)
     return {
@@ -131,23 +132,23 @@ def requests(shape: Shape, sampling: Sampling) -> dict[str, Requests]:
 
 
 def lognormal_lengths(num: int, longest: int) -> np.ndarray:
-    """i32[num] log-normal lengths, mean about a quarter of the longest, drawn as `reval bench update` draws its own."""
+    """i32[num]: log-normal lengths with a mean of about a quarter of the longest, as in `reval bench update`."""
     rng = np.random.default_rng(0)
     sigma = 0.7
-    drawn = rng.lognormal(np.log(longest / 4) - sigma**2 / 2, sigma, num)
-    lengths = np.clip(drawn.round().astype(np.int32), 1, longest)
+    sampled = rng.lognormal(np.log(longest / 4) - sigma**2 / 2, sigma, num)
+    lengths = np.clip(sampled.round().astype(np.int32), 1, longest)
     lengths[0] = longest
     return lengths
 
 
 def num_tokens(work: str, shape: Shape, sampling: Sampling) -> int:
-    """What the tokens per second of a work are counted in: "update", or the lengths of what is sampled."""
+    """Tokens that count in the tokens per second of a work: those of the batch, or of the responses."""
     return shape.batch_tokens if work == "update" else int(requests(shape, sampling)[work].lengths.sum())
 
 
-def batches(wanted: Requests, slots: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(prompts i32[slots, prompt_tokens], lengths i32[slots]) in order, for a sampler that decodes a batch to its end."""
-    prompts, lengths = np.repeat(wanted.prompts, wanted.lengths.shape[1], axis=0), wanted.lengths.reshape(-1)
+def batches(requests: Requests, slots: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(prompts i32[slots, prompt_tokens], lengths i32[slots]) in order, for a sampler without refilling."""
+    prompts, lengths = np.repeat(requests.prompts, requests.lengths.shape[1], axis=0), requests.lengths.reshape(-1)
     return [(prompts[at : at + slots], lengths[at : at + slots]) for at in range(0, lengths.size, slots)]
 
 
@@ -157,10 +158,10 @@ def num_cores() -> int:
 
 
 def serve(*, update: Callable[[Shape, str], Job], sampler: Callable[[Shape, Sampling, str], Job]) -> None:
-    """Makes the job that this process was started for, says what it is, then does the work that each line on stdin names.
+    """Prepares the job that the command line names, describes it, then does the work that each line of stdin names.
 
-    The command line is `JOB DTYPE SIZE`. An answer is one line of JSON: a work's seconds, the processor seconds of all threads
-    in it, the seconds of the product, and what the work said.
+    The command line is `JOB DTYPE SIZE`. An answer is one line of JSON: the seconds of the work, the CPU seconds of all threads,
+    the seconds of the product, and the results of the work.
     """
     answers = private_stdout()
     kind, dtype, size = sys.argv[1:]
@@ -175,27 +176,27 @@ def serve(*, update: Callable[[Shape, str], Job], sampler: Callable[[Shape, Samp
     for line in sys.stdin:
         work = job.works[line.strip()]
         start, processor_start = time.perf_counter(), time.process_time()
-        said = work()
+        results = work()
         seconds, processor_seconds = time.perf_counter() - start, time.process_time() - processor_start
         answer(
             {
                 "seconds": seconds,
                 "processor_seconds": processor_seconds,
                 "product_seconds": fastest(job.product),
-                **said,
+                **results,
             }
         )
 
 
 def private_stdout() -> TextIO:
-    """The stream to the parent; whatever a library prints from now on goes to stderr, so as not to be taken for an answer."""
+    """The stream to the parent. Redirects standard output to stderr, so that no library's output is read as an answer."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     return answers
 
 
 def fastest(call: Callable[[], object], repeats: int = 8) -> float:
-    """Seconds of the fastest of some calls, after one that is not counted."""
+    """Seconds of the fastest of `repeats` calls, after an untimed one."""
     call()
     seconds = []
     for _ in range(repeats):

@@ -1,4 +1,4 @@
-"""What the turns of all trainers come to: medians, ratios, and a table for a person."""
+"""Summarizes the turns of all trainers: medians, ratios, and a text table."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from benchmarks.peers import peer
 
 
 def record(runs: Sequence[dict[str, Any]], *, command: str, job: str, size: str, warm_up: int) -> dict[str, Any]:
-    """The JSON file's content.
+    """The content of the JSON file.
 
     Args:
-      runs: what each trainer said of itself, with its `turns`, of which the first `warm_up` are not counted.
+      runs: description and `turns` of each trainer; the first `warm_up` turns are not counted.
     """
     shape, sampling = peer.SIZES[size]
     cases = [case(run, shape, sampling, warm_up) for run in runs]
@@ -35,14 +35,14 @@ def record(runs: Sequence[dict[str, Any]], *, command: str, job: str, size: str,
 
 
 def case(run: dict[str, Any], shape: peer.Shape, sampling: peer.Sampling, warm_up: int) -> dict[str, Any]:
-    """One trainer's medians at one work and dtype."""
+    """The medians of one trainer, for one work and dtype."""
     work, timed = run["work"], run["turns"][warm_up:]
     seconds = [turn["seconds"] for turn in timed]
     median = statistics.median(seconds)
     tokens = peer.num_tokens(work, shape, sampling)
     rows = shape.batch_tokens if work == "update" else sampling.slots
     rate = shape.product_flops(rows) / statistics.median(turn["product_seconds"] for turn in timed)
-    found = {name: value for name, value in run.items() if name != "turns"} | {
+    result = {name: value for name, value in run.items() if name != "turns"} | {
         "seconds": seconds,
         "median_seconds": median,
         "tokens_per_s": tokens / median,
@@ -51,28 +51,28 @@ def case(run: dict[str, Any], shape: peer.Shape, sampling: peer.Sampling, warm_u
     }
     if work == "update":
         share = 6 * shape.parameters * tokens / rate / median
-        return found | {"product_share": share, "loss": timed[-1]["loss"]}
-    return found | {"tokens": tokens} | ({"step_seconds": median / sampling.fixed_tokens} if work == "fixed" else {})
+        return result | {"product_share": share, "loss": timed[-1]["loss"]}
+    return result | {"tokens": tokens} | ({"step_seconds": median / sampling.fixed_tokens} if work == "fixed" else {})
 
 
 def ratios(cases: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Ours / theirs in tokens per second, at each work in each dtype and between the faster ones; above 1, ours is faster.
+    """Our tokens per second over the other trainer's, for each work and dtype, and for the faster dtype of each.
 
-    `lowest` and `highest` are over the rounds: how much of the ratio is the machine's noise.
+    `lowest` and `highest` are the extremes over the rounds; their distance shows the noise of the machine.
     """
-    found = []
+    rows = []
     for work in dict.fromkeys(case["work"] for case in cases):
         by_name: dict[str, dict[str, dict[str, Any]]] = {}
-        for one in cases:
-            if one["work"] == work:
-                by_name.setdefault(one["trainer"], {})[one["dtype"]] = one
-        mine = by_name.pop("ours", {})
+        for case in cases:
+            if case["work"] == work:
+                by_name.setdefault(case["trainer"], {})[case["dtype"]] = case
+        ours = by_name.pop("ours", {})
         for name, theirs in by_name.items():
-            pairs = [(dtype, mine[dtype], theirs[dtype]) for dtype in mine if dtype in theirs]
+            pairs = [(dtype, ours[dtype], theirs[dtype]) for dtype in ours if dtype in theirs]
             if len(pairs) > 1:
-                pairs.append(("faster", _faster(mine), _faster(theirs)))
-            found += [{"theirs": name, "work": work, "dtype": dtype} | _ratio(a, b) for dtype, a, b in pairs]
-    return found
+                pairs.append(("faster", _faster(ours), _faster(theirs)))
+            rows += [{"theirs": name, "work": work, "dtype": dtype} | _ratio(a, b) for dtype, a, b in pairs]
+    return rows
 
 
 def _faster(by_dtype: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -88,18 +88,22 @@ def _ratio(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def table(found: dict[str, Any]) -> list[str]:
-    """The report as lines of text."""
-    machine = found["machine"]
+def table(results: dict[str, Any]) -> list[str]:
+    """The lines of a text table.
+
+    Args:
+      results: from `record`.
+    """
+    machine = results["machine"]
     lines = [
         "",
-        f"{found['shape']['parameters'] / 1e6:.1f}M parameters, {_asked(found)}, {machine['cores']} cores of {machine['cpu']}, "
-        f"load average {found['load_average'][0]:.1f}",
+        f"{results['shape']['parameters'] / 1e6:.1f}M parameters, {_describe_work(results)}, {machine['cores']} cores of "
+        f"{machine['cpu']}, load average {results['load_average'][0]:.1f}",
         "",
         f"{'trainer':<13}{'dtype':<10}{'work':<10}{'tokens/s':>9}{'seconds':>10}{'CPU s':>9}{'product':>16}"
-        + (f"{'used':>7}" if found["job"] == "update" else f"{'ms/step':>9}"),
+        + (f"{'used':>7}" if results["job"] == "update" else f"{'ms/step':>9}"),
     ]
-    for case in found["cases"]:
+    for case in results["cases"]:
         lines.append(
             f"{case['trainer']:<13}{case['dtype']:<10}{case['work']:<10}{case['tokens_per_s']:>9.1f}"
             f"{case['median_seconds']:>10.3f}{case['processor_seconds']:>9.3f}"
@@ -107,24 +111,24 @@ def table(found: dict[str, Any]) -> list[str]:
             + (f"{case['product_share']:>7.2f}" if "product_share" in case else "")
             + (f"{1e3 * case['step_seconds']:>9.1f}" if "step_seconds" in case else "")
         )
-    if found["ratios"]:
+    if results["ratios"]:
         lines += ["", f"{'ours / theirs':<33}{'ratio':>9}   over the rounds"]
     lines += [
         f"{row['theirs']:<13}{row['dtype']:<10}{row['work']:<10}{row['ratio']:>9.2f}   {row['lowest']:.2f} to "
         f"{row['highest']:.2f}"
-        for row in found["ratios"]
+        for row in results["ratios"]
     ]
     lines.append("")
-    for name in dict.fromkeys(case["trainer"] for case in found["cases"]):
-        case = next(case for case in found["cases"] if case["trainer"] == name)
+    for name in dict.fromkeys(case["trainer"] for case in results["cases"]):
+        case = next(case for case in results["cases"] if case["trainer"] == name)
         lines.append(f"{name}: " + ", ".join(f"{package} {version}" for package, version in case["versions"].items()))
         lines += [f"  {note}" for note in case["notes"]]
     return lines
 
 
-def _asked(found: dict[str, Any]) -> str:
-    shape, sampling = found["shape"], found["sampling"]
-    if found["job"] == "update":
+def _describe_work(results: dict[str, Any]) -> str:
+    shape, sampling = results["shape"], results["sampling"]
+    if results["job"] == "update":
         return f"{shape['rows']} rows x {shape['prompt_tokens'] + shape['response_tokens']} tokens"
     return (
         f"{sampling['slots']} responses at once, fixed: {sampling['fixed_tokens']} tokens each, log-normal: "
@@ -133,7 +137,7 @@ def _asked(found: dict[str, Any]) -> str:
 
 
 def cpu_name() -> str:
-    """The processor's name where Linux tells it, else the platform's word for it."""
+    """The processor's name from /proc/cpuinfo, or else from `platform`."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):

@@ -1,8 +1,8 @@
 """transformers on torch: `python -m benchmarks.peers.torch_peer JOB DTYPE SIZE` (started by the parent).
 
-The update is TRL's: logits at the response's positions only, the log-probability of each response token as TRL's
-`selective_log_softmax` takes it, REINFORCE with the group's mean as baseline, torch's AdamW behind a global-norm clip;
-bfloat16 is torch's autocast over float32 parameters. The sampler is `model.generate`, whose model is in bfloat16 then.
+The update follows TRL: logits at the response's positions only, log-probabilities of response tokens as in TRL's
+`selective_log_softmax`, REINFORCE with the batch's mean reward as baseline, global-norm clipping, torch's AdamW. With bfloat16,
+the update uses torch's autocast over float32 parameters; the sampler, `model.generate`, has a model with bfloat16 parameters.
 """
 
 from __future__ import annotations
@@ -46,44 +46,44 @@ def make_update(shape: peer.Shape, dtype: str) -> peer.Job:
 
 
 def make_sampler(shape: peer.Shape, sampling: peer.Sampling, dtype: str) -> peer.Job:
-    """`model.generate` in batches: a response that is complete keeps its row until the longest of its batch is."""
+    """`model.generate` in batches: a finished response keeps its row until the longest of its batch is finished."""
     model = random_model(shape).to(getattr(torch, dtype)).eval()
     return peer.Job(
         {
-            name: one_rollout(model, peer.batches(asked, sampling.slots))
-            for name, asked in peer.requests(shape, sampling).items()
+            name: one_rollout(model, peer.batches(requests, sampling.slots))
+            for name, requests in peer.requests(shape, sampling).items()
         },
         product(shape, dtype, rows=sampling.slots),
         sum(parameter.numel() for parameter in model.parameters()),
         PACKAGES,
-        (*notes(model), f"generate in batches of {sampling.slots}, each until its longest response ends"),
+        (*notes(model), f"generates in batches of {sampling.slots}, each until its longest response ends"),
     )
 
 
-class EachAtItsLength(transformers.StoppingCriteria):
-    """Ends each row when its response has the tokens it should have: random weights would not end it by themselves."""
+class PrescribedLengths(transformers.StoppingCriteria):
+    """Ends each response at its prescribed length, since random weights sample no end-of-sequence token."""
 
-    eos_token_id = None  # That it is there makes `generate` pad the rows that have ended, as after an end of sequence.
+    eos_token_id = None  # `generate` pads finished rows only if a stopping criterion has this attribute.
 
     def __init__(self, lengths: torch.Tensor) -> None:
         self.lengths = lengths  # i64[rows], prompt included
 
     def __call__(self, input_ids: torch.Tensor, scores: object, **_: object) -> torch.Tensor:
-        """bool[rows], which have ended."""
+        """bool[rows]: whether each row has ended."""
         return input_ids.shape[1] >= self.lengths
 
 
 def one_rollout(
     model: transformers.PreTrainedModel, batches: list[tuple[np.ndarray, np.ndarray]]
 ) -> Callable[[], dict[str, float]]:
-    """All batches, one after the other, at temperature 1 with nothing cut from the distribution."""
+    """A function that samples all batches, one after the other, at temperature 1 without top-k or top-p."""
 
     def rollout() -> dict[str, float]:
         num_tokens = 0
         for prompts, lengths in batches:
             ids = torch.from_numpy(prompts).long()
-            stop = EachAtItsLength(torch.from_numpy(prompts.shape[1] + lengths))
-            made = model.generate(
+            stop = PrescribedLengths(torch.from_numpy(prompts.shape[1] + lengths))
+            generated = model.generate(
                 ids,
                 attention_mask=torch.ones_like(ids),
                 do_sample=True,
@@ -95,14 +95,14 @@ def one_rollout(
                 max_new_tokens=int(lengths.max()),
                 stopping_criteria=transformers.StoppingCriteriaList([stop]),
             )
-            num_tokens += int(np.minimum(made.shape[1] - ids.shape[1], lengths).sum())
+            num_tokens += int(np.minimum(generated.shape[1] - ids.shape[1], lengths).sum())
         return {"tokens": num_tokens}
 
     return rollout
 
 
 def random_model(shape: peer.Shape) -> transformers.PreTrainedModel:
-    """Returns transformers' Llama at this shape with random weights, on all cores; no token ends a response."""
+    """A Llama of transformers with this shape and random weights, on all cores; no token ends a response."""
     torch.set_num_threads(peer.num_cores())
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(model_config(shape))
@@ -111,19 +111,19 @@ def random_model(shape: peer.Shape) -> transformers.PreTrainedModel:
 
 
 def notes(model: transformers.PreTrainedModel) -> tuple[str, ...]:
-    """What decides its speed."""
+    """The implementation of attention, and the number of threads."""
     return (f"attention: {model.config._attn_implementation}", f"threads: {torch.get_num_threads()}")
 
 
 def product(shape: peer.Shape, dtype: str, *, rows: int) -> Callable[[], object]:
-    """One feed-forward product of this many rows."""
+    """A function that computes one feed-forward product of `rows` rows."""
     left = torch.randn(rows, shape.width, dtype=getattr(torch, dtype))
     right = torch.randn(shape.width, shape.mlp_width, dtype=getattr(torch, dtype))
     return lambda: torch.matmul(left, right)
 
 
 def model_config(shape: peer.Shape) -> transformers.LlamaConfig:
-    """The shape as transformers' Llama."""
+    """The shape as a configuration of transformers' Llama."""
     return transformers.LlamaConfig(
         vocab_size=shape.vocab_size,
         hidden_size=shape.width,
@@ -143,8 +143,8 @@ def model_config(shape: peer.Shape) -> transformers.LlamaConfig:
 def response_log_prob(model: transformers.PreTrainedModel, ids: torch.Tensor, num_response: int) -> torch.Tensor:
     """Log-probability of each response token, [rows, num_response], as TRL's trainers compute it.
 
-    In float32, `selective_log_softmax` subtracts a logsumexp taken row by row, which saves memory; in bfloat16 it takes
-    a log_softmax row by row (trl/trainer/utils.py).
+    In float32, TRL's `selective_log_softmax` subtracts a logsumexp row by row, which saves memory; in bfloat16 it computes
+    log_softmax row by row (trl/trainer/utils.py).
     """
     logits = model(input_ids=ids, logits_to_keep=num_response + 1).logits[:, :-1]
     targets = ids[:, -num_response:]

@@ -1,9 +1,9 @@
 """google-tunix: `python -m benchmarks.peers.tunix_peer JOB DTYPE SIZE` (started by the parent).
 
-The update is of tunix's Llama 3 with its `rl.trainer.Trainer`, set up as its PPO learner sets up its actor: of tunix's policy
-losses this is the cheapest, since `grpo` also computes the entropy over the vocabulary in every update. bfloat16 is as tunix's
-own loaders make it: parameters, activations and Adam's moments all in bfloat16, where ours and torch's keep float32 parameters.
-The sampler is `generate.sampler.Sampler`, of the same model, its cache in the same dtype.
+The update trains tunix's Llama 3 with `rl.trainer.Trainer`, configured like the actor of tunix's PPO learner. PPO's is the
+cheapest of tunix's policy losses, since `grpo` also computes the entropy over the vocabulary in every update. With bfloat16,
+parameters, activations and Adam's moments are all bfloat16, as tunix's own loaders choose; ours and torch's parameters stay
+float32. The sampler is `generate.sampler.Sampler` with the same model, and a cache of the same dtype.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from tunix.rl import algo_core, common, trainer
 from tunix.rl.ppo import ppo_learner
 from tunix.sft import peft_trainer
 
-import reval_jax  # noqa: F401  For the XLA flag that jaxlib 0.10.2 needs on CPU; it warns if it comes too late.
+import reval_jax  # noqa: F401  Sets the XLA flag that jaxlib 0.10.2 needs on CPU, and warns if it is too late.
 from benchmarks.peers import jax_product, peer
 
 PACKAGES = ("google-tunix", "jax", "jaxlib", "flax", "optax")
-PAD, END = 0, 1  # ids that the batch does not contain
+PAD, END = 0, 1  # token ids that the batch does not contain
 NO_TOKEN = -1  # ends no response
 
 
 def make_update(shape: peer.Shape, dtype: str) -> peer.Job:
-    """A policy update of its PPO learner."""
+    """The policy update of tunix's PPO learner."""
     policy = random_model(shape, jnp.dtype(dtype))
     actor = make_actor(policy)
     example = train_example(shape)
@@ -47,18 +47,18 @@ def make_update(shape: peer.Shape, dtype: str) -> peer.Job:
         num_parameters(policy),
         PACKAGES,
         (
-            "the policy update of tunix's PPO learner; its GRPO update adds an entropy over the vocabulary",
-            "bfloat16: parameters and Adam's moments too",
+            "the policy update of tunix's PPO learner; tunix's GRPO update also computes an entropy over the vocabulary",
+            "with bfloat16, parameters and Adam's moments are bfloat16 too",
         ),
     )
 
 
 def make_sampler(shape: peer.Shape, sampling: peer.Sampling, dtype: str) -> peer.Job:
-    """Its sampler in batches: it cannot refill a row, so each batch costs as many steps as its longest response has tokens."""
+    """The sampler of tunix in batches; it does not refill rows, so each batch takes as many steps as its longest response."""
     policy = random_model(shape, jnp.dtype(dtype))
     works = {
-        name: one_rollout(make_decoder(policy, shape, asked), peer.batches(asked, sampling.slots))
-        for name, asked in peer.requests(shape, sampling).items()
+        name: one_rollout(make_decoder(policy, shape, requests), peer.batches(requests, sampling.slots))
+        for name, requests in peer.requests(shape, sampling).items()
     }
     return peer.Job(
         works,
@@ -66,40 +66,40 @@ def make_sampler(shape: peer.Shape, sampling: peer.Sampling, dtype: str) -> peer
         num_parameters(policy),
         PACKAGES,
         (
-            f"generates in batches of {sampling.slots}, each for as many steps as its longest response has tokens",
-            "bfloat16: parameters and cache",
+            f"generates in batches of {sampling.slots}, each until its longest response ends",
+            "with bfloat16, parameters and cache are bfloat16",
         ),
     )
 
 
 class TokenIds:
-    """What tunix's sampler takes for a tokenizer: here prompts are token ids already, and text is not wanted back."""
+    """The interface of a tokenizer for tunix's sampler; prompts are token ids already, and responses stay token ids."""
 
     def encode(self, ids: list[int]) -> list[int]:
-        """The ids themselves."""
+        """The ids, unchanged."""
         return ids
 
     def decode(self, ids: list[int]) -> str:
-        """Nothing: turning ids into text is not what is timed."""
+        """An empty text, so that detokenization is not timed."""
         return ""
 
     def bos_id(self) -> int:
-        """0: tunix puts none in front."""
+        """0, which tunix does not prepend."""
         return 0
 
     def eos_id(self) -> int:
-        """No token."""
+        """NO_TOKEN, so that no response ends early."""
         return NO_TOKEN
 
     def pad_id(self) -> int:
-        """What tunix pads prompts with."""
+        """The id with which tunix pads prompts."""
         return PAD
 
 
-def make_decoder(policy: llama3.Llama3, shape: peer.Shape, asked: peer.Requests) -> tunix_sampler.Sampler:
-    """Returns tunix's sampler with a cache that just holds the longest prompt and response."""
+def make_decoder(policy: llama3.Llama3, shape: peer.Shape, requests: peer.Requests) -> tunix_sampler.Sampler:
+    """The sampler of tunix, with the smallest cache that holds the longest prompt and response."""
     cache = tunix_sampler.CacheConfig(
-        cache_size=asked.prompts.shape[1] + asked.max_tokens,
+        cache_size=requests.prompts.shape[1] + requests.max_tokens,
         num_layers=shape.num_layers,
         num_kv_heads=shape.num_kv_heads,
         head_dim=shape.head_size,
@@ -110,13 +110,13 @@ def make_decoder(policy: llama3.Llama3, shape: peer.Shape, asked: peer.Requests)
 def one_rollout(
     decoder: tunix_sampler.Sampler, batches: list[tuple[np.ndarray, np.ndarray]]
 ) -> Callable[[], dict[str, float]]:
-    """All batches, one after the other; top_p=1 is tunix's name for sampling from the whole distribution, without a sort."""
+    """A function that samples all batches, one after the other. With top_p=1 tunix samples without sorting the logits."""
     seeds = iter(range(1 << 30))
 
     def rollout() -> dict[str, float]:
         num_tokens = 0
         for prompts, lengths in batches:
-            made = decoder(
+            generated = decoder(
                 prompts.tolist(),
                 max_generation_steps=int(lengths.max()),
                 max_prompt_length=prompts.shape[1],
@@ -125,19 +125,19 @@ def one_rollout(
                 top_p=1.0,
                 seed=next(seeds),
             )
-            num_tokens += sum(min(len(row), int(length)) for row, length in zip(made.tokens, lengths, strict=True))
+            num_tokens += sum(min(len(row), int(length)) for row, length in zip(generated.tokens, lengths, strict=True))
         return {"tokens": num_tokens}
 
     return rollout
 
 
 def num_parameters(policy: llama3.Llama3) -> int:
-    """Numbers of the model."""
+    """Number of the model's parameters."""
     return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(policy, nnx.Param)))
 
 
 def random_model(shape: peer.Shape, dtype: jnp.dtype) -> llama3.Llama3:
-    """Returns tunix's Llama 3 at this shape, every matrix random (tunix starts its feed-forward at zero)."""
+    """A Llama 3 of tunix with this shape and random matrices (tunix would initialize the feed-forward with zeros)."""
     config = llama3.ModelConfig(
         num_layers=shape.num_layers,
         vocab_size=shape.vocab_size,
@@ -164,7 +164,7 @@ def random_model(shape: peer.Shape, dtype: jnp.dtype) -> llama3.Llama3:
 
 
 class Actor(trainer.Trainer):
-    """The trainer of tunix, which also keeps the last update's loss where we can read it."""
+    """The trainer of tunix, which also stores the loss of the last update."""
 
     last_loss: jax.Array
 
@@ -175,20 +175,20 @@ class Actor(trainer.Trainer):
 def policy_loss(
     policy: llama3.Llama3, train_example: common.TrainExample, algo_config: Any, pad_id: int, eos_id: int
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Returns tunix's policy loss, with itself among its metrics."""
+    """The policy loss of tunix, and its metrics with the loss added."""
     loss, metrics = algo_core.ppo_policy_loss_fn(policy, train_example, algo_config, pad_id, eos_id)
     return loss, metrics | {"loss": loss}
 
 
 def make_actor(policy: llama3.Llama3) -> Actor:
-    """Returns tunix's trainer with the loss and inputs that PPOLearner gives its actor, and AdamW behind a norm clip."""
+    """The trainer of tunix with the loss and inputs of PPOLearner's actor, global-norm clipping and AdamW."""
     optimizer = optax.chain(
         optax.clip_by_global_norm(peer.MAX_GRAD_NORM),
         optax.adamw(peer.LEARNING_RATE, weight_decay=peer.WEIGHT_DECAY),
     )
     training = peft_trainer.TrainingConfig(eval_every_n_steps=10**9)
     actor = Actor(policy, optimizer, training, custom_checkpoint_metadata_fn=dict)
-    actor.is_managed_externally = True  # As in a learner: one call a batch, and the trainer stays open between calls.
+    actor.is_managed_externally = True  # as in a learner: keeps the trainer open between calls
     settings = ppo_learner.PPOConfig()
     return actor.with_loss_fn(policy_loss, has_aux=True).with_gen_model_input_fn(
         lambda example: {"train_example": example, "algo_config": settings, "pad_id": PAD, "eos_id": END}
@@ -196,7 +196,7 @@ def make_actor(policy: llama3.Llama3) -> Actor:
 
 
 def train_example(shape: peer.Shape) -> common.TrainExample:
-    """The batch: prompts, responses, and the reward minus its mean as every token's advantage."""
+    """The batch: prompts, responses, and as the advantage of every token the reward minus the mean reward."""
     ids, reward = jnp.asarray(peer.tokens(shape)), peer.rewards(shape)
     prompts, responses = ids[:, : shape.prompt_tokens], ids[:, shape.prompt_tokens :]
     advantages = jnp.broadcast_to(jnp.asarray(reward - reward.mean())[:, None], responses.shape)
