@@ -37,11 +37,10 @@ class Eval:
 
     settings: Settings
     config: ConfigFile = None  # YAML with any of the settings below
-    run_dir: tuple[
-        Path, ...
-    ] = ()  # evaluate the last checkpoints of these runs; the first run's config gives the defaults
+    # Evaluate the last checkpoints of these runs; the first run's config gives the defaults.
+    run_dir: tuple[Path, ...] = ()
     round: tuple[int, ...] = ()  # evaluate the checkpoints of these rounds instead; 0 is the model before training
-    json: Path | None = None  # also write the results, with all that is needed to repeat them; /dev/stdout allowed
+    json: Path | None = None  # also write the results, with everything needed to repeat them; /dev/stdout allowed
 
 
 @dataclasses.dataclass(frozen=True)

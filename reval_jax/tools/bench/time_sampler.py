@@ -24,7 +24,7 @@ CACHED_ATTENTION = {"batched": model.cache.batched, "per_row": model.cpu.per_row
 
 
 class Workload(NamedTuple):
-    """Numbers and lengths of the sampled responses."""
+    """Numbers and lengths of prompts and responses."""
 
     prompts: int  # prompts per run; twice as many at log-normal lengths
     samples: int  # responses per prompt
@@ -56,7 +56,7 @@ def make_engine(
 
 
 def response_lengths(workload: Workload, lengths: str) -> np.ndarray:
-    """i32[prompts, samples]: the length of each response. Random weights emit no stop token of their own."""
+    """i32[prompts, samples]: the prescribed length of each response, since random weights give no meaningful lengths."""
     if lengths == "fixed":
         return np.full((workload.prompts, workload.samples), workload.response_tokens, np.int32)
     longest = 4 * workload.response_tokens
