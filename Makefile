@@ -1,6 +1,6 @@
-# `make demo` and `make test` work from a bare clone; there is no other set-up.
+# Every target installs what it needs into .venv first, so `make demo` and `make test` work in a new clone.
 
-# The interpreter for .venv; empty means the first of python3.11, 3.12, 3.13 and python3 that is 3.11 or newer.
+# The interpreter of .venv; empty means the first of python3.11, 3.12, 3.13, python3 and python that is 3.11 or newer.
 PYTHON ?=
 # Task of `make demo`: easy, medium or hard.
 TASK ?= medium
@@ -14,7 +14,7 @@ STRESS_ARGS ?=
 # For example PYTEST_ARGS='-k replay'.
 PYTEST_ARGS ?=
 # torch for the parity tests: 1 installs it, 0 does not, auto installs it on Python 3.11.
-# The TPU extra is installed on Linux x86-64, the only platform with wheels: its compiler serves tests that need no TPU.
+# The TPU extra is installed on Linux x86-64, the only platform with wheels: some tests use its compiler, which needs no TPU.
 PARITY ?= auto
 
 VENV := .venv
@@ -28,22 +28,22 @@ PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 help:
 	@echo "make demo               watch SmolLM2-135M learn to answer by ReVal (TASK=easy, medium or hard)"
-	@echo "make test               every test"
-	@echo "make test-fast          the tests that take less than about 5 seconds each"
-	@echo "make lint               style, security rules and types"
+	@echo "make test               run every test; about 25 minutes on two cores"
+	@echo "make test-fast          run the tests that take less than about 5 seconds each; about 5 minutes on two cores"
+	@echo "make lint               check style, security rules and types"
 	@echo "make format             rewrite the sources in the style that make lint checks"
 	@echo "make bench              measure and plot the learning curves in docs/"
-	@echo "make bench-performance  time head, update and sampler, and plot docs/performance.svg"
+	@echo "make bench-performance  time the LM head, update and sampler, and plot docs/performance.svg"
 	@echo "make stress             grade 10,000 adversarial answers and 1,000 that hang; SCALE=0.1 for a tenth"
-	@echo "make docs               build the documentation as a site in site/, strictly: a broken link or reference fails"
-	@echo "make dist               build wheel and sdist into dist/, install the wheel into a fresh environment, and try it"
-	@echo "make install            .venv with the package (editable) and its test tools; the targets above do this themselves"
-	@echo "make install-demo       .venv with the package (editable) and its dependencies only"
-	@echo "make clean              remove .venv, caches and builds; runs/ and models/ stay"
+	@echo "make docs               build the documentation as a site in site/; a broken link or reference fails the build"
+	@echo "make dist               build wheel and sdist into dist/, install the wheel into a new environment, and test it"
+	@echo "make install            create .venv with the package (editable) and its test tools; other targets do this themselves"
+	@echo "make install-demo       create .venv with the package (editable) and its dependencies only"
+	@echo "make clean              remove .venv, caches and builds, but not runs/ and models/"
 	@echo
 	@echo "Settings: PYTHON=$(or $(PYTHON),automatic) TASK=$(TASK) WORKERS=$(WORKERS) PARITY=$(PARITY) PYTEST_ARGS='$(PYTEST_ARGS)'"
 
-# Two stamps: the demo does not wait for test tools, and nothing is installed twice.
+# Two stamps, so that the demo does not wait for the test tools and nothing is installed twice.
 install: $(VENV)/.installed-test
 install-demo: $(VENV)/.installed-run
 
@@ -51,14 +51,14 @@ $(VENV)/.installed-run: pyproject.toml requirements.txt
 	@python='$(PYTHON)'; \
 	for candidate in $${python:-python3.11 python3.12 python3.13 python3 python}; do \
 	    if "$$candidate" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
-	        found="$$candidate"; break; fi; \
+	        interpreter="$$candidate"; break; fi; \
 	done; \
-	if [ -z "$$found" ]; then \
+	if [ -z "$$interpreter" ]; then \
 	    echo "make: there is no Python 3.11 or newer with its venv module (tried: $${python:-python3.11 python3.12 python3.13 python3 python})." >&2; \
 	    echo "Install one (Debian, Ubuntu: apt-get install python3 python3-venv), or name it: make PYTHON=/path/to/python ..." >&2; \
 	    exit 1; \
 	fi; \
-	set -ex; "$$found" -m venv --clear $(VENV)
+	set -ex; "$$interpreter" -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --editable ".[plot]" --constraint requirements.txt
 	@touch $@
 
@@ -68,7 +68,7 @@ $(VENV)/.installed-test: $(VENV)/.installed-run
 	    0) ;; \
 	    1) extras=$$extras,parity ;; \
 	    auto) if $(BIN)/python -c 'import sys; sys.exit(sys.version_info >= (3, 12))'; then extras=$$extras,parity; fi ;; \
-	    *) echo "make: PARITY=$(PARITY) is none of 0, 1 and auto." >&2; exit 1 ;; \
+	    *) echo "make: PARITY=$(PARITY) is not known. Use 0, 1 or auto." >&2; exit 1 ;; \
 	esac; \
 	case "$$(uname -sm)" in 'Linux x86_64') extras=$$extras,tpu ;; esac; \
 	set -ex; $(BIN)/python -m pip install --quiet --editable ".[$$extras]" --constraint requirements.txt
@@ -78,7 +78,7 @@ $(VENV)/.installed-docs: $(VENV)/.installed-run
 	$(BIN)/python -m pip install --quiet --editable ".[docs]" --constraint requirements.txt
 	@touch $@
 
-# glibc maps large arrays in huge pages, where it can: fewer page faults.
+# Makes glibc allocate large arrays in huge pages where possible, which causes fewer page faults.
 demo bench bench-performance: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 demo: install-demo
@@ -108,11 +108,11 @@ bench-performance: install
 stress: install
 	$(BIN)/python -m benchmarks.stress --scale $(SCALE) $(STRESS_ARGS)
 
-# The variable silences an advertisement of Material's, which is no warning about this site.
+# The variable suppresses a message of Material about MkDocs 2 that does not concern this site.
 docs: $(VENV)/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
-# The fresh environment sees this one's libraries, so that nothing is downloaded twice, but not this checkout.
+# The new environment can import this one's libraries, so that nothing is downloaded twice, but not this checkout.
 dist: install
 	rm -rf dist build/wheel-test
 	$(BIN)/python -m build --outdir dist .

@@ -1,4 +1,4 @@
-"""Checks that reval_jax is the installed wheel, whole: run by `make dist` in a fresh environment."""
+"""Checks that reval_jax is imported from the installed wheel and is complete; `make dist` runs it in a new environment."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ installed = Path(reval_jax.__file__).resolve()
 if not installed.is_relative_to(Path(sys.prefix).resolve()):
     raise SystemExit(f"reval_jax comes from {installed}, not from this environment ({sys.prefix})")
 if importlib.metadata.version("reval-jax") != reval_jax.__version__:
-    raise SystemExit("the wheel's version is not the package's")
+    raise SystemExit(
+        f"the wheel has version {importlib.metadata.version('reval-jax')}, and the package in it {reval_jax.__version__}"
+    )
 
 from reval_jax import objective, scores  # noqa: E402, F401
 

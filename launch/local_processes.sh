@@ -1,22 +1,23 @@
 #!/usr/bin/env bash
-# Train in several processes on this machine, joined over loopback: a rehearsal of a cluster, or one process per GPU.
+# Trains in several processes on this machine, joined over loopback: to test a multi-host run, or with one process per GPU.
 set -euo pipefail
 
 usage() {
     cat <<'USAGE'
 usage: launch/local_processes.sh N CONFIG [--section.field VALUE ...]
 
-Starts N processes of `reval train --config CONFIG ...` and waits for them. Each line of output begins with the
-process that wrote it. When one process fails, the others are sent SIGTERM and its exit code is this command's; SIGINT
-and SIGTERM stop all of them the same way. Needs bash 5.1 or newer.
+Starts N processes of `reval train --config CONFIG ...` and waits for them. Each line of output begins with the index of
+its process. When a process fails, this script sends SIGTERM to the others and exits with the failed one's exit code. On
+SIGINT or SIGTERM it sends SIGTERM to all processes. Needs bash 5.1 or newer.
 
 environment:
   REVAL                 the command (default: .venv/bin/reval beside launch/)
-  PORT                  of the coordinator on 127.0.0.1 (default: a free one)
-  JAX_NUM_CPU_DEVICES   CPU devices of each process (jax's default: 1)
-  GPUS_PER_PROCESS      process i sees this many GPUs, from i x GPUS_PER_PROCESS (default: all see all)
+  PORT                  port of the coordinator on 127.0.0.1 (default: a free port)
+  JAX_NUM_CPU_DEVICES   number of CPU devices of each process (jax's default: 1)
+  GPUS_PER_PROCESS      number of GPUs that each process sees; those of process i begin at index i x GPUS_PER_PROCESS
+                        (default: every process sees all GPUs)
 
-example: 2 processes of 4 fake devices each
+example: 2 processes with 4 fake CPU devices each
   JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=4 launch/local_processes.sh 2 configs/one_shot_medium.yaml \
       --rollout.prompts_per_round 2 --rollout.samples_per_prompt 32
 USAGE
@@ -34,18 +35,18 @@ shift 2
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 reval=${REVAL:-$root/.venv/bin/reval}
 if ! command -v "$reval" > /dev/null; then
-    echo "launch/local_processes.sh: no command $reval. Run \`make install\` first, or set REVAL." >&2
+    echo "launch/local_processes.sh: there is no command $reval. Run \`make install\` first, or set REVAL." >&2
     exit 2
 fi
 port=${PORT:-$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')}
 
 export JAX_COORDINATOR_ADDRESS=127.0.0.1:$port
-# jax's own default listens on every interface.
+# By default jax would listen on every network interface.
 export JAX_COORDINATOR_BIND_ADDRESS=127.0.0.1:$port
 export JAX_NUM_PROCESSES=$count
 
 pids=()
-# A shell starts its background processes with SIGINT ignored, so an interrupt reaches them as SIGTERM: save, then stop.
+# A shell starts background processes with SIGINT ignored, so an interrupt is passed on as SIGTERM: the run saves, then stops.
 stop() { if [ ${#pids[@]} -gt 0 ]; then kill -s TERM "${pids[@]}" 2> /dev/null || true; fi; }
 trap stop INT TERM
 
@@ -67,7 +68,7 @@ while [ ${#pids[@]} -gt 0 ]; do
     code=0
     finished=
     wait -n -p finished "${pids[@]}" || code=$?
-    if [ -z "${finished:-}" ]; then continue; fi # a signal came, and no process has ended
+    if [ -z "${finished:-}" ]; then continue; fi # `wait` returned because of a signal, not because a process ended
     running=()
     for pid in "${pids[@]}"; do
         if [ "$pid" != "$finished" ]; then running+=("$pid"); fi

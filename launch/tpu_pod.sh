@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Run one `reval` command on every worker of a Cloud TPU VM or pod that already exists.
+# Runs one `reval` command on every worker of an existing Cloud TPU VM or pod.
 set -euo pipefail
 
 usage() {
@@ -7,7 +7,7 @@ usage() {
 usage: launch/tpu_pod.sh [--dry-run] TPU ZONE COMMAND [ARGUMENT ...]
 
 Runs `.venv/bin/reval COMMAND ARGUMENT ...` in DIRECTORY on all workers of the TPU at once, by gcloud. It creates and
-deletes nothing; the workers find each other through the TPU's own metadata. --dry-run prints the gcloud command.
+deletes no TPU. The workers read each other's addresses from the TPU's metadata. --dry-run only prints the gcloud command.
 
 environment:
   DIRECTORY   the clone on each worker, with `.venv` and the tpu extra installed (default: reval_jax, in the home directory)
@@ -28,10 +28,10 @@ tpu=$1
 zone=$2
 shift 2
 
-# Quoted for the worker's shell, so that an argument with blanks arrives as one.
+# Quoted for the worker's shell, so that an argument with spaces stays one argument.
 printf -v arguments ' %q' "$@"
 printf -v directory '%q' "${DIRECTORY:-reval_jax}"
-# `auto`: reval_jax.distributed.start() joins the other workers without being told their addresses.
+# `auto`: reval_jax.distributed.start() reads the addresses of the other workers from the TPU's metadata.
 remote="cd $directory && JAX_COORDINATOR_ADDRESS=auto .venv/bin/reval$arguments"
 
 command=(gcloud compute tpus tpu-vm ssh "$tpu" "--zone=$zone" --worker=all "--command=$remote")
