@@ -172,7 +172,7 @@ def stall(kinds: tuple[str, ...], count: int) -> dict[str, Any]:
     """Makes `count` calls that never return, on all workers, and reports how many workers answer afterwards."""
     # Calls that use CPU time must end by the CPU limit, so the wall limit is out of reach for them.
     wall_limit = HANG_LIMIT if kinds == ("hang",) else 60.0
-    settings = worker.Settings("hostile:stall", True, HANG_LIMIT, wall_limit, 512 << 20, 100, [])
+    settings = worker.WorkerSettings("hostile:stall", True, HANG_LIMIT, wall_limit, 512 << 20, 100, [])
     num_workers = os.cpu_count() or 1
     with pool.Pool(settings, num_workers=num_workers, path=[ROOT / "tests"]) as workers:
         workers.start(num_workers)

@@ -127,7 +127,7 @@ def prepare(config: config_lib.Config, run_dir: Path, *, console: console_lib.Co
         algorithm=algorithm,
         sampler=engine,
         sampling=sampling,
-        grader=verifier.Grader(config, say=console.say),
+        grader=verifier.Grader(config, log=console.say),
         optimizer=optimizer,
         step=update.make_step(architecture, optimizer, meshes.learner, loss=algorithm.loss, config=config),
         score=reference.make_scorer(architecture, meshes.learner, config=config) if algorithm.has_reference else None,

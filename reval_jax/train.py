@@ -137,7 +137,7 @@ def check_verdicts(components: Components, sampled: rollout.RoundRollout, round:
       verifier.UnreliableError: on every process alike.
     """
     try:
-        verifier.check_failures(sampled.all.verdict, most=components.config.verifier.max_failed_share)
+        verifier.check_failures(sampled.all.verdict, max_share=components.config.verifier.max_failed_share)
     except verifier.UnreliableError:
         write_rollouts(components, sampled, round)
         raise

@@ -27,8 +27,8 @@ HAS_FILTER = confinement.has_call_filter()
 CPU_LIMIT, WALL_LIMIT, MEMORY_LIMIT = 0.2, 60.0, 384 << 20
 
 
-def settings_for(function: str, **changes: object) -> worker.Settings:
-    chosen = worker.Settings(f"hostile:{function}", True, CPU_LIMIT, WALL_LIMIT, MEMORY_LIMIT, 100, [])
+def settings_for(function: str, **changes: object) -> worker.WorkerSettings:
+    chosen = worker.WorkerSettings(f"hostile:{function}", True, CPU_LIMIT, WALL_LIMIT, MEMORY_LIMIT, 100, [])
     return chosen._replace(**changes)
 
 
@@ -36,7 +36,7 @@ def pool_of(function: str, *, num_workers: int = 1, **changes: object) -> pool.P
     return pool.Pool(settings_for(function, **changes), num_workers=num_workers, path=[SUPPORT])
 
 
-def outcomes_of(function: str, tasks: list[tuple[str, str]], **changes: object) -> list[pool.Outcome]:
+def outcomes_of(function: str, tasks: list[tuple[str, str]], **changes: object) -> list[pool.TaskOutcome]:
     with pool_of(function, **changes) as workers:
         return workers.run(tasks)
 
@@ -244,7 +244,7 @@ def is_alive(session: int) -> bool:
 
 
 def test_a_memory_limit_that_leaves_nothing_is_refused_at_the_start():
-    refusal = pytest.raises(pool.RefusedError, match=r"memory_limit is too small: \d+ MiB are taken")
+    refusal = pytest.raises(pool.RefusedError, match=r"memory_limit is too small: \d+ MiB are in use")
     with pool_of("by_length", memory_limit=30 << 20) as workers, refusal:
         workers.run([("", "")])
 
@@ -314,7 +314,7 @@ def test_a_text_that_finds_a_fault_in_our_own_comparison_is_a_crash_and_not_the_
 
     said: list[str] = []
     monkeypatch.setattr(grading, "grade", fail)
-    with verifier.Grader(config.Config(), say=said.append) as fresh:
+    with verifier.Grader(config.Config(), log=said.append) as fresh:
         assert fresh.grade("\\boxed{1}", "1")[:2] == (0.0, "crash")
         fresh.grade("\\boxed{2}", "1")
     assert len(said) == 1
@@ -351,7 +351,7 @@ def test_a_reward_of_the_users_own_is_the_reward_and_only_1_is_ok():
 def test_a_reward_that_fails_or_is_no_number_from_0_to_1_is_a_crash_and_said_once(function: str, answer: str):
     said: list[str] = []
     settings = config.Verifier(function=f"hostile:{function}", function_path=str(SUPPORT), workers=1)
-    with verifier.Grader(config.Config(verifier=settings), say=said.append) as own:
+    with verifier.Grader(config.Config(verifier=settings), log=said.append) as own:
         found = own.score(["a", "b"], [answer] * 2)
     assert found.reward.tolist() == [0.0, 0.0]
     assert {types.VERDICTS[kind] for kind in found.kind} == {"crash"}
@@ -366,7 +366,7 @@ def test_a_reward_that_does_not_exist_is_refused_before_a_run_starts(reward: str
 
 
 def test_a_reward_from_a_directory_that_does_not_exist_is_refused(tmp_path: Path):
-    with pytest.raises(ValueError, match=r"verifier\.function_path=.*is no directory"):
+    with pytest.raises(ValueError, match=r"verifier\.function_path=.*is not a directory"):
         verifier.check(config.Verifier(function="hostile:constant", function_path=str(tmp_path / "nowhere")))
 
 
@@ -389,9 +389,9 @@ def test_failures_up_to_the_share_are_borne_and_one_more_is_not():
     kinds = np.array(
         [types.VERDICTS.index(kind) for kind in ("ok", "wrong", "limit", "timeout", "crash", "no_box", "wrong", "ok")]
     )
-    verifier.check_failures(kinds, most=3 / 8)
+    verifier.check_failures(kinds, max_share=3 / 8)
     with pytest.raises(verifier.UnreliableError, match=r"3 of 8 responses \(1 limit, 1 timeout, 1 crash\)"):
-        verifier.check_failures(kinds, most=0.37)
+        verifier.check_failures(kinds, max_share=0.37)
 
 
 def test_a_run_whose_reward_fails_stops_with_its_rollouts_written_and_says_so(tmp_path: Path, capsys):

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from reval_jax import config, types, verifier
 from reval_jax.equality import limits
+from reval_jax.verifier import extraction
 
+ANSWER_FORMATS = typing.get_args(config.AnswerFormat)
 CASES = Path(__file__).resolve().parents[2] / "shared" / "data" / "verifier_cases.jsonl"
 
 FRAGMENTS = [
@@ -201,7 +203,7 @@ fuzz = st.lists(st.sampled_from(FRAGMENTS) | st.characters(), max_size=30).map("
 
 
 @settings(UNHURRIED, max_examples=400)
-@given(fuzz, fuzz, st.sampled_from(verifier.ANSWER_FORMATS), st.booleans(), st.booleans())
+@given(fuzz, fuzz, st.sampled_from(ANSWER_FORMATS), st.booleans(), st.booleans())
 @example("\\frac{}{}", "\\frac{1}{.}", "boxed", True, False)
 @example("{{.}}", ".", "boxed", True, False)
 def test_no_text_raises_and_the_verdict_is_well_formed(
@@ -234,7 +236,7 @@ def test_an_answer_equals_itself(text: str) -> None:
         "<think>", "</think>", " ", "\\text{", "9^", "\\boxed{1}", "\\frac{1}{",
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("answer_format", verifier.ANSWER_FORMATS)
+@pytest.mark.parametrize("answer_format", ANSWER_FORMATS)
 def test_a_megabyte_is_graded_in_linear_time(piece: str, answer_format: str) -> None:
     # The claim is that this ends: a quadratic scan of a megabyte would take hours.
     text = piece * (1_000_000 // len(piece))
@@ -275,8 +277,8 @@ def test_misuse_is_refused_with_what_to_change() -> None:
         verifier.grade("4", "4", answer_format="middle_number")
 
 
-def test_the_answer_formats_are_the_configs() -> None:
-    assert typing.get_args(config.AnswerFormat) == verifier.ANSWER_FORMATS
+def test_each_answer_format_of_the_config_has_its_function() -> None:
+    assert set(extraction.FORMATS) == set(ANSWER_FORMATS)
 
 
 @pytest.mark.skipif(not CASES.is_file(), reason=f"no {CASES.parent.name}/{CASES.name} beside the repository")

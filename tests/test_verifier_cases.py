@@ -240,7 +240,7 @@ def test_equal_answers_count_as_one(spellings: tuple[str, ...]) -> None:
     ],
 )  # fmt: skip
 def test_a_closed_form_lies_within_its_bound_of_the_value_with_more_digits(text: str) -> None:
-    near, oracle = arithmetic.value(text), symbolic._parse(symbolic._spelled(text))
+    near, oracle = arithmetic.value(text), symbolic._parse(symbolic._grammar_text(text))
     assert near is not None
     assert abs(near.near - complex(oracle.evalf(30))) <= near.error + 1e-15 * abs(near.near)
 

@@ -1,1 +1,1 @@
-"""Whether two mathematical expressions, written by a model or a person, are equal: exactly, without tolerance or evaluation."""
+"""Exact equality of two mathematical expressions in text form: no tolerance, and no text is ever evaluated as code."""

@@ -1,9 +1,9 @@
-r"""Closed forms read in plain Python: an exact rational where there is one, and a float with a bound on its error.
+r"""Values of closed forms, in plain Python: an exact rational where possible, and a float with a bound on its error.
 
-Two values whose bounds lie apart are surely different, so algebra is needed only where two texts may mean the same. A
-variable stands for a number chosen by its name; expressions that differ there are different functions. What this reader
-does not know for certain (a root of a negative number, `2\frac{3}{2}`) it does not read. What is read in two ways, a bare
-`\log` and `f(x)`, has a value in each.
+Two values whose error bounds do not overlap are certainly different, so algebra is needed only for texts that may be
+equal. Each variable gets a number that depends on its name; expressions that differ at that point are different functions.
+The reader refuses a text whose meaning is uncertain (a root of a negative number, `2\frac{3}{2}`). A bare `\log` and `f(x)`
+have two readings, and a value for each.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _UNKNOWN_APPLICATION = re.compile(r"(?<![A-Za-z\\])[fghFGHPWuv]\s*\(|'\s*\(")
 _BARE_LOGARITHM = re.compile(r"(?<![A-Za-z])\\?log(?![A-Za-z]|\s*_)")
 _QUANTITY = r"(?:[A-Za-z]|\\[A-Za-z]+)(?:_(?:[A-Za-z0-9]|\{\s*[A-Za-z0-9]+\s*\}))?"
 _OPERATOR = r"(?:d|\\partial(?![A-Za-z]))"
-# A quantity of its own: dy/dx, of a letter by a letter.
+# dy/dx, a letter differentiated by a letter, is one quantity, like a variable.
 _DERIVATIVE = re.compile(
     rf"\\frac\s*\{{\s*{_OPERATOR}(?:\s*\^\s*(?:[2-9]|\{{\s*[2-9]\s*\}}))?\s*{_QUANTITY}\s*\}}"
     rf"\s*\{{\s*{_OPERATOR}\s*{_QUANTITY}(?:\s*\^\s*(?:[2-9]|\{{\s*[2-9]\s*\}}))?\s*\}}"
@@ -43,38 +43,40 @@ _UNREAD_DERIVATIVE = re.compile(r"\\frac\s*\{\s*(?:d|\\partial).*\}\s*\{\s*(?:d|
 _ACCENTS = frozenset((r"\dot", r"\ddot", r"\hat", r"\tilde", r"\vec"))
 
 Point = Callable[[str], Fraction]
-"""What each variable stands for, by its name."""
+"""Maps a variable's name to its value."""
 
 
 def near_one(name: str) -> Fraction:
-    """A number between 1.125 and 2.125: logarithms and roots of it are real."""
+    """The value of a variable: between 1.125 and 2.125, so that its logarithms and roots are real."""
     return Fraction(9, 8) + Fraction(zlib.crc32(name.encode()), 2**32)
 
 
 class Reading(NamedTuple):
-    """How a text is meant where notation does not say."""
+    """A choice where notation is ambiguous."""
 
     log_base: int | None  # of a bare logarithm; None for e
-    is_applied: bool  # `f(x)` is a function's value, not a product
+    is_application: bool  # `f(x)` is a function's value, not a product
 
 
 def readings(text: str, *, point: Point = near_one) -> tuple[values.Value, ...]:
-    """The values of a spelled text, one for each way to read it; none where it is not read in one of them."""
+    """The values of a text in canonical LaTeX, one for each reading; empty if one of the readings fails."""
     bases = (None, 10) if _BARE_LOGARITHM.search(text) else (None,)
     applications = (False, True) if _UNKNOWN_APPLICATION.search(text) else (False,)
-    found = [
-        value(text, point=point, reading=Reading(base, is_applied)) for base in bases for is_applied in applications
+    results = [
+        value(text, point=point, reading=Reading(base, is_application))
+        for base in bases
+        for is_application in applications
     ]
-    known = tuple(one for one in found if one is not None)
-    return known if len(known) == len(found) else ()
+    known = tuple(result for result in results if result is not None)
+    return known if len(known) == len(results) else ()
 
 
 def value(
     text: str, *, field: values.Field = values.FLOATS, point: Point = near_one, reading: Reading | None = None
 ) -> values.Value | None:
-    """The value of a spelled text, or None where it is not read. Time is linear but for products of long integers.
+    """The value of a text in canonical LaTeX, None if it cannot be read. Linear time, except for products of long integers.
 
-    Without a reading, what is read in more than one way is not read.
+    Without a `reading`, an ambiguous text cannot be read.
     """
     letters = _PLAIN_FUNCTIONS.sub("", re.sub(r"\\[A-Za-z]+", " ", text))
     if re.search("[A-Za-z]{4}", letters) or _UNREAD_DERIVATIVE.search(_DERIVATIVE.sub("", text)):
@@ -85,7 +87,8 @@ def value(
         reader = _Reader(_PLAIN_FUNCTIONS.sub(r"\\\1 ", text), values.Calculator(field), point, reading)
         result = reader.sum(0)
         is_known = reader.peek() is None and field.is_finite(result.near) and field.is_finite(result.error)
-    except (values.UnreadableError, ArithmeticError, ValueError):  # of complex numbers: an overflow, a pole
+    # Complex functions raise the last two on overflow and at a pole.
+    except (values.UnreadableError, ArithmeticError, ValueError):
         return None
     return result if is_known else None
 
@@ -99,14 +102,14 @@ class _Reader:
         position, text = 0, text.rstrip()
         while position < len(text):
             derivative = _DERIVATIVE.match(text, position)
-            found = derivative or _TOKEN.match(text, position)
-            if found is None:
+            token = derivative or _TOKEN.match(text, position)
+            if token is None:
                 raise values.UnreadableError
             if derivative:
                 self.tokens.append(("letter", re.sub(r"[\s{}]", "", derivative.group())))
             else:
-                self.tokens.append((found.lastgroup or "", found.group().strip()))
-            position = found.end()
+                self.tokens.append((token.lastgroup or "", token.group().strip()))
+            position = token.end()
         self.index = 0
 
     def peek(self, ahead: int = 0) -> str | None:
@@ -130,7 +133,7 @@ class _Reader:
         while self.peek() in ("+", "-"):
             is_minus = self.take() == "-"
             term = self.product(depth)
-            total = self.calculator.add(total, self.calculator.negative(term) if is_minus else term)
+            total = self.calculator.add(total, self.calculator.negate(term) if is_minus else term)
         return total
 
     def signed(self, depth: int) -> values.Value:
@@ -138,7 +141,7 @@ class _Reader:
         while self.peek() in ("+", "-"):
             is_minus ^= self.take() == "-"
         term = self.product(depth)
-        return self.calculator.negative(term) if is_minus else term
+        return self.calculator.negate(term) if is_minus else term
 
     def product(self, depth: int) -> values.Value:
         begin = self.index
@@ -150,22 +153,22 @@ class _Reader:
                 if sign:
                     self.take()
                 factor = self.factor(depth)
-                result = self.calculator.multiply(result, self.calculator.negative(factor) if sign else factor)
+                result = self.calculator.multiply(result, self.calculator.negate(factor) if sign else factor)
             elif symbol == "/":
                 self.take()
-                result = self.calculator.multiply(result, self.calculator.inverse(self.factor(depth)))
-                # `1/2x` is read both ways by people.
+                result = self.calculator.multiply(result, self.calculator.invert(self.factor(depth)))
+                # `1/2x` is ambiguous.
                 if self.begins_factor():
                     raise values.UnreadableError
             elif self.begins_factor():
-                # `3 4` and `x2` are no products. A bar would not say whether it opens or closes.
+                # `3 4` and `x2` are not products.
                 if self.kind() == "number" and self.peek(-1) not in ("}", ")"):
                     raise values.UnreadableError
                 is_after_number = self.index == begin + 1 and self.tokens[begin][0] == "number"
                 is_fraction = symbol == "\\frac" and self.tokens[self.index - 1][0] == "number"
                 factor = self.factor(depth)
                 if is_fraction and factor.exact is not None:
-                    # The mixed number 3\frac{1}{2}; `2\frac{3}{2}` and `x^2\frac{1}{2}` are read both ways.
+                    # The mixed number 3\frac{1}{2} is a sum; `2\frac{3}{2}` and `x^2\frac{1}{2}` are ambiguous.
                     if not is_after_number or not 0 < factor.exact < 1:
                         raise values.UnreadableError
                     result = self.calculator.add(result, factor)
@@ -176,6 +179,7 @@ class _Reader:
         return result
 
     def begins_factor(self) -> bool:
+        # Without `|`, which may as well close an absolute value.
         symbol = self.peek()
         return (
             self.kind() in ("number", "letter")
@@ -195,7 +199,7 @@ class _Reader:
         return base
 
     def argument(self, depth: int, *, is_whole: bool = False) -> values.Value:
-        r"""What a command takes: a group, one digit, one letter or command. A plain `2^10` is meant as a whole."""
+        r"""The argument of a command: a group, one digit, one letter or one command; with `is_whole`, all digits (`2^10`)."""
         if self.peek() == "{":
             return self.group("{", "}", depth)
         if self.peek() == "(":
@@ -207,10 +211,10 @@ class _Reader:
             result = self.calculator.rational(normal.decimal(self.take() if is_whole else self.take_digit()))
         else:
             result = self.atom(depth + 1)
-        return self.calculator.negative(result) if is_minus else result
+        return self.calculator.negate(result) if is_minus else result
 
     def take_digit(self) -> str:
-        r"""The number symbol, or its first digit where LaTeX takes no more: `\frac12`."""
+        r"""The first digit of the next number, the only one that LaTeX takes as an argument: `\frac12`."""
         symbol = self.take()
         if len(symbol) > 1:
             self.tokens[self.index - 1 : self.index] = [("number", symbol[0]), ("number", symbol[1:])]
@@ -248,9 +252,14 @@ class _Reader:
     def variable(self, depth: int) -> values.Value:
         name = self.take()
         if name in _ACCENTS:
-            name += self.accented()
-        elif self.peek() == "(" and name in _UNKNOWN_FUNCTIONS and self.reading is not None and self.reading.is_applied:
-            return self.calculator.unknown(self.point(name), self.group("(", ")", depth))
+            name += self.accented_letter()
+        elif (
+            self.peek() == "("
+            and name in _UNKNOWN_FUNCTIONS
+            and self.reading is not None
+            and self.reading.is_application
+        ):
+            return self.calculator.unknown_function(self.point(name), self.group("(", ")", depth))
         primes = self.primes()
         if self.peek() == "_":
             self.take()
@@ -260,23 +269,23 @@ class _Reader:
                 self.take("}")
         name += primes + self.primes()
         if name[-1] == "'" and self.peek() == "(":
-            raise values.UnreadableError  # the derivative of a function, at a place
+            raise values.UnreadableError  # the derivative of a function at a point
         if name == "i":
             return values.Value(None, self.calculator.field.i, 0)
         if name == "e":
             return self.calculator.inexact(self.calculator.field.e)
         at = self.point(name)
-        is_whole = at.denominator == 1  # then factorials know it
-        return self.calculator.rational(at) if is_whole else self.calculator.inexact(self.calculator.field.number(at))
+        is_integer = at.denominator == 1  # factorials need an exact integer
+        return self.calculator.rational(at) if is_integer else self.calculator.inexact(self.calculator.field.number(at))
 
     def primes(self) -> str:
-        """The primes that stand here."""
-        taken = ""
+        """The run of primes at this position, empty if there is none."""
+        primes = ""
         while self.peek() == "'":
-            taken += self.take()
-        return taken
+            primes += self.take()
+        return primes
 
-    def accented(self) -> str:
+    def accented_letter(self) -> str:
         r"""The letter under an accent: `\dot x`, `\dot{x}`."""
         is_group = self.peek() == "{"
         if is_group:
@@ -294,7 +303,7 @@ class _Reader:
             return self.calculator.inexact(self.calculator.field.pi)
         if name == "\\frac":
             top = self.argument(depth)
-            return self.calculator.multiply(top, self.calculator.inverse(self.argument(depth)))
+            return self.calculator.multiply(top, self.calculator.invert(self.argument(depth)))
         if name == "\\sqrt":
             degree = self.group("[", "]", depth) if self.peek() == "[" else self.calculator.rational(Fraction(2))
             if degree.exact is None or degree.exact.denominator != 1 or degree.exact > 100:
@@ -303,14 +312,14 @@ class _Reader:
         if name in ("\\lfloor", "\\lceil"):
             inner = self.sum(depth + 1)
             self.take("\\rfloor" if name == "\\lfloor" else "\\rceil")
-            return self.calculator.whole(inner, math.floor if name == "\\lfloor" else math.ceil)
+            return self.calculator.round_to_integer(inner, math.floor if name == "\\lfloor" else math.ceil)
         if name == "\\binom":
             above = self.argument(depth)
             return self.calculator.binomial(above, self.argument(depth))
         if name == "\\log":
             return self.logarithm(depth)
         if name in self.calculator.functions:
-            return self.applied(self.calculator.functions[name], depth)
+            return self.application(self.calculator.functions[name], depth)
         raise values.UnreadableError
 
     def logarithm(self, depth: int) -> values.Value:
@@ -318,25 +327,27 @@ class _Reader:
             self.take()
             number = self.argument(depth)
         elif self.reading is None:
-            raise values.UnreadableError  # of base e or 10: books differ
+            raise values.UnreadableError  # base e or 10: books differ
         elif self.reading.log_base is None:
-            return self.applied(self.calculator.logarithm, depth)
+            return self.application(self.calculator.logarithm, depth)
         else:
             number = self.calculator.rational(Fraction(self.reading.log_base))
         base = self.calculator.logarithm(number)
-        return self.calculator.multiply(self.applied(self.calculator.logarithm, depth), self.calculator.inverse(base))
+        return self.calculator.multiply(
+            self.application(self.calculator.logarithm, depth), self.calculator.invert(base)
+        )
 
-    def applied(self, function: Callable[[values.Value], values.Value], depth: int) -> values.Value:
-        r"""A function of what follows: `\sin^2(x)`, `\sin 2x`, `\ln\frac{1}{2}`."""
+    def application(self, function: Callable[[values.Value], values.Value], depth: int) -> values.Value:
+        r"""A function applied to the argument that follows: `\sin^2(x)`, `\sin 2x`, `\ln\frac{1}{2}`."""
         power = None
         if self.peek() == "^":
             self.take()
             power = self.argument(depth)
             if power.exact is not None and power.exact < 0:
-                raise values.UnreadableError  # the inverse function
+                raise values.UnreadableError  # `\sin^{-1}` is the inverse function
         if self.peek() in ("(", "{"):
             at = self.atom(depth + 1)
-            # `\sin(x)^2` and `\sin(x)y` are read both ways.
+            # `\sin(x)^2` is ambiguous.
             if self.peek() == "^":
                 raise values.UnreadableError
         else:

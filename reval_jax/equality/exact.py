@@ -1,7 +1,7 @@
-"""The fast path: answers proved equal or different by rational arithmetic, text and structure, without algebra.
+"""The fast path: rational arithmetic, text and structure prove answers equal or different, without algebra.
 
-What is neither is left open, for `symbolic`. No rule has a tolerance: a decimal is its exact fraction, and a percentage
-is a number with a unit.
+Undecided pairs stay open, for `symbolic`. No rule has a tolerance: a decimal is its exact fraction, and a percentage is a
+number with a unit.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import re
 from reval_jax.equality import arithmetic, normal, structure, values
 
 _WORD = re.compile("[A-Za-z][A-Za-z ]*")
-# `(C) a plane`, in `normal.form`; content that names another choice, or goes on with one, makes it two answers.
+# `(C) a plane`, as `normal.canonical_text` writes it. Content that names another choice makes it two answers: no match.
 _CHOICE_WITH_CONTENT = re.compile(
     r"\(?([A-J])(?:\)|\.|:|\)\.|\):)(?=[^\s),;&/])(?!.*(?<![A-Za-z\\])[A-J](?![A-Za-z])|.*\([a-j]\)).*", re.DOTALL
 )
@@ -23,74 +23,76 @@ _POINTS: tuple[arithmetic.Point, ...] = (arithmetic.near_one, lambda name: arith
 _INFINITY = re.compile(r"[+-]?\\infty")
 
 
-def compare(prediction: str, gold: str) -> structure.Outcome:
-    """Whether two answers within the size limits are equal, different, or not decided here."""
+def compare(prediction: str, gold: str) -> structure.Comparison:
+    """Whether two answers within the size limits are equal, different, or still open."""
     one, other = read(prediction), read(gold)
-    is_alike = (one.kind, one.name) == (other.kind, other.name) and one.text != ""
-    if is_alike and normal.form(one.text) == normal.form(other.text):
+    is_same_kind = (one.kind, one.name) == (other.kind, other.name) and one.text != ""
+    if is_same_kind and normal.canonical_text(one.text) == normal.canonical_text(other.text):
         return structure.EQUAL
-    return compare_nodes(one, other, leaf)
+    return compare_nodes(one, other, compare_leaves)
 
 
-def compare_nodes(one: structure.Node, other: structure.Node, leaf: structure.Leaf) -> structure.Outcome:
-    """`structure.compare`, with the readings of a whole answer that no part of one has."""
-    choice = _CHOICE_WITH_CONTENT.fullmatch(normal.form(one.text))
+def compare_nodes(
+    one: structure.Node, other: structure.Node, leaf_compare: structure.LeafCompare
+) -> structure.Comparison:
+    """`structure.compare`, plus two rules for whole answers, not for their parts: choices with content, decimal commas."""
+    choice = _CHOICE_WITH_CONTENT.fullmatch(normal.canonical_text(one.text))
     if choice and re.fullmatch(r"\(?[A-J]\)?", other.text):
         return structure.EQUAL if choice.group(1) == other.text.strip("()") else structure.DIFFERENT
     decimals = _decimal_comma(one, other) or _decimal_comma(other, one)
-    return structure.EQUAL if decimals else structure.compare(one, other, leaf)
+    return structure.EQUAL if decimals else structure.compare(one, other, leaf_compare)
 
 
 @functools.lru_cache(maxsize=4096)
 def read(answer: str) -> structure.Node:
     """The structure of an answer."""
-    return structure.read(normal.spelled(answer))
+    return structure.read(normal.canonical_latex(answer))
 
 
 def normal_form(answer: str) -> str:
-    """The answer in the spelling that answers are counted by: equal numbers and equal texts are spelled alike."""
-    return _written(read(answer))
+    """The normal form in which maj@k counts answers: the same for equal numbers and for equal texts."""
+    return _write(read(answer))
 
 
-def _written(node: structure.Node) -> str:
+def _write(node: structure.Node) -> str:
     if node.kind == "scalar":
         number = normal.number(node.text)
-        constants = () if number else _constants(node.text)
+        constants = () if number else _text_values(node.text)
         exact = number.value if number else constants[0].exact if len(constants) == 1 else None
-        return normal.form(node.text) if exact is None else str(exact)
-    parts = [_written(item) for item in node.items]
+        return normal.canonical_text(node.text) if exact is None else str(exact)
+    parts = [_write(item) for item in node.items]
     if node.kind in ("list", "set"):
         return ", ".join(sorted(parts))
     if node.kind == "tuple":
         return node.marks[0] + ", ".join(parts) + node.marks[1]
-    return normal.form(node.text)
+    return normal.canonical_text(node.text)
 
 
 def _decimal_comma(one: structure.Node, other: structure.Node) -> bool:
-    """Whether `1000,99` stands for the other side's 1000.99. A comma before three digits separates thousands."""
+    """Whether `1000,99` means the other side's 1000.99. A comma before three digits separates thousands."""
     if not _DECIMAL_COMMA.fullmatch(one.text) or normal.number(one.text) or "." not in other.text:
         return False
     first, second = normal.number(one.text.replace(",", ".")), normal.number(other.text)
     return first is not None and second is not None and first.value == second.value
 
 
-def leaf(prediction: structure.Node, gold: structure.Node) -> structure.Outcome:
-    """Whether two scalars are equal; an equation is left open, unless it is a chain of equal numbers."""
+def compare_leaves(prediction: structure.Node, gold: structure.Node) -> structure.Comparison:
+    """Compares two scalars or relations; an equation stays open unless it is a chain of equal numbers."""
     if "relation" in (prediction.kind, gold.kind):
-        return _relations(prediction, gold)
+        return _compare_relations(prediction, gold)
     one, other = normal.number(prediction.text), normal.number(gold.text)
     if one and other:
-        return _known(one.value == other.value and _is_unit_equal(one.unit, other.unit))
+        return _decided(one.value == other.value and _is_unit_equal(one.unit, other.unit))
     left, left_unit = normal.without_unit(prediction.text)
     right, right_unit = normal.without_unit(gold.text)
     if not _is_unit_equal(left_unit or (one.unit if one else ""), right_unit or (other.unit if other else "")):
         return structure.DIFFERENT
-    if (left_form := normal.form(left)) == (right_form := normal.form(right)):
+    if (left_form := normal.canonical_text(left)) == (right_form := normal.canonical_text(right)):
         return structure.EQUAL
-    return _texts(left_form, right_form) or _clocks(left, right) or _values(left, right)
+    return _compare_texts(left_form, right_form) or _compare_clocks(left, right) or _compare_values(left, right)
 
 
-def _known(is_equal: bool) -> structure.Outcome:
+def _decided(is_equal: bool) -> structure.Comparison:
     return structure.EQUAL if is_equal else structure.DIFFERENT
 
 
@@ -98,9 +100,10 @@ def _is_unit_equal(one: str, other: str) -> bool:
     return one == other or not one or not other
 
 
-def _relations(prediction: structure.Node, gold: structure.Node) -> structure.Outcome:
+def _compare_relations(prediction: structure.Node, gold: structure.Node) -> structure.Comparison:
     if prediction.kind == "relation" == gold.kind:
-        if prediction.marks == gold.marks and normal.form(prediction.text) == normal.form(gold.text):
+        one, other = normal.canonical_text(prediction.text), normal.canonical_text(gold.text)
+        if prediction.marks == gold.marks and one == other:
             return structure.EQUAL
         return structure.DIFFERENT if _is_out_of_proportion(prediction, gold) else structure.OPEN
     if gold.kind == "relation" or set(prediction.marks.split()) != {"="}:
@@ -108,16 +111,16 @@ def _relations(prediction: structure.Node, gold: structure.Node) -> structure.Ou
         return structure.OPEN if named.name else structure.DIFFERENT
     if gold.name:
         return structure.OPEN
-    values = [arithmetic.value(side.text) for side in prediction.items]
-    first = values[0].exact if values[0] else None
-    # `2 + 3 = 5` answers 5; an equation whose sides are not the same number is no value.
-    if first is None or any(value is None or value.exact != first for value in values):
+    sides = [arithmetic.value(side.text) for side in prediction.items]
+    first = sides[0].exact if sides[0] else None
+    # `2 + 3 = 5` answers 5; an equation with unequal sides has no value.
+    if first is None or any(side is None or side.exact != first for side in sides):
         return structure.DIFFERENT
-    return structure.compare(prediction.items[-1], gold, leaf)
+    return structure.compare(prediction.items[-1], gold, compare_leaves)
 
 
 def _is_out_of_proportion(prediction: structure.Node, gold: structure.Node) -> bool:
-    """Whether the differences of the sides of two relations are surely no multiples of each other."""
+    """Whether the differences (left side minus right) of two relations are certainly not proportional."""
     if len(prediction.items) != 2 or len(gold.items) != 2:
         return False
     pairs = []
@@ -128,52 +131,51 @@ def _is_out_of_proportion(prediction: structure.Node, gold: structure.Node) -> b
     return values.ratio_sign(pairs, values.FLOATS, share=0) == 0
 
 
-def _texts(one: str, other: str) -> structure.Outcome | None:
-    """What words, infinities and based numerals decide; None where it is arithmetic."""
+def _compare_texts(one: str, other: str) -> structure.Comparison | None:
+    """Compares words, infinities and numerals with a base; None for anything else."""
     if _WORD.fullmatch(one) and _WORD.fullmatch(other):
-        # A letter is a variable or a choice, and has a case; a word has none.
-        return _known(min(len(one), len(other)) > 1 and one.lower() == other.lower())
+        # The case of a single letter matters (a variable or a choice), that of a word does not.
+        return _decided(min(len(one), len(other)) > 1 and one.lower() == other.lower())
     for text, beside in ((one, other), (other, one)):
         if re.fullmatch("[A-Za-z]{4,}[A-Za-z ]*", text):
             return structure.DIFFERENT
         if _INFINITY.fullmatch(text) and (normal.number(beside) or _INFINITY.fullmatch(beside)):
-            return _known(text.lstrip("+") == beside.lstrip("+"))
+            return _decided(text.lstrip("+") == beside.lstrip("+"))
     based = _BASED.fullmatch(one), _BASED.fullmatch(other)
     if all(based):
-        numerals = [(found.group(1).lstrip("0"), found.group(2) or found.group(3)) for found in based if found]
-        return _known(numerals[0] == numerals[1])
-    if any(based) and (_constants(one) or _constants(other)):
+        numerals = [(match.group(1).lstrip("0"), match.group(2) or match.group(3)) for match in based if match]
+        return _decided(numerals[0] == numerals[1])
+    if any(based) and (_text_values(one) or _text_values(other)):
         return structure.DIFFERENT
     return None
 
 
-def _clocks(one: str, other: str) -> structure.Outcome | None:
-    """What `12:30` and `3 : 5 : 7` are: numbers in order, each compared; None where no side is one."""
+def _compare_clocks(one: str, other: str) -> structure.Comparison | None:
+    """Compares clocks and ratios (`12:30`, `3 : 5 : 7`) part by part; None if neither side is one."""
     sides = [text.split(":") for text in (one, other)]
     if len(sides[0]) == len(sides[1]) == 1 or not all(all(part.strip() for part in side) for side in sides):
         return None
     if len(sides[0]) != len(sides[1]):
-        return (
-            structure.DIFFERENT if min(map(len, sides)) > 1 or _constants(one) or _constants(other) else structure.OPEN
-        )
+        is_different = min(map(len, sides)) > 1 or _text_values(one) or _text_values(other)
+        return structure.DIFFERENT if is_different else structure.OPEN
     pairs = [(structure.read(a), structure.read(b)) for a, b in zip(*sides, strict=True)]
-    outcomes = {leaf(*pair) for pair in pairs}
+    outcomes = {compare_leaves(*pair) for pair in pairs}
     return structure.EQUAL if outcomes == {structure.EQUAL} else structure.DIFFERENT
 
 
-def _values(one: str, other: str) -> structure.Outcome:
-    left, right = _constants(one), _constants(other)
+def _compare_values(one: str, other: str) -> structure.Comparison:
+    left, right = _text_values(one), _text_values(other)
     if left and right and all(values.is_different(*pair) for pair in itertools.product(left, right)):
         return structure.DIFFERENT
-    is_read_in_one_way = len(left) == len(right) == 1
-    if is_read_in_one_way and left[0].exact is not None and left[0].exact == right[0].exact:
+    has_one_reading = len(left) == len(right) == 1
+    if has_one_reading and left[0].exact is not None and left[0].exact == right[0].exact:
         return structure.EQUAL
     return structure.OPEN
 
 
 @functools.lru_cache(maxsize=4096)
-def _constants(text: str) -> tuple[values.Value, ...]:
-    """The values of a text, one for each way to read it; none where it is not read."""
+def _text_values(text: str) -> tuple[values.Value, ...]:
+    """The values of a text, one for each reading; empty if it cannot be read."""
     number = normal.number(text)
     if number is None:
         return arithmetic.readings(text)

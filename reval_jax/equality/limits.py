@@ -1,18 +1,18 @@
-r"""How large an answer may be before any arithmetic or algebra looks at it. One scan, linear in the text."""
+r"""Size limits of an answer, checked before any arithmetic or algebra. One scan, linear in the text."""
 
 from __future__ import annotations
 
 import re
 from typing import NamedTuple
 
-MAX_CHARS = 1000  # of an extracted answer; a longer one is `limit`
-MAX_DIGITS = 600  # of an extracted answer; Python may refuse to convert more than 640
+MAX_CHARS = 1000  # characters of an extracted answer; a longer one gets the verdict `limit`
+MAX_DIGITS = 600  # digits of an extracted answer; Python may refuse to convert more than 640
 MAX_NESTING = 32  # brackets inside brackets
 MAX_TOWER = 2  # exponents on exponents
 MAX_EXPONENT = 9999
 MAX_INNER_EXPONENT = 20  # an exponent of an exponent
-MAX_EXPONENT_PRODUCT = 1_000_000  # of the numbers in one exponent, powers in it carried out
-MAX_GROUP_EXPONENTS = 100_000  # product of the exponents of bracketed bases, which may lie in each other
+MAX_EXPONENT_PRODUCT = 1_000_000  # product of the numbers in one exponent, with its powers evaluated
+MAX_GROUP_EXPONENTS = 100_000  # product of all exponents of bracketed bases, which may be nested
 MAX_FACTORIAL = 5000
 MAX_RANGE = 10_000  # terms of a sum or product, elements of a binomial
 
@@ -24,7 +24,7 @@ _RANGED = re.compile(r"\\(?:d?binom|tbinom|choose|sum|prod|bigcup|int)(?![A-Za-z
 
 
 def too_long(answer: str) -> str | None:
-    """Why an answer is not even read, as a clause for a person; None for one that is."""
+    """Why an answer is too long to read, as a clause for a person; None if it is not."""
     if len(answer) > MAX_CHARS:
         return f"it has {len(answer)} characters, and at most {MAX_CHARS} are read"
     digits = sum(map(answer.count, "0123456789"))
@@ -32,7 +32,7 @@ def too_long(answer: str) -> str | None:
 
 
 def too_big(answer: str) -> str | None:
-    """Why no algebra is tried on an answer, as a clause for a person; None for one that is safe to try."""
+    """Why an answer is too big for algebra, as a clause for a person; None if it is not."""
     return too_long(answer) or _Scan().reason(answer)
 
 
@@ -40,92 +40,93 @@ class _Bracket(NamedTuple):
     """An open bracket."""
 
     level: int  # exponents around it
-    is_exponent: bool  # it is one itself
-    is_over_group: bool  # it, or one around it, is the exponent of a bracket
-    base: int  # largest number in what it is the exponent of
-    is_in_binomial: bool  # it, or one around it, is an argument of one
+    is_exponent: bool  # the bracket itself is an exponent
+    is_over_group: bool  # the bracket, or one around it, is the exponent of a bracketed base
+    base: int  # largest number in the base of the exponent
+    is_in_binomial: bool  # the bracket, or one around it, is an argument of a binomial
 
 
 class _Scan:
-    """State of one scan."""
+    """State of one scan over an answer's tokens."""
 
     def __init__(self) -> None:
         self.brackets = [_Bracket(0, False, False, 1, False)]
-        self.heavy = [False]  # for each of them whether it holds a power, a factorial or a large number
-        self.largest = [1]  # number in each of them
+        self.is_heavy = [False]  # for each open bracket: holds a power, a factorial or a large number
+        self.largest = [1]  # for each open bracket: its largest number
         self.group_exponents = 1
-        self.run = 0  # 2 at the c of a^b^c
-        self.is_exponent = False  # the next atom is one
-        self.is_over_group = False  # of a bracket
-        self.before = ""  # kind of the last token
-        self.size_before = 1  # largest number in the last atom
-        self.base = 1  # the same of what the next exponent is raised from
+        self.num_powers = 0  # consecutive exponents: 2 at the c of a^b^c
+        self.is_exponent = False  # the next atom is an exponent
+        self.is_over_group = False  # the next atom is the exponent of a bracketed base
+        self.last_kind = ""  # kind of the last token
+        self.last_size = 1  # largest number in the last atom
+        self.base = 1  # largest number in the base of the next exponent
         self.exponent_product = 1
-        self.was_exponent = False  # the atom just read
-        self.was_heavy = False  # the bracket closed last
-        self.arguments_due = 0  # brackets that the binomial just named has still to open
+        self.was_exponent = False  # the last atom was an exponent
+        self.was_heavy = False  # the last closed bracket was heavy
+        self.arguments_due = 0  # brackets that the last binomial command has not opened yet
 
     def reason(self, answer: str) -> str | None:
         is_ranged = _RANGED.search(answer) is not None
-        for found in _TOKEN.finditer(answer):
-            kind = found.lastgroup or ""
-            why = self.power() if kind == "power" else self.atom(kind, found.group(), is_ranged)
-            if why:
-                return why
-            self.before = kind
+        for token in _TOKEN.finditer(answer):
+            kind = token.lastgroup or ""
+            reason = self.power() if kind == "power" else self.atom(kind, token.group(), is_ranged)
+            if reason:
+                return reason
+            self.last_kind = kind
         return None
 
     def power(self) -> str | None:
-        self.run = self.run + 1 if self.was_exponent else 1
+        self.num_powers = self.num_powers + 1 if self.was_exponent else 1
         self.is_exponent, self.was_exponent = True, False
-        self.is_over_group = self.before == "close"
-        self.base = self.size_before
-        self.heavy[-1] = True
-        depth = self.brackets[-1].level + self.run
+        self.is_over_group = self.last_kind == "close"
+        self.base = self.last_size
+        self.is_heavy[-1] = True
+        depth = self.brackets[-1].level + self.num_powers
         if depth == 1:
             self.exponent_product = 1
         return f"its powers are {depth} high" if depth > MAX_TOWER else None
 
     def atom(self, kind: str, text: str, is_ranged: bool) -> str | None:
         around = self.brackets[-1]
-        level = around.level + (self.run if self.is_exponent else 0)
+        level = around.level + (self.num_powers if self.is_exponent else 0)
         is_over_group = around.is_over_group or (self.is_exponent and self.is_over_group)
-        why, was_exponent = None, self.is_exponent
+        reason, was_exponent = None, self.is_exponent
         if kind == "open":
             base = self.base if self.is_exponent else around.base
             is_argument = self.arguments_due > 0 and not around.is_in_binomial
             self.arguments_due -= is_argument
             is_in_binomial = around.is_in_binomial or is_argument
             self.brackets.append(_Bracket(level, self.is_exponent, is_over_group, base, is_in_binomial))
-            self.heavy.append(False)
+            self.is_heavy.append(False)
             self.largest.append(1)
             was_exponent = False
-            why = f"its brackets are more than {MAX_NESTING} deep" if len(self.brackets) > MAX_NESTING + 1 else None
+            reason = f"its brackets are more than {MAX_NESTING} deep" if len(self.brackets) > MAX_NESTING + 1 else None
         elif kind == "close" and len(self.brackets) > 1:
             was_exponent = self.brackets.pop().is_exponent
-            self.was_heavy = self.heavy.pop()
-            self.heavy[-1] |= self.was_heavy
-            self.size_before = self.largest.pop()
-            self.largest[-1] = max(self.largest[-1], self.size_before)
+            self.was_heavy = self.is_heavy.pop()
+            self.is_heavy[-1] |= self.was_heavy
+            self.last_size = self.largest.pop()
+            self.largest[-1] = max(self.largest[-1], self.last_size)
         elif kind == "number":
             base = self.base if self.is_exponent else around.base
-            why = self.number(text, level, base, is_over_group, is_ranged) or self.power_in_binomial(text, level, base)
+            reason = self.number(text, level, base, is_over_group, is_ranged)
+            reason = reason or self.power_in_binomial(text, level, base)
         elif kind == "bang":
-            why = self.factorial(level)
+            reason = self.factorial(level)
         else:
-            self.size_before = 1
+            self.last_size = 1
             self.arguments_due = 2 if text in _BINOMIALS else self.arguments_due
-        # The sign of an exponent is not yet the exponent.
+        # The sign of an exponent is not the exponent itself.
         if not (text in "+-" and self.is_exponent):
             self.was_exponent, self.is_exponent = was_exponent, False
-        return why
+        return reason
 
     def number(self, text: str, level: int, base: int, is_over_group: bool, is_ranged: bool) -> str | None:
         digits = text.lstrip("0")
         size = 0 if text.startswith(".") else int(digits or "0") if len(digits) < 10 else 10**9
-        self.size_before = size
+        self.last_size = size
         self.largest[-1] = max(self.largest[-1], size)
-        self.heavy[-1] |= size > MAX_FACTORIAL
+        self.is_heavy[-1] |= size > MAX_FACTORIAL
         if level == 1 and size > MAX_EXPONENT:
             return f"an exponent is above {MAX_EXPONENT}"
         if level > 1 and size > MAX_INNER_EXPONENT:
@@ -143,17 +144,17 @@ class _Scan:
         return None
 
     def power_in_binomial(self, text: str, level: int, base: int) -> str | None:
-        """Why a number there is too big as the exponent of `base`; both are known to be small."""
+        """Why a number in a binomial is too big as the exponent of `base`. Both are already known to be small."""
         if level and self.brackets[-1].is_in_binomial and base > 1 and base ** int(text.lstrip(".")) > MAX_RANGE:
             return f"a binomial holds a power above {MAX_RANGE}"
         return None
 
     def factorial(self, level: int) -> str | None:
-        self.heavy[-1] = True
+        self.is_heavy[-1] = True
         if level:
             return "an exponent holds a factorial"
-        if self.before == "bang" or (self.before == "close" and self.was_heavy):
+        if self.last_kind == "bang" or (self.last_kind == "close" and self.was_heavy):
             return "it takes the factorial of a power, a factorial or a large number"
-        if self.before == "number" and self.size_before > MAX_FACTORIAL:
+        if self.last_kind == "number" and self.last_size > MAX_FACTORIAL:
             return f"it takes the factorial of a number above {MAX_FACTORIAL}"
         return None

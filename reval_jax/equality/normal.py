@@ -1,7 +1,7 @@
-r"""One spelling of an answer: idle LaTeX removed, numbers and units read. Every function is linear in its text.
+r"""Canonical spelling of an answer, and numbers with their units. Every function is linear in its text.
 
-`spelled` makes one of the ways to write a thing (`\dfrac`, `\left(`, `{,}`, `≤`), `number` reads a rational with its unit,
-and `form` is what two texts that are not numbers are compared by.
+`canonical_latex` replaces the variants of a notation (`\dfrac`, `\left(`, `{,}`, `≤`) by one and removes LaTeX that changes
+nothing; `number` reads a rational with its unit; `canonical_text` makes texts that are not numbers comparable.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _INTEGER = r"(?:[1-9][0-9]{0,2}(?:[,\u2009][0-9]{3})+|[0-9]+)"
 _DECIMAL = rf"(?:{_INTEGER}(?:\.[0-9]*)?|\.[0-9]+)"
 _SIGNED = rf"[+-]?\s*{_DECIMAL}"
 _CLOSES = {"(": ")", "{": "}", "[": "]"}
-_MAX_SCIENTIFIC = 400  # largest power of ten that is written out
+_MAX_SCIENTIFIC = 400  # largest power of ten that is expanded
 
 _SPELLINGS = {
     r"\!": "", r"\$": "", "$": "", r"\(": "", r"\)": "", r"\[": "", r"\]": "", r"\left.": "", r"\right.": "",
@@ -39,7 +39,7 @@ _SPELLINGS = {
 _SPELLING = re.compile(
     r"\\\\|"  # a line break, matched first so that its second backslash starts nothing
     + "|".join(
-        # A command ends where its letters end: \left is not the beginning of \leftarrow.
+        # A command ends where its letters end: \left must not match in \leftarrow.
         re.escape(spelling) + ("(?![A-Za-z])" if spelling[-1].isalpha() and spelling.isascii() else "")
         for spelling in sorted(_SPELLINGS, key=len, reverse=True)
     )
@@ -73,7 +73,7 @@ _UNIT = re.compile(
 )
 _LAST_UNIT = re.compile(rf"(?<=[\w)}}\]°])\s*(?:{_TEXT}\s*(?:\^\s*[23]|\^\s*\{{\s*-?[1-3]\s*\}})?|%|°(?:\s*[CF])?)$")
 
-# Words that may follow a number without changing it, each line one unit. Multipliers (million, dozen) are not among them.
+# Words that may follow a number without changing it, one unit a line. Multipliers (million, dozen) do change it.
 _UNITS = """
 mm millimeter millimeters millimetre millimetres
 cm centimeter centimeters centimetre centimetres
@@ -112,7 +112,7 @@ rad radian radians
 _UNIT_NAMES = {word: line.split()[0] for line in _UNITS.strip().splitlines() for word in line.split()}
 _UNIT_NAMES |= {"mph": "mile h", "kph": "km h", "per": ""}
 _UNIT_POWERS = {"sq": "2", "square": "2", "cubic": "3"}
-# A noun in \text after a number (`21\text{ dogs}`) names what was counted, unless it changes the number.
+# A noun in \text after a number (`21\text{ dogs}`) is a unit, unless it is one of these words, which change the number.
 _NOT_NOUNS = frozenset(
     """and or nor to of by plus minus times over base mod choose factorial pair pairs dozen dozens score gross hundred
     hundreds thousand thousands million millions billion billions trillion trillions kilo mega giga lakh crore half
@@ -123,21 +123,21 @@ _NOT_NOUNS = frozenset(
 
 
 class Number(NamedTuple):
-    """A rational number as it was written."""
+    """A rational number with its unit."""
 
     value: Fraction
-    unit: str  # in one spelling; "" for none
+    unit: str  # canonical name; "" for none
 
 
-def spelled(answer: str) -> str:
-    r"""The answer in one spelling, without idle spaces around it; `\text{ or }` becomes ` or `."""
-    # In a matrix two backslashes end a row, and its distance from the next may follow.
+def canonical_latex(answer: str) -> str:
+    r"""The answer in canonical LaTeX, without surrounding spaces; `\text{ or }` becomes ` or `."""
+    # In a matrix two backslashes end a row; the distance to the next row may follow them.
     if "\\begin" not in answer:
         answer = _ESCAPED_COMMAND.sub(lambda _: "\\", answer)
     answer = _ROW_DISTANCE.sub(lambda _: r"\\ ", answer)
     text = _THOUSANDS.sub("", answer)
-    text = _SPELLING.sub(lambda found: _SPELLINGS.get(found.group(), found.group()), text)
-    text = _PRIMES.sub(lambda found: "'" * found.group().count("prime"), text)
+    text = _SPELLING.sub(lambda match: _SPELLINGS.get(match.group(), match.group()), text)
+    text = _PRIMES.sub(lambda match: "'" * match.group().count("prime"), text)
     text = _JOINED.sub(r" \1 ", text).replace(r"\sqrt{}{", r"\sqrt{").replace("**", "^")
     text = strip(text)
     whole = re.fullmatch(_TEXT, text)
@@ -145,7 +145,7 @@ def spelled(answer: str) -> str:
 
 
 def strip(text: str, brackets: str = "{") -> str:
-    """Text without surrounding space, final periods and outer brackets of the kinds that `brackets` opens."""
+    """Text without surrounding space, final periods and outer brackets; `brackets` holds the opening ones to remove."""
     partner = _partners(text)
     begin, end = 0, len(text)
     while True:
@@ -159,8 +159,8 @@ def strip(text: str, brackets: str = "{") -> str:
         begin, end = begin + 1, end - 1
 
 
-def peeled(text: str) -> str:
-    """Text without the parentheses that directly enclose parentheses: `((1, 2))` is `(1, 2)`."""
+def strip_parens(text: str) -> str:
+    """Text without parentheses that directly enclose parentheses: `((1, 2))` becomes `(1, 2)`."""
     if not text.startswith("(("):
         return text
     partner, depth = _partners(text), 0
@@ -172,28 +172,28 @@ def peeled(text: str) -> str:
 
 
 def encloses(text: str, begin: int = 0) -> bool:
-    """Whether the bracket at `begin` is closed by the last character, whatever the kinds: `[0, 1)`."""
+    """Whether the last character closes the bracket at `begin`. The two may be of different kinds: `[0, 1)`."""
     return _partners(text).get(begin) == len(text) - 1
 
 
 def _partners(text: str) -> dict[int, int]:
-    """Index of each opening bracket, of any kind, to that of the one that closes it, whatever its kind: `[0, 1)`."""
+    """Maps the index of each opening bracket to that of its closing bracket. The two may be of different kinds: `[0, 1)`."""
     partners, opened = {}, []
-    for found in re.finditer(r"[(){}\[\]]", text):
-        if found.group() in _CLOSES:
-            opened.append(found.start())
+    for bracket in re.finditer(r"[(){}\[\]]", text):
+        if bracket.group() in _CLOSES:
+            opened.append(bracket.start())
         elif opened:
-            partners[opened.pop()] = found.start()
+            partners[opened.pop()] = bracket.start()
     return partners
 
 
-def form(text: str) -> str:
-    """Text in one spelling: bare words, braced fractions and roots, single-letter exponents, no idle space."""
+def canonical_text(text: str) -> str:
+    r"""Text for comparison: words without `\text`, braced fractions and roots, bare one-character exponents, no extra space."""
     text = re.sub(_TEXT, r" \1 ", text)
     text = re.sub(r"\\frac\s*([0-9])\s*([0-9])(?![0-9])", r"\\frac{\1}{\2}", text)
     text = re.sub(r"\\sqrt\s*([0-9])(?![0-9])", r"\\sqrt{\1}", text)
     text = re.sub(r"([\^_])\{([A-Za-z0-9])\}", r"\1\2", text)
-    # A space between two letters or digits keeps them apart: `1 2` is not 12.
+    # A space between two letters or digits separates them: `1 2` is not 12.
     text = re.sub(r"(?<![A-Za-z0-9])\s+|\s+(?![A-Za-z0-9])", "", text)
     text = strip(re.sub(r"\s+", " ", text))
     choice = re.fullmatch(r"\(([A-Z])\)", text)
@@ -201,29 +201,26 @@ def form(text: str) -> str:
 
 
 def number(text: str) -> Number | None:
-    """The rational number that is all of a spelled text, with its unit or noun; None where the text is anything else.
+    """The rational number, with its unit or noun, that a text in canonical LaTeX consists of; None for any other text.
 
     Args:
       text: at most a few hundred digits.
     """
-    found = _NUMBER.match(text)
-    value = _fraction(found) if found else None
-    unit = _unit(text[found.end() :], has_nouns=True) if found else None
+    match = _NUMBER.match(text)
+    value = _fraction(match) if match else None
+    unit = _unit(text[match.end() :], allow_nouns=True) if match else None
     return None if value is None or unit is None else Number(value, unit)
 
 
 def without_unit(text: str) -> tuple[str, str]:
-    r"""A spelled text without the unit it ends in (`\text{ cm}^2`, `%`, `°`), and that unit; "" for none."""
-    found = _LAST_UNIT.search(text)
-    unit = _unit(text[found.start() :], has_nouns=False) if found else None
-    return (text[: found.start()].strip(), unit) if found and unit else (text, "")
+    r"""A text in canonical LaTeX without the unit at its end (`\text{ cm}^2`, `%`, `°`), and that unit; "" for none."""
+    match = _LAST_UNIT.search(text)
+    unit = _unit(text[match.start() :], allow_nouns=False) if match else None
+    return (text[: match.start()].strip(), unit) if match and unit else (text, "")
 
 
 def _fraction(number: re.Match[str]) -> Fraction | None:
-    """The exact value of a match of _NUMBER, or None.
-
-    None stands for a zero denominator and for a whole number before an improper fraction.
-    """
+    """The exact value of a match of _NUMBER; None for a zero denominator, or an integer before an improper fraction."""
     parts = number.groupdict()
     if parts["repeating"]:
         fraction = _repeating(parts["repeating"], parts["period"])
@@ -250,7 +247,7 @@ def _fraction(number: re.Match[str]) -> Fraction | None:
 
 
 def decimal(text: str) -> Fraction:
-    """The exact value of a decimal numeral, `5.` and `.5` included; a sign and thousands separators are read."""
+    """The exact value of a decimal numeral with an optional sign and thousands separators; `5.` and `.5` are numerals too."""
     digits = re.sub(r"[,\s]", "", text)
     sign = -1 if digits.startswith("-") else 1
     whole, _, fraction = digits.lstrip("+-").partition(".")
@@ -262,24 +259,24 @@ def _repeating(before: str, period: str) -> Fraction:
     return decimal(before) + Fraction(int(period), (10 ** len(period) - 1) * 10**places)
 
 
-def _unit(rest: str, *, has_nouns: bool) -> str | None:
-    """The unit (with `has_nouns`, or noun) that is all of `rest`, "" where rest is blank, None where it is something else."""
+def _unit(rest: str, *, allow_nouns: bool) -> str | None:
+    """The unit, or with `allow_nouns` the noun, that `rest` consists of; "" for a blank rest, None for any other text."""
     if not rest.strip():
         return ""
-    found = _UNIT.fullmatch(strip(rest))
-    if found is None:
+    match = _UNIT.fullmatch(strip(rest))
+    if match is None:
         return None
-    in_text, plain, symbol, power, braced_power = found.groups()
+    in_text, plain, symbol, power, braced_power = match.groups()
     words = re.findall(r"[^\s/.]+", (in_text or plain or symbol or "").lower())
     if symbol is None and not (words and all(word in _UNIT_NAMES or word in _UNIT_POWERS for word in words)):
-        is_noun = has_nouns and in_text and all(re.fullmatch("[a-z]{3,}", word) for word in words)
+        is_noun = allow_nouns and in_text and all(re.fullmatch("[a-z]{3,}", word) for word in words)
         if not is_noun or not _NOT_NOUNS.isdisjoint(words):
             return None
-    named, raised = [], ""
+    names, exponent = [], ""
     for word in words:
         if word in _UNIT_POWERS:
-            raised = _UNIT_POWERS[word]
+            exponent = _UNIT_POWERS[word]
         elif name := _UNIT_NAMES.get(word, word.removesuffix("s")):
-            named.append(name + raised)
-            raised = ""
-    return " ".join(named) + (power or braced_power or raised)
+            names.append(name + exponent)
+            exponent = ""
+    return " ".join(names) + (power or braced_power or exponent)

@@ -1,4 +1,4 @@
-"""Numbers with a bound on their error: exact rationals as long as they last, else floats or more digits."""
+"""Numbers with a bound on their error: exact rationals where possible, else floats or numbers of more digits."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ from collections.abc import Callable, Iterable
 from fractions import Fraction
 from typing import Any, NamedTuple
 
-MAX_DIGITS = 300  # of an exact numerator or denominator: a float can hold no more
-MAX_DEGREE = 100  # of a root
-MAX_POWER = 1000  # of what is not rational
+MAX_DIGITS = 300  # digits of an exact numerator or denominator; a float overflows beyond
+MAX_DEGREE = 100  # largest degree of a root
+MAX_POWER = 1000  # largest power of an inexact number
 MAX_FACTORIAL = 170
-MIN_POINTS = 3  # at which two functions must both have a value to be called the same
+MIN_POINTS = 3  # points at which two functions must both have a value to count as equal
 
 
 class Value(NamedTuple):
-    """A number, or a function's value at the chosen point. The two inexact parts are numbers of one `Field`."""
+    """A number, or a function's value at the chosen point. `near` and `error` are numbers of one `Field`."""
 
-    exact: Fraction | None  # None for what is not rational, or not known to be
-    near: Any  # complex
+    exact: Fraction | None  # None if the number is not known to be rational
+    near: Any  # complex; the best approximation
     error: Any  # real: |near - true value| is at most this
 
 
 class Field(NamedTuple):
-    """Numbers of limited precision: floats, or those of a library with more digits."""
+    """A number type of limited precision: floats, or a library's numbers of more digits."""
 
     epsilon: Any  # bound on the relative error of one operation
     number: Callable[[Fraction], Any]
     pi: Any
     e: Any
     i: Any
-    functions: dict[str, Callable[[Any], Any]]  # exp, log, sin, cos, tan, asin, acos, atan; of complex numbers
+    functions: dict[str, Callable[[Any], Any]]  # exp, log, sin, cos, tan, asin, acos, atan, for complex numbers
     is_finite: Callable[[Any], bool]
 
 
@@ -42,49 +42,50 @@ FLOATS = Field(
 
 
 class UnreadableError(Exception):
-    """The text, or what it would compute, is not arithmetic that is known here."""
+    """The text is not arithmetic that this reader knows, or its value is too large to compute."""
 
 
 def is_different(one: Value, other: Value) -> bool:
-    """Whether two values are surely not the same."""
+    """Whether two values are certainly different."""
     if one.exact is not None and other.exact is not None:
         return one.exact != other.exact
     return bool(abs(one.near - other.near) > 4 * (one.error + other.error))
 
 
 def difference(one: Value | None, other: Value | None, field: Field) -> Value | None:
-    """The first value less the second, None where one is not known."""
+    """The first value minus the second, None if one is unknown."""
     if one is None or other is None:
         return None
     calculator = Calculator(field)
-    return calculator.add(one, calculator.negative(other))
+    return calculator.add(one, calculator.negate(other))
 
 
 def ratio_sign(pairs: Iterable[tuple[Value | None, Value | None]], field: Field, *, share: Any) -> int | None:
-    """How two functions are in proportion, from their values at several points: the sign of their ratio.
+    """The sign of the constant ratio of two functions, judged by their values at several points.
 
     Args:
-      pairs: both values at each point, None where there is none.
-      share: the largest error, as a share of a value, with which products that are not different are the same.
+      pairs: both values at each point, None for an unknown value.
+      share: two cross products count as equal if they are not certainly different and their error is at most this share of
+        the larger one.
 
     Returns:
-      0 where they are surely in no proportion, 1 or -1 where they are at MIN_POINTS points or more; None where neither is
-      known, and of functions that do not vary.
+      0 if the ratio is certainly not constant; 1 or -1 if it is constant at MIN_POINTS points or more; None if neither is
+      known, or if neither function varies.
     """
     calculator = Calculator(field)
     known = [(one, other) for one, other in pairs if one is not None and other is not None]
     first = next(((one, other) for one, other in known if not (_may_be_zero(one) or _may_be_zero(other))), None)
     if first is None:
         return None
-    agreed = 0
+    num_equal = 0
     for one, other in known:
         left, right = calculator.multiply(one, first[1]), calculator.multiply(other, first[0])
         if is_different(left, right):
             return 0
-        agreed += left.error + right.error <= share * max(abs(left.near), abs(right.near))
+        num_equal += left.error + right.error <= share * max(abs(left.near), abs(right.near))
     ratio = first[0].near / first[1].near
     varies = any(is_different(one, first[0]) for one, _ in known)
-    if not varies or agreed < MIN_POINTS or agreed < len(known) or ratio.imag:
+    if not varies or num_equal < MIN_POINTS or num_equal < len(known) or ratio.imag:
         return None
     return 1 if ratio.real > 0 else -1
 
@@ -103,12 +104,12 @@ class Calculator:
             "\\sin": lambda at: self.apply(call["sin"], at),
             "\\cos": lambda at: self.apply(call["cos"], at),
             "\\tan": lambda at: self.apply(call["tan"], at),
-            "\\sec": lambda at: self.inverse(self.apply(call["cos"], at)),
-            "\\csc": lambda at: self.inverse(self.apply(call["sin"], at)),
-            "\\cot": lambda at: self.inverse(self.apply(call["tan"], at)),
-            "\\arcsin": lambda at: self.arc(call["asin"], at),
-            "\\arccos": lambda at: self.arc(call["acos"], at),
-            "\\arctan": lambda at: self.arc(call["atan"], at),
+            "\\sec": lambda at: self.invert(self.apply(call["cos"], at)),
+            "\\csc": lambda at: self.invert(self.apply(call["sin"], at)),
+            "\\cot": lambda at: self.invert(self.apply(call["tan"], at)),
+            "\\arcsin": lambda at: self.inverse_trigonometric(call["asin"], at),
+            "\\arccos": lambda at: self.inverse_trigonometric(call["acos"], at),
+            "\\arctan": lambda at: self.inverse_trigonometric(call["atan"], at),
             "\\exp": lambda at: self.apply(call["exp"], at),
             "\\ln": self.logarithm,
         }
@@ -121,14 +122,14 @@ class Calculator:
         return Value(exact, near, abs(near) * self.field.epsilon)
 
     def inexact(self, near: Any, error: Any = 0) -> Value:
-        """A number that is not known to be rational, after one more rounding."""
+        """A number that is not known to be rational; adds the error of one rounding."""
         return Value(None, near, error + abs(near) * self.field.epsilon)
 
     def add(self, one: Value, other: Value) -> Value:
         """The sum of two values."""
         if one.exact is not None and other.exact is not None:
             return self.rational(one.exact + other.exact)
-        # The rounding of a sum is that of its terms, which may cancel.
+        # Rounding is relative to the terms, not to their sum: they may cancel.
         size = abs(one.near) + abs(other.near)
         return Value(None, one.near + other.near, one.error + other.error + size * self.field.epsilon)
 
@@ -139,12 +140,12 @@ class Calculator:
         error = abs(one.near) * other.error + abs(other.near) * one.error + one.error * other.error
         return self.inexact(one.near * other.near, error)
 
-    def negative(self, one: Value) -> Value:
+    def negate(self, one: Value) -> Value:
         """The value with its sign changed."""
         return Value(None if one.exact is None else -one.exact, -one.near, one.error)
 
-    def inverse(self, one: Value) -> Value:
-        """One over the value, which must be surely not zero."""
+    def invert(self, one: Value) -> Value:
+        """One over the value, which must be certainly nonzero."""
         if one.exact is not None:
             return self.rational(1 / one.exact)
         size = abs(one.near)
@@ -153,18 +154,18 @@ class Calculator:
         return self.inexact(1 / one.near, 2 * one.error / size**2)
 
     def power(self, base: Value, exponent: Value) -> Value:
-        """A real power: of a negative base only a whole one."""
+        """A real power; a negative base takes an integer exponent only."""
         if exponent.exact is not None and exponent.exact.denominator == 1:
-            return self.whole_power(base, int(exponent.exact))
+            return self.integer_power(base, int(exponent.exact))
         if exponent.exact is not None and 1 < exponent.exact.denominator <= MAX_DEGREE:
             root = self.root(base, exponent.exact.denominator)
-            return self.whole_power(root, exponent.exact.numerator)
+            return self.integer_power(root, exponent.exact.numerator)
         if base.near.imag or base.near.real <= 2 * base.error:
             raise UnreadableError
         return self.apply(self.field.functions["exp"], self.multiply(exponent, self.logarithm(base)))
 
-    def whole_power(self, base: Value, times: int) -> Value:
-        """A whole power, by repeated squaring."""
+    def integer_power(self, base: Value, times: int) -> Value:
+        """An integer power, by repeated squaring."""
         if base.exact is not None:
             bits = max(base.exact.numerator.bit_length(), base.exact.denominator.bit_length())
             if bits * abs(times) > 3.33 * MAX_DIGITS:
@@ -172,7 +173,7 @@ class Calculator:
             return self.rational(base.exact**times)
         if abs(times) > MAX_POWER:
             raise UnreadableError
-        base = base if times >= 0 else self.inverse(base)
+        base = base if times >= 0 else self.invert(base)
         result, times = self.rational(Fraction(1)), abs(times)
         while times:
             if times % 2:
@@ -181,19 +182,19 @@ class Calculator:
         return result
 
     def apply(self, function: Callable[[Any], Any], at: Value) -> Value:
-        """A smooth function of a value; the error is what a step of the argument's own error changes, twice over."""
+        """A smooth function of a value. Its error is twice the change over a step as large as the argument's error."""
         near = function(at.near)
         step = max(at.error, abs(at.near) * self.field.epsilon)
         change = max(abs(function(at.near + step) - near), abs(function(at.near - step) - near))
         return self.inexact(near, 2 * change)
 
-    def unknown(self, phase: Fraction, at: Value) -> Value:
-        """The value of a function of which only the name is known, which has made the phase."""
+    def unknown_function(self, phase: Fraction, at: Value) -> Value:
+        """The value of a function known only by name; `phase` is a number derived from the name."""
         shift = self.inexact(self.field.number(phase))
         cosine = self.apply(self.field.functions["cos"], self.add(at, shift))
         return self.add(self.rational(Fraction(2)), cosine)
 
-    def arc(self, function: Callable[[Any], Any], at: Value) -> Value:
+    def inverse_trigonometric(self, function: Callable[[Any], Any], at: Value) -> Value:
         """An inverse trigonometric function, where it is real."""
         if at.near.imag:
             raise UnreadableError
@@ -203,11 +204,11 @@ class Calculator:
         return result
 
     def root(self, at: Value, degree: int) -> Value:
-        """The real root of what is not negative."""
+        """The real root of a nonnegative number."""
         if at.near.imag or at.near.real < 0 or not 1 <= degree <= MAX_DEGREE:
             raise UnreadableError
         if at.exact is not None:
-            top, bottom = (_whole_root(part, degree) for part in (at.exact.numerator, at.exact.denominator))
+            top, bottom = (_integer_root(part, degree) for part in (at.exact.numerator, at.exact.denominator))
             if top is not None and bottom is not None:
                 return self.rational(Fraction(top, bottom))
         elif at.near.real <= 2 * at.error:
@@ -216,7 +217,7 @@ class Calculator:
         return self.inexact(near, 2 * near * (at.error / abs(at.near) + self.field.epsilon))
 
     def logarithm(self, at: Value) -> Value:
-        """The natural logarithm of what is surely positive."""
+        """The natural logarithm of a certainly positive number."""
         if at.near.imag or at.near.real <= 2 * at.error:
             raise UnreadableError
         return self.apply(self.field.functions["log"], at)
@@ -225,8 +226,8 @@ class Calculator:
         """The absolute value."""
         return Value(None if at.exact is None else abs(at.exact), abs(at.near), at.error)
 
-    def whole(self, at: Value, function: Callable[[Any], int]) -> Value:
-        """The floor or the ceiling, where the error leaves one answer."""
+    def round_to_integer(self, at: Value, function: Callable[[Any], int]) -> Value:
+        """The floor or the ceiling, as `function` says, if it is the same over the whole error interval."""
         if at.exact is not None:
             return self.rational(Fraction(function(at.exact)))
         lower, upper = function(at.near.real - at.error), function(at.near.real + at.error)
@@ -248,8 +249,8 @@ class Calculator:
         return self.rational(Fraction(math.comb(int(n), int(k))))
 
 
-def _whole_root(number: int, degree: int) -> int | None:
-    """The exact root of an integer, or None."""
+def _integer_root(number: int, degree: int) -> int | None:
+    """The exact integer root of an integer, or None."""
     try:
         root = round(number ** (1 / degree))
     except OverflowError:

@@ -89,7 +89,7 @@ def run(
     texts = prompts.decode(policy.tokenizer, [response.tokens for response in responses])
     answers = [benchmark.prompts.answers[response.prompt] for response in responses]
     verdicts = grader.score(texts, answers, prompt_opens_think=benchmark.prompt_opens_think)
-    verifier.check_failures(verdicts.kind, most=config.verifier.max_failed_share)
+    verifier.check_failures(verdicts.kind, max_share=config.verifier.max_failed_share)
     graded = _graded(responses, verdicts, settings.samples_per_prompt)
     return Result(benchmark.name, graded, intervals.estimates(graded), tuple(texts))
 

@@ -1,1 +1,1 @@
-"""Runs one function on untrusted text in worker processes, each limited in CPU time, memory and system calls, and killable."""
+"""Runs a function on untrusted text in killable worker processes with limits on CPU time, memory and system calls."""

@@ -1,8 +1,8 @@
-"""What a process that grades model text is kept from: more memory, files, other processes, the network, evaluation.
+"""Confines a process that grades model text: bounded memory, no writing, no other processes, no network, no evaluation.
 
-Three fences, each enough for most attacks: limits of the kernel (everywhere), a system call filter that takes no
-privilege (seccomp; Linux on x86-64 and arm64), and Python's audit hook, which cannot be removed again (everywhere).
-None of them can be lifted by the process they stand around. Standard library only.
+Three fences, each enough against most attacks: kernel limits (every platform), a system call filter that needs no privilege
+(seccomp; Linux on x86-64 and arm64), and Python's audit hook, which cannot be removed (every platform). The confined process
+cannot lift any of them. Standard library only.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import sys
 from types import FrameType
 from typing import Any
 
-MAX_FILES = 32  # open files; a task needs none but its two pipes and what an import reads
+MAX_FILES = 32  # open files; a task needs its two pipes and the files that an import reads
 
 _WRITE_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
-# Calls that reach the network, start or touch another process, or change a file: <asm/unistd.h> of each architecture.
+# Calls that use the network, start or affect another process, or change a file: <asm/unistd.h> of each architecture.
 _FORBIDDEN_CALLS = {
     # shmget, socket … listen, socketpair, clone, fork, vfork, execve, kill, truncate, rename … symlink, chmod … lchown,
     # ptrace, rt_sigqueueinfo, mknod, tkill, tgkill, mkdirat … fchmodat, unshare, rt_tgsigqueueinfo, renameat2, …
@@ -41,14 +41,14 @@ _OPEN_CALLS = {
     "aarch64": ((56, 2),),
 }  # (call, index of the argument that holds its flags)
 _AUDIT_ARCHITECTURE = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}  # <linux/audit.h>
-_X32_CALLS = 0x40000000  # x86-64 numbers its 32-bit calls from here: a second way to each of them
+_X32_CALLS = 0x40000000  # x86-64 numbers its x32 calls from here: a second way to make each call
 
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 1, 38, 22, 2  # <linux/prctl.h>
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06  # <linux/bpf_common.h>
-_ALLOW, _REFUSE = 0x7FFF0000, 0x00050000 | 1  # <linux/seccomp.h>: the second returns EPERM
+_ALLOW, _REFUSE = 0x7FFF0000, 0x00050000 | 1  # <linux/seccomp.h>: _REFUSE returns EPERM
 
-# SymPy writes the product of two monomials as source, from the number of their variables alone. Files of reasoning-gym
-# evaluate what they have just written, to make a question; what they do with an answer, `procedural.gym` replaces.
+# SymPy generates source code for the product of two monomials, from the number of variables alone. These files of
+# reasoning-gym evaluate expressions that they generate for a question; `procedural.gym` replaces what they do with an answer.
 _COMPILING_FILES = (
     os.path.join("sympy", "polys", "monomials.py"),
     os.path.join("reasoning_gym", "code", "codeio.py"),
@@ -56,7 +56,7 @@ _COMPILING_FILES = (
     os.path.join("reasoning_gym", "arithmetic", "gsm_symbolic", "generators_00_49.py"),
     os.path.join("reasoning_gym", "arithmetic", "gsm_symbolic", "generators_50_99.py"),
 )
-# The one makes a tree, no code; the other writes a function from names that it has checked.
+# ast.parse builds a tree, not code; namedtuple generates a function from names that it has checked.
 _COMPILING_FUNCTIONS = (ast.parse.__code__, collections.namedtuple.__code__)
 
 _FORBIDDEN_EVENTS = (
@@ -68,14 +68,14 @@ _FORBIDDEN_EVENTS = (
 
 
 def confine(*, memory_bytes: int, may_compile: bool) -> None:
-    """Fences this process in, for good; call it in a process that has a single thread.
+    """Confines this process permanently; call it in a process with a single thread.
 
     Args:
-      memory_bytes: of address space in all, what is already taken included.
-      may_compile: let Python source be compiled, hence `eval` and `exec` be called, by a function of a user's. Never
-        for answers that we, or a library for us, compare.
+      memory_bytes: limit of the whole address space, including what the process already uses.
+      may_compile: allow Python source to be compiled, hence `eval` and `exec`, for a user's own function. Never for answers
+        that our code, or a library that it calls, compares.
     """
-    # What is loaded late would need ctypes, files or compilation.
+    # Load libc first: loading it later would need ctypes and files.
     libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
     if libc is not None:
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -86,8 +86,8 @@ def confine(*, memory_bytes: int, may_compile: bool) -> None:
         (resource.RLIMIT_NPROC, 0),
         (resource.RLIMIT_NOFILE, MAX_FILES),
     ):
-        _, most = resource.getrlimit(limit)
-        value = value if most == resource.RLIM_INFINITY else min(value, most)
+        _, hard_limit = resource.getrlimit(limit)
+        value = value if hard_limit == resource.RLIM_INFINITY else min(value, hard_limit)
         resource.setrlimit(limit, (value, value))
     if libc is not None:
         _filter_calls(libc)
@@ -95,7 +95,7 @@ def confine(*, memory_bytes: int, may_compile: bool) -> None:
 
 
 def has_call_filter() -> bool:
-    """Whether this system has the kernel's fence, not only Python's."""
+    """Whether this system has the system call filter, not only Python's audit hook."""
     return sys.platform == "linux" and sys.byteorder == "little" and platform.machine() in _AUDIT_ARCHITECTURE
 
 
@@ -117,10 +117,10 @@ def _filter_calls(libc: ctypes.CDLL) -> None:
     class Program(ctypes.Structure):
         _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_void_p))
 
-    described = Program(len(program), ctypes.addressof(buffer))
-    # Without this bit a process that has no privilege may not set a filter.
+    filter_program = Program(len(program), ctypes.addressof(buffer))
+    # Without this bit an unprivileged process may not set a filter.
     if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) or libc.prctl(
-        _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(described), 0, 0
+        _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(filter_program), 0, 0
     ):
         raise OSError(ctypes.get_errno(), "this kernel refuses a system call filter (seccomp)")
 
@@ -142,13 +142,13 @@ def _program(machine: str) -> list[tuple[int, int, int, int]]:
 def _hook(may_compile: bool) -> Any:
     def refuse(event: str, arguments: tuple[Any, ...]) -> None:
         if event == "open":
-            # Arguments are path, mode and flags.
+            # The arguments are path, mode and flags.
             if isinstance(arguments[2], int) and arguments[2] & _WRITE_FLAGS:
                 raise PermissionError("a grading process may not write files")
         elif event == "compile":
-            # What an import compiles names its file; a source that came as text has a name in angle brackets.
-            is_text = not isinstance(arguments[1], str) or arguments[1].startswith("<")
-            if is_text and not may_compile and not _is_library(sys._getframe(1)):
+            # An import compiles under its file's name; source from a string has a name in angle brackets.
+            is_string = not isinstance(arguments[1], str) or arguments[1].startswith("<")
+            if is_string and not may_compile and not _is_library(sys._getframe(1)):
                 raise PermissionError("a grading process may not compile text")
         elif event.startswith(_FORBIDDEN_EVENTS):
             raise PermissionError(f"a grading process may not do this: {event}")
@@ -157,7 +157,7 @@ def _hook(may_compile: bool) -> Any:
 
 
 def _is_library(caller: FrameType) -> bool:
-    """Whether what `caller` compiles is a library's own source: while it is imported, or in what is named above."""
+    """Whether `caller` compiles a library's own source: during its import, or in a file or function listed above."""
     if caller.f_code in _COMPILING_FUNCTIONS or caller.f_code.co_filename.endswith(_COMPILING_FILES):
         return True
     frame: FrameType | None = caller

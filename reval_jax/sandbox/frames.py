@@ -1,7 +1,7 @@
-"""Messages over pipes between the trainer, a worker and its child: a length of four bytes, then JSON.
+"""Messages over pipes between the trainer, a worker and its child: four bytes for the length, then JSON.
 
-Either side may die or be hostile: a reader bounds what it takes, and waits no longer than its deadline. Texts may hold
-lone surrogates: JSON escapes them.
+The other side may die or be hostile, so a reader bounds the size of a message and waits no longer than its deadline. JSON
+escapes lone surrogates in texts.
 """
 
 from __future__ import annotations
@@ -13,32 +13,32 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-MAX_REPLY = 1 << 16  # bytes of an answer from below
+MAX_REPLY = 1 << 16  # bytes of a reply from a worker or child
 _HEADER = 4
 
 
 def encode(content: Any) -> bytes:
-    """The message."""
+    """The encoded message."""
     body = json.dumps(content).encode("ascii")
     return len(body).to_bytes(_HEADER, "big") + body
 
 
 def decode(buffer: bytes, *, max_bytes: int = MAX_REPLY) -> Any | None:
-    """The content of the one message in `buffer`, None where it is not all there yet.
+    """The content of the message in `buffer`; None while it is incomplete.
 
     Raises:
-      ValueError: it is longer than `max_bytes`, goes on behind its end, or is not JSON.
+      ValueError: the message is longer than `max_bytes`, has bytes after its end, or is not JSON.
     """
     if len(buffer) < _HEADER:
         return None
     length = int.from_bytes(buffer[:_HEADER], "big")
     if length > max_bytes or len(buffer) > _HEADER + length:
-        raise ValueError("a message is longer than it may be")
+        raise ValueError("a message is longer than allowed")
     return json.loads(buffer[_HEADER:]) if len(buffer) == _HEADER + length else None
 
 
 def read(descriptor: int) -> Any | None:
-    """The next message, waiting as long as it takes, None where the other side has closed; for messages from above."""
+    """The next message from the trusted side, without a deadline; None if that side has closed its end."""
     header = _read_exactly(descriptor, _HEADER)
     body = _read_exactly(descriptor, int.from_bytes(header, "big")) if header else None
     return json.loads(body) if body else None
@@ -56,38 +56,38 @@ def _read_exactly(descriptor: int, size: int) -> bytes | None:
 
 
 def write(descriptor: int, message: bytes) -> None:
-    """Writes an encoded message; raises BrokenPipeError where nobody reads any more."""
+    """Writes an encoded message; raises BrokenPipeError if the reader has closed its end."""
     view = memoryview(message)
     while view:
         view = view[os.write(descriptor, view) :]
 
 
 class ClosedError(Exception):
-    """The other side has closed its end before it answered."""
+    """The other side closed its end before it replied."""
 
 
 def exchange(
-    writer: int, reader: int, message: bytes, *, wall_limit: float, may_go_on: Callable[[], bool], owner: int
+    writer: int, reader: int, message: bytes, *, wall_limit: float, may_extend: Callable[[], bool], owner: int
 ) -> Any:
-    """The answer to an encoded message.
+    """Sends an encoded message and returns the reply.
 
     Args:
-      writer, reader: descriptors of the other side, which do not block.
-      wall_limit: seconds to wait for a whole answer.
-      may_go_on: asked whenever they have passed, whether to wait as long again.
-      owner: descriptor of who asked; when it hangs up nobody needs the answer.
+      writer, reader: non-blocking descriptors to and from the other side.
+      wall_limit: seconds to wait for the whole reply.
+      may_extend: called when they have passed; True waits as long again.
+      owner: descriptor to the process that needs the reply; if it hangs up, the exchange is aborted.
 
     Raises:
-      TimeoutError: no whole answer in time.
+      TimeoutError: no complete reply in time.
       ClosedError: the other side closed its end.
-      ConnectionAbortedError: the owner has hung up.
-      ValueError: the answer is malformed.
+      ConnectionAbortedError: the owner hung up.
+      ValueError: the reply is malformed.
     """
     poll = select.poll()
     poll.register(reader, select.POLLIN)
     poll.register(writer, select.POLLOUT)
-    poll.register(owner, 0)  # a hang-up is reported unasked
-    view, answer = memoryview(message), b""
+    poll.register(owner, 0)  # poll always reports a hang-up
+    view, reply = memoryview(message), b""
     deadline = time.monotonic() + wall_limit
     while True:
         remaining = deadline - time.monotonic()
@@ -98,8 +98,8 @@ def exchange(
             piece = os.read(reader, MAX_REPLY)
             if not piece:
                 raise ClosedError
-            answer += piece
-            content = decode(answer)
+            reply += piece
+            content = decode(reply)
             if content is not None:
                 return content
         elif writer in ready:
@@ -110,6 +110,6 @@ def exchange(
             if not view:
                 poll.unregister(writer)
         elif remaining <= 0:
-            if not may_go_on():
+            if not may_extend():
                 raise TimeoutError
             deadline += wall_limit

@@ -1,7 +1,7 @@
-"""A pool of killable worker processes, each calling one function on untrusted texts; see `worker` for what runs in them.
+"""A pool of killable worker processes that call one function on untrusted texts; `worker` runs inside them.
 
-Started with a clean slate: another interpreter, not a fork of this one (whose threads a fork would lose), an environment
-of a few words, no open files, an empty directory, a session of its own.
+A worker starts clean: a new interpreter, not a fork of this one (a fork would lose its threads), an environment of a few
+variables, no open files, an empty directory and its own session.
 """
 
 from __future__ import annotations
@@ -23,42 +23,42 @@ from typing import Any, NamedTuple
 
 from reval_jax.sandbox import frames, worker
 
-START_SECONDS = 300.0  # a worker has to import its function; on a busy machine sympy takes a while
-RESCUE_SECONDS = 10.0  # beyond all the wall limits that the worker itself keeps, in two attempts
+START_SECONDS = 300.0  # time to import the function; on a busy machine importing SymPy is slow
+RESCUE_SECONDS = 10.0  # after the longest time that a worker itself can take, with two attempts
 
 _PROGRAM = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from reval_jax.sandbox import worker; worker.main()"
 )
 
 
-class Outcome(NamedTuple):
-    """What became of one task."""
+class TaskOutcome(NamedTuple):
+    """The outcome of one task."""
 
     kind: str  # done, limit, timeout or crash
-    value: bool | float | str | None  # the function's result where it is done
-    message: str  # why it is not done, for a person
+    value: bool | float | str | None  # the function's result if the kind is done
+    message: str  # the reason of another kind, for a person
     seconds: float  # from dispatch to reply; varies from run to run
 
 
 class RefusedError(Exception):
-    """A worker could not load the function; says why."""
+    """A worker cannot load the function or confine a child; the message gives the reason."""
 
 
 class Pool:
-    """Workers that call one function; a context manager. No process is started before there is a task."""
+    """Workers that call one function; a context manager. The first task starts the first process."""
 
-    def __init__(self, settings: worker.Settings, *, num_workers: int, path: Sequence[Path] = ()) -> None:
+    def __init__(self, settings: worker.WorkerSettings, *, num_workers: int, path: Sequence[Path] = ()) -> None:
         """A pool of at most `num_workers` workers.
 
         Args:
-          path: directories the function is looked for in, before those of this process.
+          path: directories to search for the function, before those of this process.
         """
         self._settings, self._num_workers = settings, num_workers
         root = Path(__file__).resolve().parents[2]
         self._path = [str(entry.resolve()) for entry in (*path, root, *map(Path, sys.path))]
-        self._workers: list[_Worker] = []
-        self.peak_bytes = 0  # resident memory of the largest process a task has run in so far
-        self.num_replaced = 0  # workers that had to be started again
+        self._workers: list[_WorkerProcess] = []
+        self.peak_bytes = 0  # peak resident memory of the largest process that has run a task
+        self.num_replaced = 0  # workers that died and were replaced
 
     def __enter__(self) -> Pool:
         return self
@@ -68,26 +68,26 @@ class Pool:
 
     @property
     def capacity(self) -> int:
-        """Workers that are alive."""
+        """Number of live workers."""
         return sum(each.is_alive() for each in self._workers)
 
     def start(self, num_workers: int = 1) -> None:
-        """Starts workers up to this number, and waits until they can take tasks.
+        """Starts workers up to this number, and waits until they are ready.
 
         Raises:
           RefusedError: the function can't be loaded.
         """
         try:
             while len(self._workers) < min(num_workers, self._num_workers):
-                self._workers.append(_Worker(self._settings, self._path))
+                self._workers.append(_WorkerProcess(self._settings, self._path))
             for each in self._workers:
                 each.wait_until_ready()
         except BaseException:
             self.close()
             raise
 
-    def run(self, tasks: Sequence[Sequence[str]]) -> list[Outcome]:
-        """The outcome of each task, a tuple of the function's arguments, in the order of the tasks.
+    def run(self, tasks: Sequence[Sequence[str]]) -> list[TaskOutcome]:
+        """The outcome of each task, in order. A task is the sequence of the function's arguments.
 
         Raises:
           RefusedError: the function can't be loaded.
@@ -98,16 +98,16 @@ class Pool:
         try:
             return self._run(tasks)
         except BaseException:
-            # Replies to what was dispatched would be taken for replies to the next tasks.
+            # Late replies to these tasks would be taken for replies to the next ones.
             self.close()
             raise
 
-    def _run(self, tasks: Sequence[Sequence[str]]) -> list[Outcome]:
-        outcomes: list[Outcome | None] = [None] * len(tasks)
-        has_died = [False] * len(tasks)  # a worker at this task: one may die of what happens on the machine, not two
+    def _run(self, tasks: Sequence[Sequence[str]]) -> list[TaskOutcome]:
+        outcomes: list[TaskOutcome | None] = [None] * len(tasks)
+        has_died = [False] * len(tasks)  # whether a worker has died at the task: one may die by chance, two do not
         waiting = collections.deque(range(len(tasks)))
 
-        def dispatch(each: _Worker) -> None:
+        def dispatch(each: _WorkerProcess) -> None:
             if waiting:
                 index = waiting.popleft()
                 each.send(list(tasks[index]))
@@ -120,7 +120,7 @@ class Pool:
                 ready = {key.fileobj for key, _ in selector.select(timeout=1.0)}
                 for key in list(selector.get_map().values()):
                     index, each = key.data
-                    outcome = each.receive() if key.fileobj in ready else each.overdue()
+                    outcome = each.receive() if key.fileobj in ready else each.kill_if_overdue()
                     if outcome is None:
                         continue
                     selector.unregister(key.fileobj)
@@ -132,31 +132,31 @@ class Pool:
                     dispatch(each if each.is_alive() else self._replace(each))
         return [outcome for outcome in outcomes if outcome is not None]
 
-    def _replace(self, dead: _Worker) -> _Worker:
+    def _replace(self, dead: _WorkerProcess) -> _WorkerProcess:
         dead.close()
-        fresh = _Worker(self._settings, self._path)
-        self._workers[self._workers.index(dead)] = fresh
+        replacement = _WorkerProcess(self._settings, self._path)
+        self._workers[self._workers.index(dead)] = replacement
         self.num_replaced += 1
-        fresh.wait_until_ready()
-        return fresh
+        replacement.wait_until_ready()
+        return replacement
 
     def close(self) -> None:
-        """Ends every worker; the next task starts new ones."""
+        """Ends all workers; the next task starts new ones."""
         while self._workers:
             self._workers.pop().close()
 
 
-class _Worker:
-    """This side of one worker process."""
+class _WorkerProcess:
+    """The trainer's side of one worker process."""
 
-    def __init__(self, settings: worker.Settings, path: list[str]) -> None:
-        self._settings, self._is_ready, self._answer = settings, False, b""
+    def __init__(self, settings: worker.WorkerSettings, path: list[str]) -> None:
+        self._settings, self._is_ready, self._reply = settings, False, b""
         self.peak_bytes = 0
         self._directory = tempfile.TemporaryDirectory(prefix="reval_worker_", ignore_cleanup_errors=True)
-        # The file is outside of the directory that the worker starts in, which is empty.
+        # Outside the directory that the worker starts in, which has to be empty.
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # closed in `close`
-        self._process = subprocess.Popen(  # noqa: S603  # this interpreter, on a program above
-            # -s and -P: neither a user's own packages nor the directory it starts in. Not -I, which would forbid the seed.
+        self._process = subprocess.Popen(  # noqa: S603  # this interpreter, on _PROGRAM
+            # -s and -P exclude the user's site packages and the start directory. -I would also ignore the hash seed.
             [sys.executable, "-s", "-P", "-c", _PROGRAM, json.dumps(path)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -171,7 +171,7 @@ class _Worker:
         self._write(settings._asdict())
 
     def wait_until_ready(self) -> None:
-        """Returns when the worker can take tasks.
+        """Returns when the worker is ready for tasks.
 
         Raises:
           RefusedError: it can't load the function, or does not start.
@@ -186,9 +186,9 @@ class _Worker:
                 piece = os.read(self.replies, frames.MAX_REPLY)
                 if not piece:
                     break
-                self._answer += piece
-                reply = frames.decode(self._answer)
-        self._answer = b""
+                self._reply += piece
+                reply = frames.decode(self._reply)
+        self._reply = b""
         if reply is None:
             self._errors.seek(0)
             lines = self._errors.read().decode(errors="replace").strip().splitlines()
@@ -198,35 +198,35 @@ class _Worker:
         self._is_ready = True
 
     def send(self, arguments: list[str]) -> None:
-        """Hands a task over."""
-        self._answer, self._sent = b"", time.monotonic()
+        """Sends a task."""
+        self._reply, self._sent = b"", time.monotonic()
         self._write(arguments)
 
     def _write(self, content: Any) -> None:
-        # A worker that has died is noticed by its hanging up, in `receive`.
+        # `receive` notices that a worker has died, because its pipe closes.
         with contextlib.suppress(BrokenPipeError):
             frames.write(self._tasks, frames.encode(content))
 
-    def receive(self) -> Outcome | None:
-        """The outcome of the task, None where the reply is not all there yet."""
+    def receive(self) -> TaskOutcome | None:
+        """The outcome of the task; None while the reply is incomplete."""
         piece = os.read(self.replies, frames.MAX_REPLY)
         if not piece:
             self._kill()
-            return Outcome("crash", None, "the worker process has died", self._seconds())
-        self._answer += piece
-        reply = frames.decode(self._answer)
+            return TaskOutcome("crash", None, "the worker process has died", self._seconds())
+        self._reply += piece
+        reply = frames.decode(self._reply)
         if reply is None:
             return None
         self.peak_bytes = reply["peak"] * 1024
-        return Outcome(reply["kind"], reply.get("value"), reply.get("message", ""), self._seconds())
+        return TaskOutcome(reply["kind"], reply.get("value"), reply.get("message", ""), self._seconds())
 
-    def overdue(self) -> Outcome | None:
-        """The outcome `timeout`, the worker killed, if it should have replied long ago."""
+    def kill_if_overdue(self) -> TaskOutcome | None:
+        """Kills a worker that should have replied long ago, and returns the outcome `timeout`; None for any other worker."""
         longest = 2 * (1 + worker.MAX_RENEWALS) * self._settings.wall_limit
         if self._seconds() < longest + RESCUE_SECONDS:
             return None
         self._kill()
-        return Outcome("timeout", None, "the worker process did not answer", self._seconds())
+        return TaskOutcome("timeout", None, "the worker process did not answer", self._seconds())
 
     def _seconds(self) -> float:
         return time.monotonic() - self._sent
@@ -235,14 +235,14 @@ class _Worker:
         return self._process.poll() is None
 
     def _kill(self) -> None:
-        # The session is the worker's own: whatever it has started goes with it.
-        if self._process.returncode is None:  # once it has been waited for, its number may be another's
+        # The worker has its own session, so this kills its children too.
+        if self._process.returncode is None:  # a process that has been waited for may have passed its id to another
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
     def close(self) -> None:
-        """Ends the process and frees what it held."""
+        """Ends the process and frees its files."""
         if self.is_alive():
             self._kill()
         for stream in (self._process.stdin, self._process.stdout, self._errors):
@@ -252,13 +252,13 @@ class _Worker:
 
 
 def _environment() -> dict[str, str]:
-    """The few variables a Python process needs to compute the same thing every time."""
+    """The few environment variables that a Python process needs for reproducible results."""
     fixed = {
         "LC_ALL": "C.UTF-8",
-        "PYTHONHASHSEED": "0",  # the order of a set of symbols can change how far a simplification gets
-        "OPENBLAS_NUM_THREADS": "1",  # a thread could not be forked, and none is wanted
+        "PYTHONHASHSEED": "0",  # the order of a set of symbols can change the result of a simplification
+        "OPENBLAS_NUM_THREADS": "1",  # forking a process with threads is unsafe
         "OMP_NUM_THREADS": "1",
         "MKL_NUM_THREADS": "1",
     }
-    # Without it some builds of Python do not find their own library.
+    # Some builds of Python need it to load their own library.
     return fixed | {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}

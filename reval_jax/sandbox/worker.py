@@ -1,12 +1,12 @@
-"""A worker process: calls one function on texts that a model wrote, in a child that can be killed at any moment.
+"""A worker process: calls one function on model output, in a child that can be killed at any moment.
 
-The worker itself never sees an answer's meaning: it imports the function, warms it up, and forks a child that is fenced
-in (`confinement`) and does the calls. So a child is replaced in milliseconds, whatever happened to it, and each begins as
-the same process. It has no thread, so that forking it is safe. `pool` starts workers and talks to them.
+The worker itself never interprets an answer: it imports the function, warms it up, and forks a confined child
+(`confinement`) that makes the calls. So a child is replaced in milliseconds, whatever happened to it, and each child starts in
+the same state. The worker has no threads, so forking it is safe. `pool` starts workers and exchanges messages with them.
 
-Limits are kept by the kernel, not by Python, which cannot interrupt the product of two large integers: a child's own
-interval timer on CPU time kills it, and its address space is bounded. Both count what the child did, not how long it had
-to wait, so a loaded machine gives the same verdicts.
+The kernel enforces the limits, because Python cannot interrupt the product of two large integers: an interval timer on the
+child's CPU time kills it, and its address space is bounded. Both count what the child used, not how long it waited, so a loaded
+machine gives the same verdicts.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from typing import Any, NamedTuple
 from reval_jax.sandbox import confinement, frames
 
 CPU_SIGNALS = (signal.SIGPROF, signal.SIGXCPU)
-GROWTH_SHARE = 16  # a child that has kept more than this part of its memory limit is replaced
-MAX_RENEWALS = 9  # of the wall limit
-MIN_FREE = 32 << 20  # bytes that a task must have
-MAX_WORD = 50  # characters of a result that is a word
+GROWTH_SHARE = 16  # a child that has kept more than 1/16 of its memory limit is replaced
+MAX_RENEWALS = 9  # extensions of the wall limit
+MIN_FREE = 32 << 20  # bytes that must be free for a task
+MAX_WORD = 50  # characters of a result that is a string
 _MEMORY_REPLY = frames.encode({"kind": "limit", "message": "the memory limit was reached", "is_last": True})
 
 
-class Settings(NamedTuple):
-    """What a worker is told first; the units are config.Verifier's."""
+class WorkerSettings(NamedTuple):
+    """The first message to a worker."""
 
     target: str  # module:function
     may_compile: bool
@@ -43,62 +43,62 @@ class Settings(NamedTuple):
     wall_limit: float  # seconds
     memory_limit: int  # bytes
     tasks_per_child: int
-    warm_up: list[list[str]]  # arguments to call the function with before any child exists; ours, never a model's
+    warm_up: list[list[str]]  # arguments of calls before the first child exists; trusted, never model output
 
 
 class _Child(NamedTuple):
     pid: int
-    writer: int  # descriptors of this side
-    reader: int
+    writer: int  # descriptor to the child
+    reader: int  # descriptor from the child
 
 
 def main() -> None:
-    """Serves the process that started this one, until it hangs up."""
-    # The trainer ends this process by hanging up. What asks the trainer to stop may ask its whole group.
+    """Serves the trainer, which started this process, until it hangs up."""
+    # The trainer ends this process by hanging up. A signal to stop the trainer may reach its whole process group.
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(signum, signal.SIG_IGN)
-    for signum in CPU_SIGNALS:  # the default is to die; being ignored would be inherited
+    for signum in CPU_SIGNALS:  # set the default, to die: a process inherits ignored signals
         signal.signal(signum, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     requests, replies = os.dup(0), os.dup(1)
-    # A function that prints must not write into the protocol; errors go to a file of the pool's.
-    nowhere = os.open(os.devnull, os.O_RDWR)
-    os.dup2(nowhere, 0)
-    os.dup2(nowhere, 1)
+    # The function's output must not mix with the messages. Standard error goes to a file of the pool.
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+    os.dup2(null, 1)
     first = frames.read(requests)
     if first is not None:
         with contextlib.suppress(ConnectionAbortedError, BrokenPipeError):
-            _serve(Settings(**first), requests, replies)
-    # A trainer that was killed has not done it. Only the empty directory that it made for this process can go.
+            _serve(WorkerSettings(**first), requests, replies)
+    # A trainer that was killed leaves this process's directory behind. rmdir removes it only if it is empty.
     with contextlib.suppress(OSError):
         os.rmdir(os.getcwd())
 
 
-def _serve(settings: Settings, requests: int, replies: int) -> None:
-    """Loads the function, says whether that went well, and answers tasks until the trainer hangs up."""
+def _serve(settings: WorkerSettings, requests: int, replies: int) -> None:
+    """Loads the function, reports success or failure, and answers tasks until the trainer hangs up."""
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
     try:
-        function = find(settings.target)
-        # What these import and cache, no child has to.
+        function = load_function(settings.target)
+        # Children inherit what these calls import and cache.
         for arguments in settings.warm_up:
             function(*arguments)
     except Exception as error:
         frames.write(replies, frames.encode({"refused": _describe(error)}))
         return
-    # What exists by now is shared with every child: left alone, its pages are not copied.
+    # Children share these objects; frozen ones are not touched by the collector, so their pages are not copied.
     gc.collect()
     gc.freeze()
-    trouble = _trouble(settings)
-    frames.write(replies, frames.encode({"refused": trouble} if trouble else {"ready": True}))
-    _Worker(function, settings, requests, replies).serve()
+    problem = _confinement_problem(settings)
+    frames.write(replies, frames.encode({"refused": problem} if problem else {"ready": True}))
+    _TaskServer(function, settings, requests, replies).serve()
 
 
-def find(target: str) -> Callable[..., Any]:
+def load_function(target: str) -> Callable[..., Any]:
     """The function that `module:function` names.
 
     Raises:
-      Exception: whatever importing the module raises; AttributeError or TypeError where it has no such function.
+      Exception: any exception of the import; AttributeError or TypeError if the module has no such function.
     """
     module, _, name = target.partition(":")
     function: Any = importlib.import_module(module)
@@ -109,8 +109,8 @@ def find(target: str) -> Callable[..., Any]:
     return function
 
 
-def _trouble(settings: Settings) -> str | None:
-    """Why a child can't be fenced in, or has no memory left where it is; None where all is well."""
+def _confinement_problem(settings: WorkerSettings) -> str | None:
+    """Why a child cannot be confined, or has too little memory under its limit; None if there is no problem."""
     pid = os.fork()
     if pid == 0:
         code = 0
@@ -125,38 +125,38 @@ def _trouble(settings: Settings) -> str | None:
             os._exit(code)
     code = os.WEXITSTATUS(os.waitpid(pid, 0)[1])
     if code == 1:
-        return f"verifier.memory_limit is too small: {_address_space() >> 20} MiB are taken before the first answer"
-    return "a process cannot be fenced in here: this kernel refuses a limit or the system call filter" if code else None
+        return f"verifier.memory_limit is too small: {_address_space() >> 20} MiB are in use before the first answer"
+    return "a process cannot be confined here: this kernel refuses a limit or the system call filter" if code else None
 
 
-class _Worker:
-    """The process that forks; `serve` is its life."""
+class _TaskServer:
+    """The worker's loop: reads tasks, has a child run them, and replaces the child."""
 
-    def __init__(self, function: Callable[..., Any], settings: Settings, requests: int, replies: int) -> None:
+    def __init__(self, function: Callable[..., Any], settings: WorkerSettings, requests: int, replies: int) -> None:
         self._function, self._settings = function, settings
         self._requests, self._replies = requests, replies
         self._child: _Child | None = None
-        self._num_tasks = 0  # that the child has done
-        self._peak = 0  # KiB, the largest child so far
+        self._num_tasks = 0  # tasks that the child has run
+        self._peak = 0  # KiB; peak resident memory of the largest child
 
     def serve(self) -> None:
         while (arguments := frames.read(self._requests)) is not None:
-            frames.write(self._replies, frames.encode(self._answer(frames.encode(arguments))))
+            frames.write(self._replies, frames.encode(self._reply_to(frames.encode(arguments))))
         if self._child:
-            self._bury()
+            self._kill_child()
 
-    def _answer(self, message: bytes) -> dict[str, Any]:
-        """The reply to one task, whatever becomes of the child."""
+    def _reply_to(self, message: bytes) -> dict[str, Any]:
+        """The reply to one task, whatever happens to the child; a doubtful failure is tried once more."""
         reply, is_doubtful = self._try(message)
         if is_doubtful:
             reply, _ = self._try(message)
         return reply | {"peak": self._peak}
 
     def _try(self, message: bytes) -> tuple[dict[str, Any], bool]:
-        """The reply, and whether it may be owed to something else than the task.
+        """The reply, and whether something other than the task may have caused it.
 
-        What a child had kept from earlier tasks must not decide: only a fresh one may fail for want of memory. A child
-        that dies may have been chosen by a system that was short of memory.
+        Memory that a child kept from earlier tasks must not cause a failure, so only a fresh child may run out of memory. A
+        child that died may have been killed by a system short of memory.
         """
         is_fresh = self._num_tasks == 0
         child = self._child = self._child or self._fork()
@@ -167,28 +167,28 @@ class _Worker:
                 child.reader,
                 message,
                 wall_limit=self._settings.wall_limit,
-                may_go_on=_patience(child.pid),
+                may_extend=_extend_if_starved(child.pid),
                 owner=self._requests,
             )
         except TimeoutError:
-            self._bury()
+            self._kill_child()
             return {"kind": "timeout", "message": "the wall clock ran out"}, False
         except ConnectionAbortedError:
-            self._bury()
+            self._kill_child()
             raise
         except ValueError:
-            self._bury()
+            self._kill_child()
             return {"kind": "crash", "message": "the reply was malformed"}, True
         except frames.ClosedError:
-            ended = self._bury()
-            if ended in CPU_SIGNALS:
+            status = self._kill_child()
+            if status in CPU_SIGNALS:
                 return {"kind": "limit", "message": "the CPU time limit was reached"}, False
-            how = f"by signal {ended}" if ended > 0 else f"with exit status {-ended}"
+            how = f"by signal {status}" if status > 0 else f"with exit status {-status}"
             return {"kind": "crash", "message": f"the process ended {how}"}, True
         self._peak = max(self._peak, int(reply.pop("peak", 0)))
         is_last = bool(reply.pop("is_last"))
         if is_last or self._num_tasks >= self._settings.tasks_per_child:
-            self._bury()
+            self._kill_child()
         return reply, is_last and reply["kind"] == "limit" and not is_fresh
 
     def _fork(self) -> _Child:
@@ -198,21 +198,21 @@ class _Worker:
         pid = os.fork()
         if pid == 0:
             try:
-                _live(self._function, self._settings, task_reader, reply_writer)
+                _child_main(self._function, self._settings, task_reader, reply_writer)
             finally:
-                os._exit(70)  # never back into the worker's loop
+                os._exit(70)  # a child must never return to the worker's loop
         os.close(task_reader)
         os.close(reply_writer)
-        for mine in (task_writer, reply_reader):
-            os.set_blocking(mine, False)
+        for descriptor in (task_writer, reply_reader):
+            os.set_blocking(descriptor, False)
         return _Child(pid, task_writer, reply_reader)
 
-    def _bury(self) -> int:
-        """Ends the child, whatever it is doing: the signal that ended it, or minus its exit status."""
+    def _kill_child(self) -> int:
+        """Kills the child; returns the number of the signal that ended it, or minus its exit status."""
         child, self._child = self._child, None
         assert child is not None  # noqa: S101
         self._num_tasks = 0
-        os.kill(child.pid, signal.SIGKILL)  # without effect on one that is dead already
+        os.kill(child.pid, signal.SIGKILL)  # has no effect on a dead child
         _, status, used = os.wait4(child.pid, 0)
         self._peak = max(self._peak, used.ru_maxrss)
         os.close(child.writer)
@@ -220,32 +220,33 @@ class _Worker:
         return os.WTERMSIG(status) if os.WIFSIGNALED(status) else -os.WEXITSTATUS(status)
 
 
-def _patience(pid: int) -> Callable[[], bool]:
-    """Whether a process that has not answered is only waiting for a CPU: then its CPU time will end it, as on an idle machine.
+def _extend_if_starved(pid: int) -> Callable[[], bool]:
+    """A function that extends the wall limit while the child is runnable but starved of CPU.
 
-    Says so MAX_RENEWALS times at most: what knows of this could sleep and be awake whenever it is looked at.
+    So a busy machine gives the same verdicts: the child's CPU time limit will end it. It extends at most MAX_RENEWALS times,
+    since hostile code could sleep and be runnable at each check.
     """
-    left = MAX_RENEWALS
+    remaining = MAX_RENEWALS
 
-    def may_go_on() -> bool:
-        nonlocal left
-        left -= 1
+    def may_extend() -> bool:
+        nonlocal remaining
+        remaining -= 1
         try:
             with open(f"/proc/{pid}/stat", "rb") as file:
                 state = file.read().rpartition(b")")[2].split()[0]
         except OSError:  # no /proc: the wall clock decides
             return False
-        return left >= 0 and state in (b"R", b"D", b"T")  # waits for a CPU, for a page, to be continued
+        return remaining >= 0 and state in (b"R", b"D", b"T")  # runnable, waiting for a page, stopped
 
-    return may_go_on
+    return may_extend
 
 
-def _live(function: Callable[..., Any], settings: Settings, tasks: int, replies: int) -> None:
-    """A child's life: fenced in, then one call after another."""
-    nowhere = os.open(os.devnull, os.O_RDWR)
-    os.dup2(nowhere, 2)
+def _child_main(function: Callable[..., Any], settings: WorkerSettings, tasks: int, replies: int) -> None:
+    """The main function of a child: confines it, then calls the function for one task after another."""
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 2)
     keep = sorted((tasks, replies))
-    # The worker's own pipes are the trainer's: a child that wrote to them could forge any verdict.
+    # The inherited pipes lead to the trainer: a child that wrote to them could forge verdicts.
     os.closerange(3, keep[0])
     os.closerange(keep[0] + 1, keep[1])
     os.closerange(keep[1] + 1, keep[1] + 4096)
@@ -256,16 +257,16 @@ def _live(function: Callable[..., Any], settings: Settings, tasks: int, replies:
         frames.write(replies, message)
 
 
-def _call(function: Callable[..., Any], arguments: list[Any], settings: Settings, before: int) -> bytes:
+def _call(function: Callable[..., Any], arguments: list[Any], settings: WorkerSettings, before: int) -> bytes:
     """The encoded reply to one task."""
     signal.setitimer(signal.ITIMER_PROF, settings.cpu_limit)
     try:
-        reply = {"kind": "done", "value": _plain(function(*arguments))}
+        reply = {"kind": "done", "value": _to_json(function(*arguments))}
     except MemoryError:
         return _MEMORY_REPLY
     except RecursionError:
         reply = {"kind": "limit", "message": "the recursion limit was reached"}
-    except BaseException as error:  # whatever a function raises, SystemExit included, is its verdict
+    except BaseException as error:  # any exception, even SystemExit, is the verdict `crash`
         reply = {"kind": "crash", "message": _describe(error)}
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
@@ -274,12 +275,12 @@ def _call(function: Callable[..., Any], arguments: list[Any], settings: Settings
     return frames.encode({**reply, "peak": peak, "is_last": has_grown})
 
 
-def _plain(value: Any) -> bool | float | str:
-    """A function's result as JSON has it.
+def _to_json(value: Any) -> bool | float | str:
+    """A function's result as a JSON value.
 
     Raises:
-      TypeError: it is neither a number nor a word.
-      ValueError: it is not finite.
+      TypeError: the result is neither a number nor a short string.
+      ValueError: the result is not finite.
     """
     if isinstance(value, bool):
         return value
@@ -301,7 +302,7 @@ def _describe(error: BaseException) -> str:
 
 
 def _address_space() -> int:
-    """Bytes of this process's address space; 0 where the system does not say."""
+    """Bytes of this process's address space; 0 if the system does not report it."""
     try:
         with open("/proc/self/statm", "rb") as file:
             return int(file.read().split()[0]) * resource.getpagesize()

@@ -154,7 +154,7 @@ def _measure(
     sampling_policy = inference.ready(policy, any_config, prompt_tokens)
     results = {}
     for task, config in configs.items():
-        with verifier.Grader(config, say=console.say) as grader, console.working(f"measuring {task}") as report:
+        with verifier.Grader(config, log=console.say) as grader, console.working(f"measuring {task}") as report:
             results[task] = evaluate.run(
                 sampling_policy,
                 benchmarks[task],

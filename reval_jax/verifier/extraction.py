@@ -1,18 +1,19 @@
-r"""Where the answer stands in a response, and what a gold answer accepts. Scans are linear in the text."""
+r"""Extracts the answer from a response, and the accepted forms from a gold answer. Every scan is linear in the text."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import NamedTuple
 
 GOLD_SEPARATOR = " ||| "
-"""Stands between the accepted forms of one gold answer."""
+"""Separates the accepted forms of one gold answer."""
 
-# Two backslashes are let through, for responses that escape as in a string literal. Each alternative is bounded or
-# consumes what it scans, so the whole is linear.
+# Two backslashes are accepted too, for responses that escape as in a string literal. Each alternative is bounded or consumes
+# the text that it scans, so the search is linear.
 _BOX_OR_BRACE = re.compile(r"\\{1,2}boxed\s*\{|\\.|[{}]", re.DOTALL)
 
-# Between two boxes that are parts of one answer: delimiters of mathematics, a comma or a word, the next one's name.
+# The text between two boxes that are parts of one answer: math delimiters, a comma or a word, the name of the next part.
 _BETWEEN_PARTS = re.compile(
     r"(?:[\s$.]|\\[()\[\]])*(?:[,;]|(?:,?\s*(?:\\text\{\s*)?(?:and|or)\s*\}?))(?:[\s$]|\\[()\[\]])*"
     r"(?:[A-Za-z](?:_(?:[A-Za-z0-9]|\{[A-Za-z0-9]{1,3}\}))?(?:\([a-z]\))?\s*=\s*)?"
@@ -22,8 +23,8 @@ _BETWEEN_GOLD_PARTS = re.compile(
 )
 _MAX_BETWEEN = 70  # characters
 
-# A sign belongs to the number unless an operand stands before it: `2-3` begins with 2. A fraction is one number. More
-# groups of three than are counted here are too long an answer in any case, and would be scanned again from each of them.
+# A sign belongs to the number unless an operand precedes it: `2-3` begins with 2. A fraction is one number. A number with more
+# groups of three digits would be too long an answer anyway, and without a bound each group would be scanned repeatedly.
 _NUMBER = re.compile(
     r"(?:(?<![\w.)\]}])[+\-\u2212])?(?:"
     r"\\[dtc]?frac\{[+-]?[0-9]+\}\{[+-]?[0-9]+\}"
@@ -32,56 +33,83 @@ _NUMBER = re.compile(
 )
 
 
-class Found(NamedTuple):
-    """What a response was found to answer."""
+class Extraction(NamedTuple):
+    """The answer of a response, or why it has none."""
 
-    answer: str | None  # None where there is none
+    answer: str | None  # None if the response has no answer
     kind: str  # "" with an answer, else the verdict: unclosed_think, no_box or unparsed
     explanation: str  # one sentence for a person; "" with an answer
 
 
-def find(text: str, *, answer_format: str, prompt_opens_think: bool) -> Found:
-    r"""The answer of a response: what follows the last `</think>` counts, and of that the last balanced box.
+def extract(text: str, *, answer_format: str, prompt_opens_think: bool) -> Extraction:
+    r"""The answer in the text after the last `</think>`.
 
-    Boxes that only a comma, `and` or `or` keeps apart are one answer in parts. A box opened after the last one and
-    never closed withdraws it. "first_number" and "last_number" read a number instead: `1/2` is one, `2-3` are 2 and 3.
+    Args:
+      answer_format: a key of FORMATS.
     """
     closed, opened = text.rfind("</think>"), text.rfind("<think>")
     if opened > closed or (prompt_opens_think and closed < 0):
-        return Found(None, "unclosed_think", "the response never closes its <think>")
+        return Extraction(None, "unclosed_think", "the response never closes its <think>")
     final = text[closed + len("</think>") :] if closed >= 0 else text
-    if answer_format in ("first_number", "last_number"):
-        numbers = [found.group() for found in _NUMBER.finditer(final)]
-        if not numbers:
-            return Found(None, "unparsed", "the response holds no number")
-        return Found(numbers[0 if answer_format == "first_number" else -1], "", "")
-    boxes, is_open = box_spans(final)
+    return FORMATS[answer_format](final)
+
+
+def _extract_box(text: str) -> Extraction:
+    """The last balanced box, joined with the boxes before it that are parts of the same answer.
+
+    A later box that is never closed withdraws it.
+    """
+    boxes, is_open = box_spans(text)
     if is_open:
-        return Found(None, "no_box", "the last \\boxed{ of the response is never closed")
+        return Extraction(None, "no_box", "the last \\boxed{ of the response is never closed")
     if not boxes:
-        return Found(None, "no_box", "the response holds no \\boxed{...}")
-    return Found(_joined(final, boxes, _BETWEEN_PARTS), "", "")
+        return Extraction(None, "no_box", "the response holds no \\boxed{...}")
+    return Extraction(_join_parts(text, boxes, _BETWEEN_PARTS), "", "")
 
 
-def golds(answer: str) -> list[str]:
-    r"""The accepted forms of a gold answer: split at ` ||| ` and ` \text{ OR } `, each freed of its box.
+def _extract_first_number(text: str) -> Extraction:
+    return _extract_number(text, 0)
 
-    Some data sets keep the whole solution, in which several boxes may be parts of one answer.
+
+def _extract_last_number(text: str) -> Extraction:
+    return _extract_number(text, -1)
+
+
+def _extract_number(text: str, index: int) -> Extraction:
+    """The number at `index` of all numbers in the text: `1/2` is one number, `2-3` are 2 and 3."""
+    numbers = [match.group() for match in _NUMBER.finditer(text)]
+    if not numbers:
+        return Extraction(None, "unparsed", "the response holds no number")
+    return Extraction(numbers[index], "", "")
+
+
+FORMATS: dict[str, Callable[[str], Extraction]] = {
+    "boxed": _extract_box,
+    "first_number": _extract_first_number,
+    "last_number": _extract_last_number,
+}
+"""The function that extracts the answer, for each value of config.AnswerFormat."""
+
+
+def split_gold(answer: str) -> list[str]:
+    r"""The accepted forms of a gold answer: the parts between ` ||| ` or ` \text{ OR } `, each without its box.
+
+    Some data sets store the whole solution, in which several boxes may be parts of one answer.
     """
     forms = re.split(r" \|\|\| |\s*\\text\s*\{\s*OR\s*\}\s*", answer)
-    return [_unboxed(form) for form in forms]
+    return [_unbox(form) for form in forms]
 
 
-def _unboxed(gold: str) -> str:
+def _unbox(gold: str) -> str:
     boxes, is_open = box_spans(gold)
     if boxes and not is_open:
-        return _joined(gold, boxes, _BETWEEN_GOLD_PARTS)
+        return _join_parts(gold, boxes, _BETWEEN_GOLD_PARTS)
     begin = re.match(r"\s*\$*\\{1,2}boxed\s*\{", gold)
     return gold[begin.end() :] if begin and is_open and not boxes else gold
 
 
-def _joined(text: str, boxes: list[tuple[int, int]], between: re.Pattern[str]) -> str:
-    """Content of the last box, with those before it that are parts of the same answer."""
+def _join_parts(text: str, boxes: list[tuple[int, int]], between: re.Pattern[str]) -> str:
+    """Content of the last box, joined with the boxes before it that are parts of the same answer."""
     parts = [text[slice(*boxes[-1])]]
     for index in range(len(boxes) - 2, -1, -1):
         (begin, end), after = boxes[index], boxes[index + 1][0]
@@ -95,19 +123,19 @@ def _joined(text: str, boxes: list[tuple[int, int]], between: re.Pattern[str]) -
 
 
 def box_spans(text: str) -> tuple[list[tuple[int, int]], bool]:
-    """Spans of the contents of the outermost balanced boxes in order, and whether one opened after them stays open."""
-    braces: list[tuple[int, bool]] = []  # open braces: where the content begins, whether it is a box
+    """Content spans of the outermost balanced boxes, in order, and whether a later box is never closed."""
+    braces: list[tuple[int, bool]] = []  # open braces: start of the content, whether the brace opens a box
     boxes: list[tuple[int, int]] = []
-    for found in _BOX_OR_BRACE.finditer(text):
-        symbol = found.group()
+    for token in _BOX_OR_BRACE.finditer(text):
+        symbol = token.group()
         if symbol == "}":
             begin, is_box = braces.pop() if braces else (0, False)
             if is_box:
                 while boxes and boxes[-1][0] > begin:
                     boxes.pop()
-                boxes.append((begin, found.start()))
+                boxes.append((begin, token.start()))
         elif symbol[-1] == "{" and symbol != "\\{":
-            braces.append((found.end(), symbol != "{"))
+            braces.append((token.end(), symbol != "{"))
     last_open = max((begin for begin, is_box in braces if is_box), default=-1)
     is_open = last_open > (boxes[-1][0] if boxes else -1)
     return boxes, is_open

@@ -1,4 +1,4 @@
-"""Grades responses: exact comparison here, and whatever might run without end, or run the answer, in worker processes."""
+"""Grades responses: exact comparison in this process; algebra, checkers of other libraries and own rewards in workers."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from reval_jax import types
 from reval_jax.sandbox import pool, worker
 from reval_jax.verifier import checkers, extraction, grading
 
-if TYPE_CHECKING:  # a worker imports this file with its package, and has no use for pydantic
+if TYPE_CHECKING:  # at run time a worker imports this file, and does not need pydantic
     from reval_jax import config as config_lib
 
 FAILURES = ("limit", "timeout", "crash")
-"""Kinds of verdicts that say more about the grading than about the answer."""
+"""Verdicts for which grading itself failed."""
 
-MAX_WORKERS = 16  # that are started unasked: each has to import its libraries
+MAX_WORKERS = 16  # upper bound of the default; each worker imports its libraries
 
 _ALGEBRA = "reval_jax.equality.symbolic:compare"
 _LIBRARY = "reval_jax.procedural.gym:reasoning_gym_score"
 
-# Between them they import, compile and cache what an answer can need, so that no answer's CPU time pays for it.
+# Together they import, compile and cache all that an answer can need, so that none of it counts as an answer's CPU time.
 _WARM_UP = (
     ("\\frac{x}{2}+x^2", "x^2+0.5x"),
     ("\\sqrt{2}+\\sqrt{3}", "\\sqrt{5+2\\sqrt{6}}"),
@@ -45,42 +45,41 @@ _WARM_UP = (
 
 
 class UnreliableError(RuntimeError):
-    """The grading failed too often for its verdicts to be trained on, or can't be done at all."""
+    """Grading is impossible, or failed too often for its verdicts to be trained on."""
 
 
 class _Call(NamedTuple):
-    """A question that a worker has to answer."""
+    """One call of a function in a worker."""
 
-    target: str
+    target: str  # module:function
     arguments: tuple[str, ...]
 
 
-class _Open(NamedTuple):
-    """A grade that waits for calls."""
+class _PendingGrade(NamedTuple):
+    """A grade that depends on the outcomes of calls."""
 
-    grade: grading.Grade
+    grade: grading.Grade  # the final one if there are no calls
     calls: tuple[_Call, ...]
-    settle: Callable[[grading.Grade, Sequence[pool.Outcome]], grading.Grade]
+    settle: Callable[[grading.Grade, Sequence[pool.TaskOutcome]], grading.Grade]
 
 
 class Grader:
-    """Grades by the settings in `task` and `verifier`; a context manager, whose processes end with it.
+    """Grades by the settings in `task` and `verifier`. A context manager; leaving it ends its processes.
 
-    A process is started when the first answer needs one, and several answers at once keep as many of them busy as
-    `verifier.workers` allows. A verdict depends on the response and its gold answer, never on the other responses, their
-    order, or the number of processes.
+    The first answer that needs a worker starts one; several answers at once use up to `verifier.workers` processes. A verdict
+    depends on the response and its gold answer, never on the other responses, their order or the number of processes.
     """
 
-    def __init__(self, config: config_lib.Config, *, say: Callable[[str], None] | None = None) -> None:
-        """A grader that starts nothing yet.
+    def __init__(self, config: config_lib.Config, *, log: Callable[[str], None] | None = None) -> None:
+        """A grader without processes.
 
         Args:
-          say: takes the first message of a crash; standard error by default.
+          log: receives the first crash message; by default, print to standard error.
         """
         self._answer_format, self._settings = config.task.answer_format, config.verifier
-        self._say = say or (lambda text: print(text, file=sys.stderr, flush=True))
+        self._log = log or (lambda text: print(text, file=sys.stderr, flush=True))
         self._pools: dict[str, pool.Pool] = {}
-        self._has_said = False
+        self._has_logged = False
 
     def __enter__(self) -> Grader:
         return self
@@ -104,10 +103,10 @@ class Grader:
         """The verdicts of B responses, each against the gold answer at its own index.
 
         Args:
-          prompt_opens_think: the prompts have opened `<think>`, so a response without `</think>` is thinking to its end.
+          prompt_opens_think: the prompts end with an open `<think>`, so a response without `</think>` has no answer.
 
         Raises:
-          ValueError: another number of answers than of texts.
+          ValueError: the numbers of texts and answers differ.
           UnreliableError: a worker can't be started.
         """
         if len(texts) != len(answers):
@@ -119,73 +118,78 @@ class Grader:
     def grade(
         self, text: str, answer: str, *, extracted: bool = False, prompt_opens_think: bool = False
     ) -> grading.Grade:
-        """The grade of one response, or of an answer where `extracted`; see `score`."""
+        """The grade of one response or, with `extracted`, of one answer; see `score`."""
         return self.grades([(text, answer)], extracted=extracted, prompt_opens_think=prompt_opens_think)[0]
 
     def grades(
         self, pairs: Iterable[tuple[str, str]], *, extracted: bool = False, prompt_opens_think: bool = False
     ) -> list[grading.Grade]:
-        """The grades of pairs of a response and a gold answer, in their order; a pair that comes again is graded once."""
+        """The grades of (response, gold answer) pairs, in order; a repeated pair is graded once."""
         pairs = list(pairs)
-        opened = {
-            pair: self._guarded(*pair, extracted=extracted, prompt_opens_think=prompt_opens_think)
+        pending = {
+            pair: self._start_or_crash(*pair, extracted=extracted, prompt_opens_think=prompt_opens_think)
             for pair in dict.fromkeys(pairs)
         }
-        outcomes = self._outcomes(call for each in opened.values() for call in each.calls)
-        settled = {
+        outcomes = self._run_calls(call for each in pending.values() for call in each.calls)
+        final = {
             pair: each.settle(each.grade, [outcomes[call] for call in each.calls]) if each.calls else each.grade
-            for pair, each in opened.items()
+            for pair, each in pending.items()
         }
-        return [settled[pair] for pair in pairs]
+        return [final[pair] for pair in pairs]
 
-    def _guarded(self, text: str, answer: str, *, extracted: bool, prompt_opens_think: bool) -> _Open:
-        """`_open`, with `crash` for an error in it: a text that finds a fault of ours must not end the run."""
+    def _start_or_crash(self, text: str, answer: str, *, extracted: bool, prompt_opens_think: bool) -> _PendingGrade:
+        """`_start`, with the verdict `crash` for an error: a bug of ours that a text triggers must not end the run."""
         try:
-            return self._open(text, answer, extracted=extracted, prompt_opens_think=prompt_opens_think)
+            return self._start(text, answer, extracted=extracted, prompt_opens_think=prompt_opens_think)
         except Exception as error:
             message = f"{type(error).__name__}: {error}"[:500]
-            self._say_once(f"comparing a response with {answer[:100]!r}: {message}")
-            return _Open(grading.Grade(0.0, "crash", None, message), (), self._rewarded)
+            self._log_once(f"comparing a response with {answer[:100]!r}: {message}")
+            return _PendingGrade(grading.Grade(0.0, "crash", None, message), (), self._grade_reward)
 
-    def _say_once(self, message: str) -> None:
-        if not self._has_said:
-            self._has_said = True
-            self._say(f"verifier: a verdict is `crash` (said once): {message}")
+    def _log_once(self, message: str) -> None:
+        if not self._has_logged:
+            self._has_logged = True
+            self._log(f"verifier: a verdict is `crash` (only the first is reported): {message}")
 
-    def _open(self, text: str, answer: str, *, extracted: bool, prompt_opens_think: bool) -> _Open:
-        """What this process can say of a response, and what it has to ask."""
+    def _start(self, text: str, answer: str, *, extracted: bool, prompt_opens_think: bool) -> _PendingGrade:
+        """The grade as far as this process can decide it, and the calls that decide the rest."""
         checked = checkers.checked(answer)
         if checked and not self._settings.function:
-            return self._open_checked(text, *checked, extracted=extracted, prompt_opens_think=prompt_opens_think)
+            return self._start_checker(text, *checked, extracted=extracted, prompt_opens_think=prompt_opens_think)
         grade = grading.grade(
             text, answer, answer_format=self._answer_format, prompt_opens_think=prompt_opens_think, extracted=extracted
         )
         if self._settings.function:
-            # Of ours only the answer is kept, which maj@k counts.
+            # The built-in grade provides only the answer, for maj@k.
             unknown = grading.Grade(0.0, "crash", grade.extracted, "", grade.answer)
-            return _Open(unknown, (_Call(self._settings.function, (text, answer)),), self._rewarded)
+            return _PendingGrade(unknown, (_Call(self._settings.function, (text, answer)),), self._grade_reward)
         calls = tuple(_Call(_ALGEBRA, pair) for pair in grade.pairs)
-        return _Open(grade, calls, self._compared)
+        return _PendingGrade(grade, calls, self._grade_comparisons)
 
-    def _open_checked(self, text: str, name: str, payload: str, *, extracted: bool, prompt_opens_think: bool) -> _Open:
-        """The same for a response that a task's own checker decides."""
-        found = extraction.Found(text, "", "")
+    def _start_checker(
+        self, text: str, name: str, payload: str, *, extracted: bool, prompt_opens_think: bool
+    ) -> _PendingGrade:
+        """`_start` for a gold answer that names a checker."""
+        prediction = extraction.Extraction(text, "", "")
         if not extracted:
-            found = extraction.find(text, answer_format=self._answer_format, prompt_opens_think=prompt_opens_think)
-        if found.answer is None:
-            return _Open(grading.Grade(0.0, found.kind, None, found.explanation), (), self._rewarded)
-        shown = grading.grade(found.answer, "", answer_format=self._answer_format, extracted=True)
-        grade = grading.Grade(0.0, "wrong", found.answer, f"the checker {name!r} refuses it", shown.answer)
-        if shown.kind == "limit":
-            return _Open(shown, (), self._rewarded)
+            prediction = extraction.extract(
+                text, answer_format=self._answer_format, prompt_opens_think=prompt_opens_think
+            )
+        if prediction.answer is None:
+            grade = grading.Grade(0.0, prediction.kind, None, prediction.explanation)
+            return _PendingGrade(grade, (), self._grade_reward)
+        ordinary = grading.grade(prediction.answer, "", answer_format=self._answer_format, extracted=True)
+        grade = grading.Grade(0.0, "wrong", prediction.answer, f"the checker {name!r} refuses it", ordinary.answer)
+        if ordinary.kind == "limit":
+            return _PendingGrade(ordinary, (), self._grade_reward)
         if name in checkers.CHECKERS:
-            if checkers.check(name, payload, found.answer):
+            if checkers.check(name, payload, prediction.answer):
                 grade = grade._replace(reward=1.0, kind="ok", explanation=f"the checker {name!r} accepts it")
-            return _Open(grade, (), self._rewarded)
-        return _Open(grade, (_Call(_LIBRARY, (payload, found.answer)),), self._rewarded)
+            return _PendingGrade(grade, (), self._grade_reward)
+        return _PendingGrade(grade, (_Call(_LIBRARY, (payload, prediction.answer)),), self._grade_reward)
 
-    def _rewarded(self, grade: grading.Grade, outcomes: Sequence[pool.Outcome]) -> grading.Grade:
-        """The grade that a function's number gives; below 1 it is the reward all the same, and its kind is `wrong`."""
+    def _grade_reward(self, grade: grading.Grade, outcomes: Sequence[pool.TaskOutcome]) -> grading.Grade:
+        """The grade from a function's result: a number from 0 to 1 is the reward; its kind is `ok` for 1, else `wrong`."""
         (outcome,) = outcomes
         kind, message, value = outcome.kind, outcome.message, outcome.value
         if kind == "done" and (isinstance(value, str) or value is None or not 0 <= value <= 1):
@@ -196,51 +200,52 @@ class Grader:
                 reward=reward, kind="ok" if reward == 1 else "wrong", explanation=f"the function returned {reward:g}"
             )
         if kind == "crash":
-            self._say_once(f"the function failed: {message}")
+            self._log_once(f"the function failed: {message}")
         return grade._replace(reward=0.0, kind=kind, explanation=message)
 
-    def _compared(self, grade: grading.Grade, outcomes: Sequence[pool.Outcome]) -> grading.Grade:
-        """The grade that algebra gives."""
+    def _grade_comparisons(self, grade: grading.Grade, outcomes: Sequence[pool.TaskOutcome]) -> grading.Grade:
+        """The grade from the results of algebra."""
         for each in outcomes:
             if each.kind == "crash":
-                self._say_once(f"comparing {(grade.extracted or '')[:100]!r}: {each.message}")
+                self._log_once(f"comparing {(grade.extracted or '')[:100]!r}: {each.message}")
         return grading.settle(grade, [str(each.value) if each.kind == "done" else each.kind for each in outcomes])
 
-    def _outcomes(self, calls: Iterable[_Call]) -> dict[_Call, pool.Outcome]:
+    def _run_calls(self, calls: Iterable[_Call]) -> dict[_Call, pool.TaskOutcome]:
         """The outcome of every call."""
         by_target: dict[str, dict[_Call, None]] = {}
         for call in calls:
             by_target.setdefault(call.target, {})[call] = None
-        outcomes: dict[_Call, pool.Outcome] = {}
-        for target, asked in by_target.items():
+        outcomes: dict[_Call, pool.TaskOutcome] = {}
+        for target, calls_of_target in by_target.items():
             try:
-                answered = self._pool(target, next(iter(asked))).run([call.arguments for call in asked])
+                first = next(iter(calls_of_target))
+                results = self._pool_for(target, first).run([call.arguments for call in calls_of_target])
             except pool.RefusedError as error:
                 raise UnreliableError(f"a worker process of the verifier cannot load {target}: {error}") from error
-            outcomes |= zip(asked, answered, strict=True)
+            outcomes |= zip(calls_of_target, results, strict=True)
         return outcomes
 
-    def _pool(self, target: str, first: _Call) -> pool.Pool:
-        """The processes that call `target`, of whose calls `first` is one."""
+    def _pool_for(self, target: str, first: _Call) -> pool.Pool:
+        """The pool that calls `target`; `first` is one of the calls."""
         if target not in self._pools:
             settings = self._settings
             warm_up: list[list[str]] = []
             if target == _ALGEBRA:
                 warm_up = [list(pair) for pair in _WARM_UP]
-            elif target == _LIBRARY:  # imports it and makes its data set; the payload is ours, so is this answer
+            elif target == _LIBRARY:  # imports the library and creates its data set; payload and answer are trusted
                 warm_up = [[first.arguments[0], ""]]
-            asked = worker.Settings(
+            worker_settings = worker.WorkerSettings(
                 target=target,
                 may_compile=target == settings.function,
                 cpu_limit=settings.cpu_limit,
                 wall_limit=settings.wall_limit,
                 memory_limit=settings.memory_limit << 20,
-                # An answer that got at the library's scorer must not decide about the next.
+                # An answer that tampers with the library's scorer must not affect the next one.
                 tasks_per_child=1 if target == _LIBRARY else settings.tasks_per_worker,
                 warm_up=warm_up,
             )
             path = [Path(settings.function_path)] if target == settings.function else []
-            self._pools[target] = pool.Pool(asked, num_workers=settings.workers or _num_workers(), path=path)
+            self._pools[target] = pool.Pool(worker_settings, num_workers=settings.workers or _num_workers(), path=path)
         return self._pools[target]
 
 
@@ -250,25 +255,25 @@ def _num_workers() -> int:
 
 
 def check(settings: config_lib.Verifier) -> None:
-    """Refuses a reward function that can't be had; the attempt is made in a worker, where it will be imported.
+    """Refuses a reward function that cannot be loaded; a worker tries it, as in a run.
 
     Raises:
-      ValueError: `verifier.function_path` is no directory, the module can't be imported, or has no such function.
+      ValueError: `verifier.function_path` is not a directory, or the module cannot be imported or has no such function.
     """
     if not settings.function:
         return
     directory = Path(settings.function_path).resolve()
     if not directory.is_dir():
         raise ValueError(
-            f"verifier.function_path={settings.function_path} is no directory. "
-            "Name the one that holds the module of verifier.function."
+            f"verifier.function_path={settings.function_path} is not a directory. "
+            "Name the directory that contains the module of verifier.function."
         )
-    asked = worker.Settings(
+    worker_settings = worker.WorkerSettings(
         settings.function, True, settings.cpu_limit, settings.wall_limit, settings.memory_limit << 20, 1, []
     )
     try:
-        with pool.Pool(asked, num_workers=1, path=[directory]) as tried:
-            tried.start()
+        with pool.Pool(worker_settings, num_workers=1, path=[directory]) as trial:
+            trial.start()
     except pool.RefusedError as error:
         raise ValueError(
             f"verifier.function={settings.function} cannot be loaded: {error} (looked for in {directory}, then where Python "
@@ -276,22 +281,23 @@ def check(settings: config_lib.Verifier) -> None:
         ) from error
 
 
-def check_failures(kinds: np.ndarray, *, most: float) -> None:
-    """Refuses verdicts too many of which failed.
+def check_failures(kinds: np.ndarray, *, max_share: float) -> None:
+    """Refuses a round in which too many verdicts are failures.
 
     Args:
       kinds: i8[B], indices into types.VERDICTS.
-      most: share that may be `limit`, `timeout` or `crash`.
+      max_share: largest allowed share of `limit`, `timeout` and `crash`.
 
     Raises:
-      UnreliableError: there are more.
+      UnreliableError: the share is larger.
     """
     counts = {kind: int(np.sum(kinds == types.VERDICTS.index(kind))) for kind in FAILURES}
     failed = sum(counts.values())
-    if failed > most * len(kinds):
-        found = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+    if failed > max_share * len(kinds):
+        listed = ", ".join(f"{count} {kind}" for kind, count in counts.items())
         raise UnreliableError(
-            f"grading failed for {failed} of {len(kinds)} responses ({found}), more than verifier.max_failed_share={most:g} "
-            "allows: their rewards would say little about the answers. Look at the responses in the run's rollouts/, repair "
-            "verifier.function if it is yours, or raise verifier.wall_limit (timeout) or verifier.max_failed_share."
+            f"grading failed for {failed} of {len(kinds)} responses ({listed}), more than "
+            f"verifier.max_failed_share={max_share:g} allows: such rewards say little about the answers. "
+            "Look at the responses in the run's rollouts/, repair your verifier.function if you use one, "
+            "or raise verifier.wall_limit (timeout) or verifier.max_failed_share."
         )

@@ -1,10 +1,10 @@
-r"""Response text to reward and verdict. Nothing is ever evaluated, and no tolerance is ever applied.
+r"""Response text to reward and verdict. No text is ever evaluated as code, and there is no tolerance.
 
-A response is model output: it may be a megabyte of digits, braces or power towers. So the scans over a whole response
-are linear in its length, and an extracted answer is measured before anything is read.
+A response is model output: it may be a megabyte of digits, braces or power towers. So each scan over a whole response is
+linear in its length, and the size of an extracted answer is checked before the answer is read.
 
-`grade` finds the answer and decides what arithmetic and text decide (`exact`). What needs algebra it leaves as pairs, for
-`symbolic` in a process that can be killed; `settle` turns the outcomes into the final grade.
+`grade` extracts the answer and compares it by arithmetic and text (`exact`). Pairs that need algebra are left to `symbolic`, in
+a process that can be killed; `settle` turns the results into the final grade.
 """
 
 from __future__ import annotations
@@ -19,9 +19,8 @@ from reval_jax.equality import exact, limits, normal, structure
 from reval_jax.verifier import extraction
 
 GOLD_SEPARATOR = extraction.GOLD_SEPARATOR
-ANSWER_FORMATS = ("boxed", "first_number", "last_number")  # as config.AnswerFormat
 
-_SHOWN = 80  # characters of an answer in an explanation
+_MAX_SHOWN = 80  # characters of an answer that an explanation shows
 
 
 class Grade(NamedTuple):
@@ -29,10 +28,10 @@ class Grade(NamedTuple):
 
     reward: float  # 1 for a right answer, else 0
     kind: str  # one of types.VERDICTS
-    extracted: str | None  # the text that was compared; None where nothing was found
+    extracted: str | None  # the answer in the response; None if it has none
     explanation: str  # one sentence for a person
-    answer: str = ""  # normal form of the extracted text, as maj@k counts it; "" where there is none
-    pairs: tuple[tuple[str, str], ...] = ()  # (prediction, gold) that only algebra decides; empty once settled
+    answer: str = ""  # normal form of the answer, for maj@k; "" if there is none
+    pairs: tuple[tuple[str, str], ...] = ()  # (prediction, gold) pairs that need algebra; empty in a final grade
 
 
 def verdicts(grades: Iterable[Grade]) -> types.Verdicts:
@@ -50,82 +49,87 @@ def grade(
 ) -> Grade:
     r"""The grade of one response: 1 if its final answer equals a gold answer, else 0.
 
-    Only what follows the last `</think>` counts. "boxed" reads the last balanced `\boxed{...}`; a box opened after it
-    and never closed withdraws it (`no_box`). "first_number" and "last_number" read a number: `1/2` is one, `2-3` begins
-    with 2 and ends with 3. Numbers are equal as exact rationals, with no tolerance and with `%` as a unit, not a factor; a unit
-    (a known word) or a variable (`x =`) may be missing on one side but not differ. The kinds that are not a plain `ok`
-    or `wrong`: `unparsed` is an answer that is empty or, so far, undecided; `limit` is one too long to be read.
+    Only the text after the last `</think>` counts. "boxed" reads the last balanced `\boxed{...}`; a later box that is never
+    closed withdraws it (`no_box`). "first_number" and "last_number" read a number: `1/2` is one number, `2-3` begins with 2
+    and ends with 3. Numbers are compared as exact rationals, without tolerance; `%` is a unit, not a factor. A unit (a known
+    word) or a variable (`x =`) may be missing on one side, but two of them must be equal. The kind `unparsed` means that the
+    answer is empty or not decided yet, `limit` that it is too long to read.
 
-    An answer that only algebra can decide has `pairs`: pass what `symbolic.compare` says of each to `settle`.
+    A grade that needs algebra has `pairs`: pass the result of `symbolic.compare` for each pair to `settle`.
 
     Args:
       text: the response; any string, of any length.
       answer: the gold answer; several accepted forms are separated by ` ||| `.
-      answer_format: one of ANSWER_FORMATS.
-      prompt_opens_think: the prompt has opened `<think>`, so a response without `</think>` is thinking to its end.
-      extracted: the text is an answer, not a response: all of it is compared.
+      answer_format: one of config.AnswerFormat.
+      prompt_opens_think: the prompt ends with an open `<think>`, so a response without `</think>` has no answer.
+      extracted: the text is an answer, not a response: compare all of it.
 
     Raises:
       ValueError: unknown answer_format.
     """
-    if answer_format not in ANSWER_FORMATS:
-        raise ValueError(f"task.answer_format={answer_format!r} is not known. Use one of: {', '.join(ANSWER_FORMATS)}.")
-    found = extraction.Found(text, "", "")
+    if answer_format not in extraction.FORMATS:
+        known = ", ".join(extraction.FORMATS)
+        raise ValueError(f"task.answer_format={answer_format!r} is not known. Use one of: {known}.")
+    prediction = extraction.Extraction(text, "", "")
     if not extracted:
-        found = extraction.find(text, answer_format=answer_format, prompt_opens_think=prompt_opens_think)
-    if found.answer is None:
-        return Grade(0.0, found.kind, None, found.explanation)
-    return _compare(found.answer, extraction.golds(answer))
+        prediction = extraction.extract(text, answer_format=answer_format, prompt_opens_think=prompt_opens_think)
+    if prediction.answer is None:
+        return Grade(0.0, prediction.kind, None, prediction.explanation)
+    return _compare(prediction.answer, extraction.split_gold(answer))
 
 
-def settle(open_grade: Grade, outcomes: Sequence[str]) -> Grade:
-    """The final grade, given for each of its pairs what `symbolic.compare` said, or how the attempt ended.
+def settle(pending: Grade, kinds: Sequence[str]) -> Grade:
+    """The final grade of a response whose pairs have been compared.
 
-    The best outcome counts: `ok`, then `wrong`, then whatever else there is, the first of it.
+    The best kind counts: `ok`, then `wrong`, then the first of the others.
 
     Args:
-      open_grade: a grade with pairs; one without is returned as it is.
-      outcomes: one of types.VERDICTS for each pair.
+      pending: a grade with pairs; one without pairs is returned unchanged.
+      kinds: the result of `symbolic.compare` for each pair, or the reason why there is none; all in types.VERDICTS.
     """
-    if not open_grade.pairs:
-        return open_grade
-    shown = _shown(open_grade.extracted or "")
-    if "ok" in outcomes:
-        return open_grade._replace(reward=1.0, kind="ok", explanation=f"{shown} equals the gold answer", pairs=())
-    kind = "wrong" if "wrong" in outcomes else outcomes[0]
+    if not pending.pairs:
+        return pending
+    shown = _shorten(pending.extracted or "")
+    if "ok" in kinds:
+        return pending._replace(reward=1.0, kind="ok", explanation=f"{shown} equals the gold answer", pairs=())
+    kind = "wrong" if "wrong" in kinds else kinds[0]
     explanation = {
         "wrong": f"{shown} differs from the gold answer",
-        "unparsed": f"{shown} is no mathematics that is understood, and differs from the gold answer's text",
-        "limit": f"{shown} needs more than the verifier spends on one answer",
-        "timeout": f"the worker that compared {shown} with the gold answer did not come back in time",
+        "unparsed": f"{shown} is not mathematics that the verifier can read, and differs from the gold answer's text",
+        "limit": f"{shown} needs more time or memory than the verifier allows for one answer",
+        "timeout": f"the worker that compared {shown} with the gold answer did not answer in time",
         "crash": f"the worker that compared {shown} with the gold answer died",
     }[kind]
-    return open_grade._replace(kind=kind, explanation=explanation, pairs=())
+    return pending._replace(kind=kind, explanation=explanation, pairs=())
 
 
 def _compare(answer: str, golds: Sequence[str]) -> Grade:
-    """The grade of an extracted answer against every accepted gold."""
-    extracted, answer = answer, normal.peeled(answer.strip())
-    why = limits.too_long(answer)
-    if why:
-        return Grade(0.0, "limit", extracted, f"the answer is not read: {why}")
-    if not normal.form(normal.spelled(answer)):
+    """The grade of an extracted answer against all accepted forms of the gold answer."""
+    extracted, answer = answer, normal.strip_parens(answer.strip())
+    reason = limits.too_long(answer)
+    if reason:
+        return Grade(0.0, "limit", extracted, f"the answer is too long to read: {reason}")
+    if not normal.canonical_text(normal.canonical_latex(answer)):
         return Grade(0.0, "unparsed", extracted, "the answer is empty")
-    counted = exact.normal_form(answer)
+    normal_form = exact.normal_form(answer)
     readable = [gold for gold in golds if not limits.too_long(gold)]
-    outcomes = [exact.compare(answer, gold) for gold in readable]
-    if structure.EQUAL in outcomes:
-        return Grade(1.0, "ok", extracted, f"{_shown(answer)} equals the gold answer", counted)
+    comparisons = [exact.compare(answer, gold) for gold in readable]
+    if structure.EQUAL in comparisons:
+        return Grade(1.0, "ok", extracted, f"{_shorten(answer)} equals the gold answer", normal_form)
     if not readable:
-        return Grade(0.0, "limit", extracted, f"the gold answer is not read: {limits.too_long(golds[0])}", counted)
-    pairs = [(answer, gold) for gold, outcome in zip(readable, outcomes, strict=True) if outcome == structure.OPEN]
+        return Grade(
+            0.0, "limit", extracted, f"the gold answer is too long to read: {limits.too_long(golds[0])}", normal_form
+        )
+    pairs = [
+        (answer, gold) for gold, comparison in zip(readable, comparisons, strict=True) if comparison == structure.OPEN
+    ]
     if not pairs:
-        return Grade(0.0, "wrong", extracted, f"{_shown(answer)} differs from the gold answer", counted)
-    why = limits.too_big(answer)
-    if why:
-        return Grade(0.0, "limit", extracted, f"no algebra is tried on the answer: {why}", counted)
-    return Grade(0.0, "unparsed", extracted, f"only algebra can compare {_shown(answer)}", counted, tuple(pairs))
+        return Grade(0.0, "wrong", extracted, f"{_shorten(answer)} differs from the gold answer", normal_form)
+    reason = limits.too_big(answer)
+    if reason:
+        return Grade(0.0, "limit", extracted, f"the answer is too big for algebra: {reason}", normal_form)
+    return Grade(0.0, "unparsed", extracted, f"only algebra can compare {_shorten(answer)}", normal_form, tuple(pairs))
 
 
-def _shown(answer: str) -> str:
-    return repr(answer if len(answer) <= _SHOWN else answer[: _SHOWN - 3] + "...")
+def _shorten(answer: str) -> str:
+    return repr(answer if len(answer) <= _MAX_SHOWN else answer[: _MAX_SHOWN - 3] + "...")
