@@ -73,7 +73,7 @@ def refused_flag(files, capsys, *options):
 
 GRPO = ("--update.objective", "grpo", "--update.reference_reset_every", "0")
 OVERRIDES = {
-    "missing model": (("--model.path", "no/such/place/model"), "model.path='no/such/place/model' was not found"),
+    "missing model": (("--model.path", "no/such/place/model"), "model.path='no/such/place/model' does not exist"),
     "no model": (("--model.path", ""), "model.path is empty"),
     "missing data": (("--task.dataset", "nowhere.jsonl"), "task.dataset=nowhere.jsonl does not exist"),
     "no data": (("--task.dataset", ""), "task.dataset is empty"),
@@ -210,7 +210,7 @@ def test_truncated_weights_are_refused_before_the_run_directory_is_made(files, c
 
 def test_missing_weights_are_refused(files, capsys):
     (files / "model" / "model.safetensors").unlink()
-    assert "holds no *.safetensors file" in refused(files, capsys)
+    assert "has no *.safetensors file" in refused(files, capsys)
 
 
 def test_weights_of_a_wrong_dtype_are_refused(files, capsys):

@@ -69,7 +69,7 @@ def break_gguf_rope(tensors):
         ({"change": break_gguf_rope}, "rope_freqs"),
         ({"change": break_gguf_name}, "lacks model.layers.0.self_attn.q_proj.weight"),
         ({"change": break_gguf_shape}, "q_proj.weight has shape .62, 64."),
-        ({"change": break_gguf_values}, "mlp.up_proj.weight holds NaN"),
+        ({"change": break_gguf_values}, "mlp.up_proj.weight contains NaN"),
         ({"change": lambda tensors: tensors.pop("token_embd.weight")}, "token_embd.weight"),
     ],
 )

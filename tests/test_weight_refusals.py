@@ -55,18 +55,18 @@ def test_an_unreachable_hub_id_is_refused_with_one_message():
         ({"rope_scaling": {"type": "longrope", "factor": 2.0}}, "'longrope' is not implemented"),
         ({"rope_scaling": "linear"}, "the RoPE settings are 'linear'"),
         ({"eos_token_id": "</s>"}, "eos_token_id='</s>'"),
-        ({"rope_scaling": {"type": "linear"}}, "lacks 'factor'"),
+        ({"rope_scaling": {"type": "linear"}}, "requires 'factor'"),
         ({"rope_scaling": {"type": "linear", "factor": 2.0, "mrope_section": [1]}}, "'mrope_section'"),
         (
             {"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": {"rope_type": "default"}},
             "contradict",
         ),
         ({"vocab_size": 330}, "shape .320, 32., but the configuration implies .330, 32."),
-        ({"vocab_size": 300}, "tokenizer has 320 tokens .* vocabulary only 300"),
-        ({"eos_token_id": 320}, "end tokens .2, 320., but the model's vocabulary only 320"),
+        ({"vocab_size": 300}, "tokenizer has 320 tokens .* vocabulary has only 300"),
+        ({"eos_token_id": 320}, "end tokens .2, 320., but the model's vocabulary has only 320"),
         ({"tie_word_embeddings": False}, "lacks lm_head.weight"),
         ({"num_hidden_layers": 3}, "lacks model.layers.2"),
-        ({"num_hidden_layers": 1}, "also holds model.layers.1"),
+        ({"num_hidden_layers": 1}, "also has model.layers.1"),
         (
             {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]},
             "lacks model.layers.0.self_attn.k_norm.weight",
@@ -121,13 +121,13 @@ def cut_rows(tensors):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (set_nan, "model.norm.weight holds NaN or infinite"),
-        (set_infinite, "down_proj.weight holds NaN or infinite"),
+        (set_nan, "model.norm.weight contains NaN or infinite"),
+        (set_infinite, "down_proj.weight contains NaN or infinite"),
         (make_integer, "number type I8"),
         (add_head, "lm_head.weight differs from the embedding"),
         (cut_rows, "has shape .319, 32."),
         (lambda tensors: tensors.pop("model.norm.weight"), "lacks model.norm.weight"),
-        (lambda tensors: tensors.update({"extra.weight": np.ones(1, np.float32)}), "also holds extra.weight"),
+        (lambda tensors: tensors.update({"extra.weight": np.ones(1, np.float32)}), "also has extra.weight"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused(change, message, checkpoint):
@@ -181,7 +181,7 @@ def remove_tokenizer(directory):
     ("damage", "message"),
     [
         (remove_config, "no config.json"),
-        (break_config, "not readable"),
+        (break_config, "unreadable"),
         (list_config, "JSON list"),
         (remove_weights, "no ..safetensors"),
         (copy_weights, "2 safetensors files but no model.safetensors.index.json"),

@@ -17,7 +17,7 @@ from safetensors import numpy as safetensors_numpy
 from reval_jax import model
 from reval_jax.weights import families, layout, rope
 
-_SHARD_BYTES = 4 * 2**30  # a shard is assembled in host memory; Hugging Face's own limit is 5 GB
+_SHARD_BYTES = 4 * 2**30  # a shard is assembled in host memory; Hugging Face's limit is 5 GB
 _DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16)}
 
 
@@ -33,12 +33,12 @@ def export(
 ) -> Path:
     """Write config.json, generation_config.json, safetensors, tokenizer and chat template; returns the directory.
 
-    The files are written beside the directory and then renamed, so it either holds a whole model or is unchanged.
+    The files are written next to the directory and then renamed, so it either holds a whole model or is unchanged.
 
     Args:
       params: host or fully addressable device arrays.
       eos_token_ids: the tokens that end a response.
-      dtype: the files' number type, "float32", "bfloat16" or "float16".
+      dtype: number type of the files, "float32", "bfloat16" or "float16".
       shard_bytes: a larger model is split over several files with an index.
 
     Raises:
@@ -46,7 +46,7 @@ def export(
     """
     target = Path(directory).expanduser()
     if dtype not in _DTYPES:
-        raise ValueError(f"export dtype {dtype!r} is not one of {', '.join(_DTYPES)}. Use one of these.")
+        raise ValueError(f"export dtype {dtype!r} is not one of {', '.join(_DTYPES)}. Use one of them.")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(
             f"{target} already exists and is not an empty directory; an export overwrites nothing. Choose a new"
@@ -63,7 +63,7 @@ def export(
         _write_json(partial / "config.json", _config(architecture, tokenizer, eos_token_ids, dtype))
         _write_json(partial / "generation_config.json", _token_ids(tokenizer, eos_token_ids))
         _write_weights(partial, architecture, params, _DTYPES[dtype], shard_bytes)
-        partial.chmod(0o755)  # mkdtemp's directories are private; a published model is not
+        partial.chmod(0o755)  # mkdtemp makes a private directory, but others may read an exported model
         os.replace(partial, target)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -92,7 +92,9 @@ def _shapes(tree: model.Params, prefix: str = "") -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _token_ids(tokenizer: transformers.PreTrainedTokenizerBase, eos_token_ids: tuple[int, ...]) -> dict[str, Any]:
+def _token_ids(
+    tokenizer: transformers.PreTrainedTokenizerBase, eos_token_ids: tuple[int, ...]
+) -> dict[str, int | list[int]]:
     eos = list(eos_token_ids) if len(eos_token_ids) > 1 else eos_token_ids[0]
     ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": eos, "pad_token_id": tokenizer.pad_token_id}
     return {key: value for key, value in ids.items() if value is not None}
@@ -106,7 +108,7 @@ def _config(
 ) -> dict[str, Any]:
     """The content of config.json, in the form that transformers 4 and 5 both read."""
     family = families.FAMILIES[architecture.family]
-    config = {
+    config: dict[str, Any] = {
         "architectures": [family.huggingface_class],
         "model_type": architecture.family,
         "vocab_size": architecture.vocab_size,
@@ -136,7 +138,7 @@ def _write_weights(
     directory: Path, architecture: model.Architecture, params: model.Params, dtype: np.dtype, shard_bytes: int
 ) -> None:
     """model.safetensors, or numbered shards of at most `shard_bytes` (or one tensor) with their index."""
-    shards: list[list[layout.Tensor]] = [[]]
+    shards: list[list[layout.PublishedTensor]] = [[]]
     shard_size = 0
     for tensor in layout.tensors(architecture):
         num_bytes = int(np.prod(tensor.shape)) * dtype.itemsize

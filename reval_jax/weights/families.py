@@ -1,40 +1,38 @@
-"""Model families, one record each: everything in which one family's published files differ from another's.
+"""Model families, one record each: all differences between the published files of the families.
 
-To add a family, add its record here and its name to `model.architecture.FamilyName`; where its mathematics is new, add that to
-`model.layer` as well. The readers, the exporter and their tests read these records and name no family.
+To add a family, add its record here and its name to `model.architecture.FamilyName`; new mathematics goes into `model.layer`.
+The readers, the exporter and their tests read these records and name no family.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from reval_jax import model
 
 
 class TensorName(NamedTuple):
-    """What the published formats call one array of the parameter tree."""
+    """The name of one array of the parameter tree in each published format."""
 
-    huggingface: str  # of a layer: after "model.layers.<index>."
-    gguf: str  # of a layer: after "blk.<index>."
+    huggingface: str  # within a layer: after "model.layers.<index>."
+    gguf: str  # within a layer: after "blk.<index>."
 
 
 class Family(NamedTuple):
     """One model family."""
 
     name: model.FamilyName  # `model_type` in config.json
-    huggingface_class: str  # the language model's class, `architectures` in config.json
+    huggingface_class: str  # class of the language model, `architectures` in config.json
     gguf_name: str  # `general.architecture` of a GGUF file, and the prefix of its metadata keys
     layer_tensors: Mapping[str, TensorName]  # by key of params["layers"], in file order
-    outer_tensors: Mapping[str, TensorName]  # by key of params: outside the layers
+    outer_tensors: Mapping[str, TensorName]  # outside the layers, by key of params
     qkv_bias: bool = False  # biases on query, key and value
     qk_norm: bool = False  # RMSNorm over each query and key head
     default_head_size: int | None = None  # `head_dim` where config.json omits it; None: width / heads
     default_rope_theta: float = 10000.0  # `rope_theta` where config.json or the GGUF metadata omits it
-    only_values: Mapping[
-        str, Any
-    ] = {}  # config.json keys of this family, at the only value implemented; exported as such
-    gguf_interleaves_heads: bool = False  # query and key rows are stored in llama.cpp's order, see `gguf_model`
+    only_values: Mapping[str, bool | None] = {}  # config.json keys, each with its only implemented value; exported too
+    gguf_interleaves_heads: bool = False  # GGUF stores query and key rows in llama.cpp's order, see `gguf_model`
 
 
 LAYER_TENSORS = {
@@ -53,7 +51,7 @@ LAYER_TENSORS = {
     "query_norm": TensorName("self_attn.q_norm.weight", "attn_q_norm.weight"),
     "key_norm": TensorName("self_attn.k_norm.weight", "attn_k_norm.weight"),
 }
-"""The names that Llama, Qwen2 and Qwen3 share; `layout.tensors` takes those that the architecture has."""
+"""The names that Llama, Qwen2 and Qwen3 share; `layout.tensors` uses those that the architecture has."""
 OUTER_TENSORS = {
     "embedding": TensorName("model.embed_tokens.weight", "token_embd.weight"),
     "final_norm": TensorName("model.norm.weight", "output_norm.weight"),
@@ -97,13 +95,13 @@ BY_GGUF_NAME: Mapping[str, Family] = {family.gguf_name: family for family in _RE
 
 
 class TextSplit(NamedTuple):
-    """How a byte-level tokenizer splits text before it merges: what a GGUF file states only as a name."""
+    """How a byte-level tokenizer splits text before it merges; a GGUF file holds only the name of this rule."""
 
-    pattern: str | None = None  # regular expression of the pieces, as the model's tokenizer.json has it; None: GPT-2's
-    is_digit_split: bool = False  # every digit is a piece of its own, before the pattern applies
-    is_normalised: bool = False  # text is brought into Unicode form NFC first
-    keeps_whole_words: bool = False  # a piece that is in the vocabulary is one token, whatever the merges
-    adds_bos: bool = False  # a beginning-of-sequence token is added, unless the file's add_bos_token says otherwise
+    pattern: str | None = None  # regular expression of a piece, from the model's tokenizer.json; None: GPT-2's
+    is_digit_split: bool = False  # each digit is one piece, split off before the pattern applies
+    is_normalised: bool = False  # text is normalised to Unicode NFC first
+    keeps_whole_words: bool = False  # a piece in the vocabulary is one token, even if the merges would not form it
+    adds_bos: bool = False  # default of add_bos_token: whether a beginning-of-sequence token is added
 
 
 _LLAMA3_PATTERN = (
@@ -118,4 +116,4 @@ TEXT_SPLITS = {
     "qwen2": TextSplit(_QWEN2_PATTERN, is_normalised=True),
     "deepseek-r1-qwen": TextSplit(_QWEN2_PATTERN),
 }
-"""By `tokenizer.ggml.pre`: a family's models may use different ones."""
+"""By `tokenizer.ggml.pre`; models of one family may differ."""

@@ -1,7 +1,7 @@
 """The GGUF container, versions 2 and 3, little-endian: metadata and memory-mapped tensors.
 
-Format: ggml/docs/gguf.md. The `gguf` package's own reader takes seconds to make a NumPy view of every string of a
-vocabulary and does not check lengths, so only its tables of number types and its de-quantisation are used.
+Format: ggml/docs/gguf.md. Only the number types and the de-quantisation of the `gguf` package are used: its reader takes
+seconds to make a NumPy view of every string of a vocabulary, and does not check lengths.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ import numpy as np
 # GGUF metadata value types that are plain numbers; 8 is a string and 9 an array.
 _NUMBERS = {0: "u1", 1: "i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?", 10: "<u8", 11: "<i8", 12: "<f8"}
 _STRING, _ARRAY = 8, 9
-_DEFAULT_ALIGNMENT = 32  # bytes, unless general.alignment names another
+_DEFAULT_ALIGNMENT = 32  # bytes, unless general.alignment overrides it
 
 
-class Tensor(NamedTuple):
-    """One stored tensor."""
+class StoredTensor(NamedTuple):
+    """One tensor of a file."""
 
-    shape: tuple[int, ...]  # outermost dimension first, as in NumPy (the file has them reversed)
+    shape: tuple[int, ...]  # outermost dimension first, as in NumPy (reversed in the file)
     kind: gguf.GGMLQuantizationType  # number type or quantisation
-    stored: np.ndarray  # u8[..., bytes of a row], mapped from the file
+    stored: np.ndarray  # u8[..., bytes of a row], memory-mapped
 
 
 class Gguf(NamedTuple):
-    """An open file."""
+    """An open GGUF file."""
 
     file: Path  # for messages
-    metadata: dict[str, Any]  # key -> number, bool, string or list
-    tensors: dict[str, Tensor]  # GGUF name -> tensor
+    metadata: dict[str, Any]  # key -> number, bool, string or list of these
+    tensors: dict[str, StoredTensor]  # GGUF name -> tensor
 
 
 class _Cursor:
@@ -44,7 +44,7 @@ class _Cursor:
     def take(self, num_bytes: int) -> memoryview:
         end = self.position + num_bytes
         if end > self.content.size:
-            raise EOFError(f"byte {end} is needed, but the file has {self.content.size}")
+            raise EOFError(f"byte {end} is needed, but the file has {self.content.size} bytes")
         start, self.position = self.position, end
         return self.content[start:end].data
 
@@ -70,7 +70,11 @@ class _Cursor:
 
 
 def read(file: Path) -> Gguf:
-    """Open a GGUF file; its tensors stay on disk until they are used. ValueError if it is truncated or damaged."""
+    """Open a GGUF file; its tensors stay on disk until they are used.
+
+    Raises:
+      ValueError: the file is truncated, damaged or not GGUF.
+    """
     try:
         return _read(file)
     except (OSError, EOFError, ValueError, KeyError, UnicodeDecodeError) as error:
@@ -107,5 +111,7 @@ def _read(file: Path) -> Gguf:
             raise ValueError(f"tensor {name} has shape {shape}, whose rows are not whole blocks of {block} numbers")
         rows = (*shape[:-1], shape[-1] // block * block_bytes)
         cursor.position = start + offset
-        tensors[name] = Tensor(shape, kind, np.frombuffer(cursor.take(int(np.prod(rows))), np.uint8).reshape(rows))
+        tensors[name] = StoredTensor(
+            shape, kind, np.frombuffer(cursor.take(int(np.prod(rows))), np.uint8).reshape(rows)
+        )
     return Gguf(file, metadata, tensors)

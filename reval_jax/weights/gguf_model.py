@@ -1,6 +1,6 @@
-"""Models in GGUF files: metadata -> Architecture, tensors (de-quantised) -> parameters.
+"""Models in GGUF files: metadata -> Architecture, de-quantised tensors -> parameters.
 
-Key and tensor names: the GGUF specification (ggml/docs/gguf.md). The `gguf` package de-quantises.
+Key and tensor names are those of the GGUF specification (ggml/docs/gguf.md). The `gguf` package de-quantises.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy import typing as npt
 from reval_jax import model
 from reval_jax.weights import families, gguf_container, layout
 
-# Metadata keys, after the family's prefix, that become the Architecture or are compared with it.
+# Metadata keys, after the family's prefix, that become part of the Architecture or are checked against it.
 _HANDLED = frozenset(
     """
     block_count context_length embedding_length feed_forward_length attention.head_count attention.head_count_kv
@@ -28,12 +28,16 @@ _INTEGER_TYPES = {"I8", "I16", "I32", "I64"}
 
 
 def read_architecture(opened: gguf_container.Gguf) -> model.Architecture:
-    """The architecture that a file's metadata describes; ValueError for any key or value not handled exactly."""
+    """The architecture that a file's metadata describes.
+
+    Raises:
+      ValueError: a key or value that is not implemented exactly.
+    """
     file, name = opened.file, opened.metadata.get("general.architecture")
     if not isinstance(name, str) or name not in families.BY_GGUF_NAME:
         raise ValueError(
             f"{file}: general.architecture={name!r}, but only {', '.join(families.BY_GGUF_NAME)} are implemented. Use a"
-            " model of one of these."
+            " model of one of these families."
         )
     family = families.BY_GGUF_NAME[name]
     _refuse_unhandled(opened, name)
@@ -41,9 +45,7 @@ def read_architecture(opened: gguf_container.Gguf) -> model.Architecture:
     def number(key: str, default: float | None = None) -> Any:
         value = opened.metadata.get(f"{name}.{key}", default)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise ValueError(
-                f"{file}: {name}.{key}={value!r}, but one number is needed to build the model. Use another file."
-            )
+            raise ValueError(f"{file}: {name}.{key}={value!r}, but the model needs one number there. Use another file.")
         return value
 
     num_heads, width = number("attention.head_count"), number("embedding_length")
@@ -54,11 +56,11 @@ def read_architecture(opened: gguf_container.Gguf) -> model.Architecture:
                 f"{file}: {name}.{key}={number(key)} differs from the head size {head_size}, which is not implemented."
                 " Use another model."
             )
-    # A GGUF file stores 1e-5 as float32, which as a double is 9.999999747e-06; its shortest decimal is 1e-5 again.
+    # A GGUF file stores 1e-5 as float32, which is 9.999999747e-06 in float64; its shortest decimal form is 1e-5 again.
     norm_eps = float(str(np.float32(number("attention.layer_norm_rms_epsilon"))))
     embedding = family.outer_tensors["embedding"].gguf
     if embedding not in opened.tensors:
-        raise ValueError(f"{file} holds no tensor {embedding}, so it is not a whole model. Use a complete file.")
+        raise ValueError(f"{file} has no tensor {embedding}, so the model is incomplete. Use a complete file.")
     return model.Architecture(
         vocab_size=opened.tensors[embedding].shape[0],
         width=width,
@@ -84,7 +86,7 @@ def _refuse_unhandled(opened: gguf_container.Gguf, family: str) -> None:
     unknown = sorted(keys - _HANDLED)
     if unknown:
         raise ValueError(
-            f"{file}: the metadata key {family}.{unknown[0]} is not one this {family} implementation knows, and it"
+            f"{file}: the metadata key {family}.{unknown[0]} is unknown to this {family} implementation, and it"
             " may change the mathematics. Use the model's Hugging Face directory instead."
         )
     if opened.metadata.get(f"{family}.expert_count", 0):
@@ -111,7 +113,7 @@ def _rope_scaling(opened: gguf_container.Gguf, family: str) -> model.RopeScaling
 
 
 def eos_token_ids(opened: gguf_container.Gguf) -> tuple[int, ...]:
-    """The tokens that end a response: end of sequence, then end of turn where the file names one."""
+    """The tokens that end a response: end of sequence, then end of turn if the file names one."""
     tokens = [opened.metadata.get(f"tokenizer.ggml.{key}") for key in ("eos_token_id", "eot_token_id")]
     return tuple(dict.fromkeys(token for token in tokens if token is not None))
 
@@ -126,9 +128,9 @@ def _huggingface_name(name: str, family: families.Family) -> str:
 
 
 def _unpermute(rows: np.ndarray, num_heads: int) -> np.ndarray:
-    """Query or key rows in Hugging Face order, from the order of families with `gguf_interleaves_heads`.
+    """Query or key rows in Hugging Face order, from the GGUF order of families with `gguf_interleaves_heads`.
 
-    llama.cpp rotates neighbouring dimensions of these families, so its converter interleaves the two halves of every head
+    For these families llama.cpp rotates adjacent dimensions, so its converter interleaves the two halves of each head
     (`permute` in convert_hf_to_gguf.py).
     """
     halves = rows.reshape(num_heads, rows.shape[0] // num_heads // 2, 2, *rows.shape[1:])
@@ -136,7 +138,7 @@ def _unpermute(rows: np.ndarray, num_heads: int) -> np.ndarray:
 
 
 def read_params(opened: gguf_container.Gguf, architecture: model.Architecture, *, dtype: npt.DTypeLike) -> model.Params:
-    """The parameter tree of the file, de-quantised, on the host, in `dtype`."""
+    """The de-quantised parameter tree of the file, on the host, in `dtype`."""
     file, family = opened.file, families.FAMILIES[architecture.family]
     stored = {_huggingface_name(name, family): tensor for name, tensor in opened.tensors.items()}
     layout.check({name: tensor.shape for name, tensor in stored.items()}, architecture, str(file))
@@ -156,7 +158,7 @@ def read_params(opened: gguf_container.Gguf, architecture: model.Architecture, *
             numbers = gguf.dequantize(tensor.stored, tensor.kind)
         except NotImplementedError as error:
             raise ValueError(
-                f"{file}: tensor {name} has number type {tensor.kind.name}, which cannot be de-quantised here. Use a"
+                f"{file}: tensor {name} has number type {tensor.kind.name}, which cannot be de-quantised. Use a"
                 " file of another quantisation, for example Q8_0 or F16."
             ) from error
         in_layer = re.sub(r"^model\.layers\.\d+\.", "", name)

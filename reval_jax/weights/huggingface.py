@@ -28,7 +28,7 @@ _HANDLED = frozenset(
     max_position_embeddings layer_types sliding_window eos_token_id bos_token_id pad_token_id
     """.split()  # noqa: SIM905 - a list of quoted words is harder to read
 )
-# Keys at the only values that are implemented; any other value would change the mathematics.
+# Keys with the values that are implemented; any other value would change the mathematics.
 _ONLY_VALUE: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu",),
     "attention_bias": (False,),
@@ -44,7 +44,7 @@ _ONLY_VALUE: dict[str, tuple[Any, ...]] = {
     "quantization_config": (None,),
     "auto_map": (None,),
 }
-# Keys without influence on the model: bookkeeping, initialization, and generation settings (`rollout.*` holds those in use).
+# Keys without effect on the model: bookkeeping, initialization, and generation settings (`rollout.*` replaces them).
 _HARMLESS = frozenset(
     """
     _name_or_path transformers_version torch_dtype dtype initializer_range use_cache max_window_layers
@@ -61,7 +61,7 @@ _HARMLESS = frozenset(
 
 
 def download(hub_id: str) -> Path:
-    """The local snapshot of a hub repository's safetensors, configuration and tokenizer files."""
+    """The local directory with a hub repository's safetensors, configuration and tokenizer files."""
     return _from_hub(
         hub_id,
         lambda: huggingface_hub.snapshot_download(
@@ -71,12 +71,12 @@ def download(hub_id: str) -> Path:
 
 
 def download_config(hub_id: str) -> Path:
-    """The local directory that holds a hub repository's config.json, and perhaps nothing else."""
+    """The local directory with a hub repository's config.json; other files may be missing."""
     return _from_hub(hub_id, lambda: huggingface_hub.hf_hub_download(hub_id, "config.json")).parent
 
 
 def cached_config(hub_id: str) -> Path | None:
-    """The directory of a hub repository's config.json in the hub's cache on this machine, None if it is not there."""
+    """The directory of a hub repository's config.json in the local hub cache; None if it is not cached."""
     cached = huggingface_hub.try_to_load_from_cache(hub_id, "config.json")
     return Path(cached).parent if isinstance(cached, str) else None
 
@@ -98,16 +98,15 @@ def read_json(file: Path) -> dict[str, Any]:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ValueError(
-            f"{file.parent} was read as a Hugging Face model, but it has no {file.name}. Give the directory that holds"
-            " it."
+            f"{file.parent} was read as a Hugging Face model, but it has no {file.name}. Name the directory that has it."
         ) from error
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(
-            f"{file} was read as JSON, but it is not readable as such ({error}). Download it again."
+            f"{file} was read as JSON, but it is unreadable or not JSON ({error}). Download it again."
         ) from error
     if not isinstance(content, dict):
         raise ValueError(
-            f"{file} holds a JSON {type(content).__name__}, but an object was expected. Download it again."
+            f"{file} contains a JSON {type(content).__name__}, but an object was expected. Download it again."
         )
     return content
 
@@ -134,7 +133,7 @@ def parse_config(config: dict[str, Any], file: Path) -> model.Architecture:
     if not isinstance(name, str) or name not in families.FAMILIES:
         raise ValueError(
             f"{file}: model_type={name!r}, but only {', '.join(families.FAMILIES)} are implemented. Use a model of one of"
-            " these."
+            " these families."
         )
     family = families.FAMILIES[name]
     _refuse_unhandled(config, family, file)
@@ -143,7 +142,7 @@ def parse_config(config: dict[str, Any], file: Path) -> model.Architecture:
         value = config.get(key) if config.get(key) is not None else default
         if isinstance(value, bool) or not isinstance(value, (int, kind)):
             raise ValueError(
-                f"{file}: {key}={value!r}, but a {kind.__name__} is needed to build the model. Correct the file."
+                f"{file}: {key}={value!r}, but the model needs a number of type {kind.__name__} there. Correct the file."
             )
         return value
 
@@ -174,17 +173,17 @@ def _refuse_unhandled(config: dict[str, Any], family: families.Family, file: Pat
     unknown = sorted(config.keys() - _HANDLED - _HARMLESS - _ONLY_VALUE.keys())
     if unknown:
         raise ValueError(
-            f"{file}: the key {unknown[0]!r} (value {config[unknown[0]]!r}) is not one this {family.name} implementation"
-            " knows, and it may change the mathematics. Remove it if it does not."
+            f"{file}: the key {unknown[0]!r} (value {config[unknown[0]]!r}) is unknown to this {family.name} implementation,"
+            " and it may change the mathematics. Remove it if it does not."
         )
     for key, allowed in _ONLY_VALUE.items():
         if key in config and config[key] not in allowed:
             raise ValueError(
                 f"{file}: {key}={config[key]!r}, but only {allowed[0]!r} is implemented. Use another model."
             )
-    # Qwen configurations publish a window size that `use_sliding_window: false` turns off; Llama's have no such key.
-    is_switched_off = "use_sliding_window" in family.only_values and not config.get("use_sliding_window", False)
-    has_window = config.get("sliding_window") is not None and not is_switched_off
+    # Qwen configurations contain a window size that `use_sliding_window: false` disables; Llama's have no such key.
+    is_disabled = "use_sliding_window" in family.only_values and not config.get("use_sliding_window", False)
+    has_window = config.get("sliding_window") is not None and not is_disabled
     if has_window or any(kind != "full_attention" for kind in config.get("layer_types") or ()):
         raise ValueError(
             f"{file}: sliding_window={config.get('sliding_window')!r} with layer_types={config.get('layer_types')!r},"
@@ -193,12 +192,12 @@ def _refuse_unhandled(config: dict[str, Any], family: families.Family, file: Pat
     if (config.get("architectures") or [family.huggingface_class]) != [family.huggingface_class]:
         raise ValueError(
             f"{file}: architectures={config['architectures']!r}, but only [{family.huggingface_class!r}] is a"
-            f" {family.name} language model. Use the causal language model, not a head for another task."
+            f" {family.name} language model. Use the causal language model, not a model for another task."
         )
 
 
 def eos_token_ids(directory: Path, tokenizer: transformers.PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """The tokens that end a response: generation_config.json's, then config.json's, then the tokenizer's, once each."""
+    """The tokens that end a response: those of generation_config.json, config.json and the tokenizer, without duplicates."""
     tokens: list[int | None] = []
     for name in ("generation_config.json", "config.json"):
         file = directory / name
@@ -219,26 +218,24 @@ def _shards(directory: Path) -> list[Path]:
     if index.exists():
         weight_map = read_json(index).get("weight_map")
         if not isinstance(weight_map, dict):
-            raise ValueError(
-                f"{index} has no weight_map, so which files hold the weights is unknown. Download it again."
-            )
+            raise ValueError(f"{index} has no weight_map, which says which file has which tensor. Download it again.")
         names = sorted(set(weight_map.values()))
     else:
         names = sorted(file.name for file in directory.glob("*.safetensors"))
         if len(names) > 1:
             raise ValueError(
-                f"{directory} holds {len(names)} safetensors files but no {index.name}, so which belong together is"
-                " unknown. Add the index, or remove the files that do not belong."
+                f"{directory} has {len(names)} safetensors files but no {index.name}, which says which of them belong"
+                " together. Add the index, or remove the files that do not belong to the model."
             )
     if not names:
         raise ValueError(
-            f"{directory} holds no *.safetensors file, and no other format of weights is read (.bin files can run"
+            f"{directory} has no *.safetensors file, and no other format of weights is read (.bin files can run"
             " code). Convert it to safetensors, or download the safetensors files."
         )
     return [directory / name for name in names]
 
 
-def _open(file: Path) -> Any:
+def _open(file: Path) -> safetensors.safe_open:
     try:
         return safetensors.safe_open(file, framework="numpy")
     except (OSError, safetensors.SafetensorError) as error:
@@ -248,13 +245,13 @@ def _open(file: Path) -> Any:
 
 
 def read_params(directory: Path, architecture: model.Architecture, *, dtype: npt.DTypeLike) -> model.Params:
-    """The parameter tree of a directory's safetensors, on the host, in `dtype`."""
+    """The parameter tree in a directory's safetensors files, on the host, in `dtype`."""
     with contextlib.ExitStack() as stack:
-        shards = {}  # tensor name -> the file that holds it, opened
+        shards = {}  # tensor name -> path of its file, and the open file
         for file in _shards(directory):
             shard = stack.enter_context(_open(file))
             shards.update(dict.fromkeys(shard.keys(), (file, shard)))
-        # Rotary frequencies are recomputed; old Llama checkpoints still hold them as buffers.
+        # Rotary frequencies are recomputed; old Llama checkpoints contain them as buffers.
         names = {name for name in shards if not re.search(r"rotary_emb\.inv_freq$", name)}
 
         def read(name: str) -> np.ndarray:

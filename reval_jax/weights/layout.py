@@ -1,7 +1,7 @@
-"""Correspondence of published tensors and parameter arrays: one table for reading, exporting and checking.
+"""The table of published tensors and parameter arrays, for reading, exporting and checking.
 
-A published matrix is [out, in], as in torch's Linear; an array here is [in, out], its heads a separate axis, stacked over layers.
-Reading transposes, reshapes and stacks; exporting does the reverse.
+A published matrix is [out, in], as in torch's Linear. A parameter array is [in, out], with heads as a separate axis, stacked over
+layers. Reading transposes, reshapes and stacks; exporting does the reverse.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from reval_jax import model
 from reval_jax.weights import families
 
 
-class Tensor(NamedTuple):
+class PublishedTensor(NamedTuple):
     """One published tensor and its place in the parameter tree."""
 
     name: str  # Hugging Face name
@@ -27,26 +27,26 @@ class Tensor(NamedTuple):
     is_transposed: bool  # the array is the published tensor's transpose, reshaped
 
 
-def tensors(architecture: model.Architecture) -> list[Tensor]:
-    """Every tensor that a checkpoint of this architecture must hold, in file order."""
+def tensors(architecture: model.Architecture) -> list[PublishedTensor]:
+    """Every tensor of a checkpoint of this architecture, in file order."""
     family = families.FAMILIES[architecture.family]
     shapes = _layer_shapes(architecture)
     outer = {key: name.huggingface for key, name in family.outer_tensors.items()}
     vocabulary = (architecture.vocab_size, architecture.width)
-    table = [Tensor(outer["embedding"], vocabulary, ("embedding",), None, False)]
+    table = [PublishedTensor(outer["embedding"], vocabulary, ("embedding",), None, False)]
     for layer in range(architecture.num_layers):
         for key, names in family.layer_tensors.items():
             if key in shapes:
                 name = f"model.layers.{layer}.{names.huggingface}"
-                table.append(Tensor(name, shapes[key], ("layers", key), layer, True))
-    table.append(Tensor(outer["final_norm"], (architecture.width,), ("final_norm",), None, False))
+                table.append(PublishedTensor(name, shapes[key], ("layers", key), layer, True))
+    table.append(PublishedTensor(outer["final_norm"], (architecture.width,), ("final_norm",), None, False))
     if not architecture.tied_head:
-        table.append(Tensor(outer["head"], vocabulary, ("head",), None, True))
+        table.append(PublishedTensor(outer["head"], vocabulary, ("head",), None, True))
     return table
 
 
 def _layer_shapes(architecture: model.Architecture) -> dict[str, tuple[int, ...]]:
-    """The published shape of each array of a layer, by its key in params["layers"]."""
+    """The published shape of each array of a layer, by key of params["layers"]."""
     width, size, mlp = architecture.width, architecture.head_size, architecture.mlp_width
     query_rows, kv_rows = architecture.num_heads * size, architecture.num_kv_heads * size
     shapes: dict[str, tuple[int, ...]] = {
@@ -68,14 +68,14 @@ def _layer_shapes(architecture: model.Architecture) -> dict[str, tuple[int, ...]
 
 
 def check(stored: Mapping[str, tuple[int, ...]], architecture: model.Architecture, source: str) -> None:
-    """Refuse a checkpoint whose tensor names (Hugging Face's) and shapes are not exactly the architecture's."""
+    """Refuse a checkpoint whose tensors differ from the architecture's in Hugging Face name or shape."""
     expected = {tensor.name: tensor.shape for tensor in tensors(architecture)}
-    for problem, names in (("lacks", expected.keys() - stored), ("also holds", stored.keys() - expected)):
+    for problem, names in (("lacks", expected.keys() - stored), ("also has", stored.keys() - expected)):
         if names:
             raise ValueError(
                 f"{source} was read as {architecture.family} with {architecture.num_layers} layers, but it {problem}"
-                f" {_some(names)}, so it is another or an incomplete model. Use a complete checkpoint whose"
-                " configuration describes it."
+                f" {_some(names)}, so it is an incomplete or a different model. Use a complete checkpoint that matches"
+                " its configuration."
             )
     for name, shape in expected.items():
         if tuple(stored[name]) != shape:
@@ -99,7 +99,7 @@ def assemble(
         stored = read(tensor.name)
         if not np.isfinite(stored).all():
             raise ValueError(
-                f"{source}: tensor {tensor.name} holds NaN or infinite numbers, so the file is damaged or the model"
+                f"{source}: tensor {tensor.name} contains NaN or infinite numbers, so the file is damaged or the model"
                 " diverged. Download it again, or use an earlier checkpoint."
             )
         array = _array(params, tensor)
@@ -107,14 +107,14 @@ def assemble(
     return params
 
 
-def published(tensor: Tensor, params: model.Params) -> np.ndarray:
+def published(tensor: PublishedTensor, params: model.Params) -> np.ndarray:
     """The published form of one tensor, as a contiguous host array."""
     array = np.asarray(_array(params, tensor))
     return np.ascontiguousarray(array.reshape(tensor.shape[::-1]).T if tensor.is_transposed else array)
 
 
-def _array(params: model.Params, tensor: Tensor) -> np.ndarray:
-    """The part of the parameter tree that holds one tensor; of host arrays a view."""
+def _array(params: model.Params, tensor: PublishedTensor) -> np.ndarray:
+    """The part of the parameter tree that corresponds to one tensor; a view if the arrays are on the host."""
     leaf: Any = params
     for key in tensor.path:
         leaf = leaf[key]

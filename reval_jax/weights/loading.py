@@ -22,7 +22,7 @@ class Loaded(NamedTuple):
     architecture: model.Architecture
     params: model.Params  # nested dict of NumPy arrays
     tokenizer: transformers.PreTrainedTokenizerBase  # fast
-    eos_token_ids: tuple[int, ...]  # tokens that end a response, from the generation config, config and tokenizer
+    eos_token_ids: tuple[int, ...]  # tokens that end a response
     source: str  # the resolved path, for logs
 
 
@@ -31,7 +31,7 @@ def _is_gguf(path: Path) -> bool:
 
 
 def resolve(path: str) -> Path:
-    """The local directory or .gguf file that `path` names; a hub id is downloaded, unless it is in the hub's cache."""
+    """The local directory or .gguf file that `path` names; a hub id is downloaded unless it is in the local hub cache."""
     if not path:
         raise ValueError(
             "model.path is empty. Set it to a Hugging Face directory, a hub id such as org/name, or a .gguf file."
@@ -41,14 +41,14 @@ def resolve(path: str) -> Path:
         return local
     if local.is_file():
         raise ValueError(
-            f"model.path={path!r} is a file without the ending .gguf, and no other single-file format is read. Give the"
-            " directory that holds config.json and the safetensors, or a .gguf file."
+            f"model.path={path!r} is a file without the ending .gguf, and no other single-file format is read. Name the"
+            " directory with config.json and the safetensors files, or a .gguf file."
         )
     if _HUB_ID.fullmatch(path) and not _is_gguf(local):
         return huggingface.download(path)
     raise ValueError(
-        f"model.path={path!r} was not found on this machine, and it is not a hub id of the form org/name. Check the"
-        " path, or give a Hugging Face directory, a hub id or a .gguf file."
+        f"model.path={path!r} does not exist on this machine, and it is not a hub id of the form org/name. Check the"
+        " path, or name a Hugging Face directory, a hub id or a .gguf file."
     )
 
 
@@ -61,15 +61,17 @@ def read_architecture(path: str) -> model.Architecture:
 
 
 def find_architecture(path: str) -> tuple[model.Architecture, str]:
-    """The architecture of the model at `path`, and its source; of a hub id, no more than config.json is fetched.
+    """The architecture of the model at `path`, and its source; for a hub id at most config.json is downloaded.
 
-    The hub's cache on this machine comes first, then the configurations shipped with this package, then the hub.
+    A hub id is looked up in the local hub cache, then in the configurations shipped with this package, then on the hub.
     """
     if Path(path).expanduser().exists() or not _HUB_ID.fullmatch(path):
         return read_architecture(path), path
     cached = huggingface.cached_config(path)
     if cached is None and path in published.names():
-        return published.architecture(path), f"{path}, its shape as known here (it is not on this machine)"
+        return published.architecture(
+            path
+        ), f"{path}, its configuration shipped with reval_jax (it is not in the local hub cache)"
     directory = cached or huggingface.download_config(path)
     return huggingface.read_architecture(directory), f"{path}, its config.json"
 
@@ -98,23 +100,23 @@ def read(path: str) -> tuple[model.Architecture, transformers.PreTrainedTokenize
         eos_token_ids = huggingface.eos_token_ids(local, tokenizer)
     if not eos_token_ids:
         raise ValueError(
-            f"{local} names no end-of-sequence token (neither its configuration nor its tokenizer), so responses could"
-            " not end. Add eos_token_id to its config.json."
+            f"{local} has no end-of-sequence token in its configuration or tokenizer, so responses could not end. Add"
+            " eos_token_id to its config.json."
         )
     if max(len(tokenizer) - 1, *eos_token_ids) >= architecture.vocab_size:
         raise ValueError(
             f"{local}: the tokenizer has {len(tokenizer)} tokens and end tokens {eos_token_ids}, but the model's"
-            f" vocabulary only {architecture.vocab_size}. Use the tokenizer that belongs to these weights."
+            f" vocabulary has only {architecture.vocab_size}. Use the tokenizer that belongs to these weights."
         )
     return architecture, tokenizer, eos_token_ids
 
 
 def load(path: str, *, dtype: npt.DTypeLike = np.float32) -> Loaded:
-    """The model at `path` on the host, its arrays in `dtype` (float32 unless memory is short).
+    """The model at `path`, on the host, with arrays in `dtype` (use float32 unless memory is short).
 
     Args:
-      path: a Hugging Face directory (one or many safetensors files), a hub id, or a .gguf file with its tokenizer
-        inside (quantised weights are de-quantised).
+      path: a Hugging Face directory (one or more safetensors files), a hub id, or a .gguf file that contains its
+        tokenizer (quantised weights are de-quantised).
 
     Raises:
       ValueError: something is missing, damaged, unknown or not finite; the message names it.

@@ -1,6 +1,6 @@
-"""Configurations of a few published models, shipped with the package: `reval plan` reads them without network or download.
+"""Configurations of some published models, shipped with the package, so that `reval plan` can read them without a network.
 
-`configs/` holds each model's config.json, named after its hub id with "--" for the slash.
+`configs/` contains each model's config.json, named after its hub id with "--" for the slash.
 """
 
 from __future__ import annotations

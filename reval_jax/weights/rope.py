@@ -25,9 +25,9 @@ def from_config(
     """(theta, scaling) from the old form (rope_theta, rope_scaling) or the new one (rope_parameters).
 
     Args:
-      max_positions: the original context length where the configuration names none, tokens.
+      max_positions: the original context length if the configuration has none, tokens.
       file: names the configuration in messages.
-      default_theta: theta where the configuration names none.
+      default_theta: theta if the configuration has none.
     """
     old, new = config.get("rope_scaling"), config.get("rope_parameters")
     if old and new and old != new:
@@ -43,7 +43,7 @@ def from_config(
         raise ValueError(
             f"{file}: RoPE scaling {kind!r} is not implemented ('dynamic' and 'longrope' depend on the length of the"
             f" batch, so cached decoding would differ from the full forward pass); {', '.join(_KEYS)} are. Use one of"
-            " these."
+            " them."
         )
     settings = {key: value for key, value in settings.items() if value is not None}
     if settings.get("partial_rotary_factor") == 1:
@@ -51,7 +51,7 @@ def from_config(
     unknown = sorted(settings.keys() - _KEYS[kind])
     if unknown:
         raise ValueError(
-            f"{file}: RoPE scaling {kind!r} has the key {unknown[0]!r}, which is not handled and may change the"
+            f"{file}: RoPE scaling {kind!r} has the key {unknown[0]!r}, which is not implemented and may change the"
             " mathematics. Remove it if it does not."
         )
     if kind == "default":
@@ -66,7 +66,7 @@ def _scaling(kind: str, settings: dict[str, Any], max_positions: int, file: Path
     ]
     missing = [key for key in required if key not in numbers]
     if missing:
-        raise ValueError(f"{file}: RoPE scaling {kind!r} lacks {missing[0]!r}, without which it is undefined. Add it.")
+        raise ValueError(f"{file}: RoPE scaling {kind!r} requires {missing[0]!r}, which is missing. Add it.")
     factor = numbers["factor"]
     original = int(numbers.get("original_max_position_embeddings", max_positions))
     if kind == "linear":
@@ -86,7 +86,7 @@ def _scaling(kind: str, settings: dict[str, Any], max_positions: int, file: Path
 
 
 def _yarn_attention_factor(factor: float, numbers: dict[str, float]) -> float:
-    """0.1 ln(factor) + 1 unless attention_factor is set; a ratio of two such terms where mscale and mscale_all_dim are."""
+    """attention_factor if set, else 0.1 ln(factor) + 1; a ratio of two such terms if mscale and mscale_all_dim are set."""
     if "attention_factor" in numbers:
         return numbers["attention_factor"]
 
@@ -98,14 +98,14 @@ def _yarn_attention_factor(factor: float, numbers: dict[str, float]) -> float:
     return term(1.0)
 
 
-def _number(value: Any, key: str, file: Path) -> float:
+def _number(value: object, key: str, file: Path) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
         raise ValueError(f"{file}: {key}={value!r}, but RoPE needs a positive number there. Correct the file.")
     return float(value)
 
 
 def to_config(scaling: model.RopeScaling | None) -> dict[str, Any] | None:
-    """The `rope_scaling` entry of config.json."""
+    """The value of `rope_scaling` for config.json."""
     if scaling is None:
         return None
     settings: dict[str, Any] = {"rope_type": scaling.kind, "factor": scaling.factor}

@@ -1,8 +1,8 @@
 """Tokenizers: read from a Hugging Face directory, or rebuilt from a GGUF file's metadata.
 
-`transformers` can read a tokenizer from a GGUF file too, but only with torch installed, and without SmolLM's rule for
-splitting text ("a  12" then becomes other tokens than the model was trained on). So it is built here, with the `tokenizers`
-library, for the byte-level vocabularies in `families.TEXT_SPLITS`; others are refused by name.
+`transformers` reads a tokenizer from a GGUF file only with torch installed, and without SmolLM's rule for splitting text, so
+"a  12" would become different tokens than the model was trained on. This module builds it with the `tokenizers` library, for
+the byte-level vocabularies in `families.TEXT_SPLITS`; others are refused by name.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ _CONTROL, _USER_DEFINED = 3, 4  # values of tokenizer.ggml.token_type
 
 
 def from_directory(directory: Path) -> transformers.PreTrainedTokenizerBase:
-    """The fast tokenizer of a Hugging Face directory, exactly as its tokenizer.json states it."""
-    # The generic class reads tokenizer.json unchanged; a model's own class may rebuild splitting and normalisation from its
-    # defaults. Older checkpoints without the file still need that class.
-    is_published = (directory / "tokenizer.json").exists()
-    loader = transformers.PreTrainedTokenizerFast if is_published else transformers.AutoTokenizer
+    """The fast tokenizer of a Hugging Face directory, exactly as in its tokenizer.json."""
+    # The generic class reads tokenizer.json unchanged; a model's specific class may replace splitting and normalisation by its
+    # defaults. Older checkpoints without the file need that class.
+    has_file = (directory / "tokenizer.json").exists()
+    loader = transformers.PreTrainedTokenizerFast if has_file else transformers.AutoTokenizer
     try:
         loaded = loader.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-    # The tokenizers library raises plain Exception for a damaged file, and transformers several kinds.
+    # For a damaged file the tokenizers library raises plain Exception, and transformers several kinds.
     except Exception as error:
         raise ValueError(
             f"{directory}: its tokenizer could not be read ({type(error).__name__}: {str(error)[:200]}). The directory"
-            " needs a tokenizer.json and tokenizer_config.json; download them again."
+            " needs tokenizer.json and tokenizer_config.json; download them again."
         ) from error
     if not loaded.is_fast:
         raise ValueError(
@@ -40,7 +40,7 @@ def from_directory(directory: Path) -> transformers.PreTrainedTokenizerBase:
 
 
 def from_gguf(opened: gguf_container.Gguf) -> transformers.PreTrainedTokenizerBase:
-    """The fast tokenizer inside a GGUF file, with its special tokens and chat template."""
+    """The fast tokenizer in a GGUF file, with its special tokens and chat template."""
     file = opened.file
     kind, pre = opened.metadata.get("tokenizer.ggml.model"), opened.metadata.get("tokenizer.ggml.pre", "default")
     tokens, merges = opened.metadata.get("tokenizer.ggml.tokens"), opened.metadata.get("tokenizer.ggml.merges")
@@ -88,11 +88,11 @@ def _special_tokens(opened: gguf_container.Gguf, tokens: list[str]) -> dict[str,
 
 
 def _text_split(pre: str, file: Path) -> families.TextSplit:
-    """The record of the rule that `tokenizer.ggml.pre` names."""
+    """The rule that `tokenizer.ggml.pre` names."""
     if pre not in families.TEXT_SPLITS:
         raise ValueError(
             f"{file}: its tokenizer splits text by the rule {pre!r}, but from GGUF files only"
-            f" {', '.join(families.TEXT_SPLITS)} are known. Use the model's Hugging Face directory, where the rule is stated."
+            f" {', '.join(families.TEXT_SPLITS)} are read. Use the model's Hugging Face directory, which contains the rule."
         )
     return families.TEXT_SPLITS[pre]
 
