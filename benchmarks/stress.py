@@ -35,9 +35,9 @@ from reval_jax.sandbox import confinement, pool, worker
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data" / "benchmarks"
-sys.path.insert(0, str(ROOT / "tests" / "support"))
+sys.path.insert(0, str(ROOT / "tests"))
 
-import hostile  # noqa: E402
+from support import fuzzed_answers, hostile_answers  # noqa: E402
 
 FUZZED, HANGS = 10_000, 1_000
 HANG_LIMIT = 0.1  # seconds of CPU time, and of wall-clock time
@@ -90,8 +90,10 @@ def run(*, scale: float = 1.0, is_busy: bool = False, log: Callable[[str], None]
     with tempfile.TemporaryDirectory() as directory, verifier.Grader(settings) as grader:
         canary = str(Path(directory) / "canary")
         grader.grade("\\boxed{(x+1)^2}", "x^2+2x+1")  # starts the workers, so that no measured time includes it
-        by_hand = bare_and_boxed(hostile.by_hand(canary)) + [(*pair, False) for pair in hostile.responses()]
-        fuzzed = list(hostile.fuzzed(SEED, round(FUZZED * scale), real=real_golds(), canary=canary))
+        by_hand = bare_and_boxed(hostile_answers.by_hand(canary)) + [
+            (*pair, False) for pair in hostile_answers.responses()
+        ]
+        fuzzed = list(fuzzed_answers.fuzzed(SEED, round(FUZZED * scale), golds=real_golds(), canary=canary))
         results["by_hand"] = grade_all(grader, by_hand)
         log(f"by hand:  {summary(results['by_hand'])}")
         results["fuzzed"] = grade_all(grader, alternately_boxed(fuzzed))
@@ -172,9 +174,9 @@ def stall(kinds: tuple[str, ...], count: int) -> dict[str, Any]:
     """Makes `count` calls that never return, on all workers, and reports how many workers answer afterwards."""
     # Calls that use CPU time must end by the CPU limit, so the wall limit is out of reach for them.
     wall_limit = HANG_LIMIT if kinds == ("hang",) else 60.0
-    settings = worker.WorkerSettings("hostile:stall", True, HANG_LIMIT, wall_limit, 512 << 20, 100, [])
+    settings = worker.WorkerSettings("hostile_rewards:stall", True, HANG_LIMIT, wall_limit, 512 << 20, 100, [])
     num_workers = os.cpu_count() or 1
-    with pool.Pool(settings, num_workers=num_workers, path=[ROOT / "tests"]) as workers:
+    with pool.Pool(settings, num_workers=num_workers, path=[ROOT / "tests" / "support"]) as workers:
         workers.start(num_workers)
         start = time.monotonic()
         outcomes = workers.run([(str(index), kinds[index % len(kinds)]) for index in range(count)])
@@ -229,14 +231,14 @@ def summary(counts: dict[str, Any]) -> str:
     )
 
 
-def real_golds() -> list[tuple[str, str]]:
-    """(question, gold answer) of the benchmarks' problems, or of procedural ones if the benchmarks are absent."""
+def real_golds() -> list[str]:
+    """Gold answers of the benchmarks' problems, or of procedural ones if the benchmarks are absent."""
     files = sorted(DATA.glob("*.jsonl"))
     if not files:
         names = ("arithmetic", "base_conversion", "modular_arithmetic")
-        return [row for name in names for row in procedural.rows(f"procedural:{name},size=100")]
+        return [answer for name in names for _, answer in procedural.rows(f"procedural:{name},size=100")]
     rows = [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
-    return [(row["question"], row["answer"]) for row in rows]
+    return [row["answer"] for row in rows]
 
 
 if __name__ == "__main__":

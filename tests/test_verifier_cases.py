@@ -1,6 +1,6 @@
-"""The whole verdict, algebra included, on public test cases and on similar ones of our own.
+"""The whole verdict, algebra included, on public test cases and on similar cases of our own.
 
-Algebra runs in this process: what is graded here passed the size limits, and the hostile answers are another file's.
+Algebra runs in this process, because no answer here is hostile; hostile answers are in test_grader.py.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def graded(prediction: str, gold: str, *, extracted: bool = True) -> verifier.Gr
     return verifier.settle(grade, [symbolic.compare(*pair) for pair in grade.pairs])
 
 
-# None of these is in the public cases. Each line is a kind of answer that they, or the benchmarks' golds, have.
+# None of these is in the public cases, but each is of a kind that occurs there or among the benchmarks' gold answers.
 RIGHT = [
     # lists, sets, tuples, intervals
     ("3, -7", "-7, 3"), ("x = 3 \\text{ or } x = -7", "-7, 3"), ("\\{3, -7\\}", "3, -7"),
@@ -144,8 +144,8 @@ def cases(origin: str) -> list[dict[str, str]]:
     return [case for case in lines if case["origin"].endswith(origin)]
 
 
-# Argued in docs/grading.md: equal rational numbers are equal, reduced or not.
-ARGUED = {("\\frac{2}{4}", "\\frac{1}{2}")}
+# Accepted against the public expectation, as docs/grading.md explains: equal rationals are equal, reduced or not.
+DELIBERATELY_ACCEPTED = {("\\frac{2}{4}", "\\frac{1}{2}")}
 
 
 @needs_data
@@ -158,7 +158,7 @@ def test_public_cases_are_graded_as_expected(origin: str, share: float) -> None:
         for case, reward in zip(public, rewards, strict=True)
         if reward > case["expected"]
     }
-    assert accepted <= ARGUED
+    assert accepted <= DELIBERATELY_ACCEPTED
     assert sum(reward == case["expected"] for case, reward in zip(public, rewards, strict=True)) >= share * len(public)
 
 
@@ -269,7 +269,7 @@ def test_no_text_reaches_an_evaluator(code: str, monkeypatch: pytest.MonkeyPatch
     def refuse(*arguments: object, **_: object) -> None:
         raise AssertionError(f"evaluated {arguments!r}")
 
-    # What SymPy turns strings into expressions with; it is kept under three names.
+    # SymPy's function from string to expression; three modules hold a reference.
     for module in ("sympy.parsing.sympy_parser", "math_verify.parser", "latex2sympy2_extended.latex2sympy2"):
         monkeypatch.setattr(sys.modules[module], "parse_expr", refuse)
     monkeypatch.setattr("sympy.parsing.sympy_parser.eval_expr", refuse)
