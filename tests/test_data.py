@@ -122,7 +122,7 @@ def test_quarantine_leaves_out_exactly_the_bad_rows_and_names_them(
 
 def read_or_refusal(path: Path) -> tuple[list[Any], list[Any], str]:
     try:
-        return *data.preparation.read([path], data.Settings()), ""
+        return *data.preparation.read([path], data.PrepareSettings()), ""
     except ValueError as error:
         return [], [], str(error)
 
@@ -200,7 +200,7 @@ def test_a_json_array_is_read_up_to_what_is_not_json_and_that_is_named(tmp_path:
     found, problems = data_files.read(path)
     assert len(found) == 2
     assert problems[0].startswith("10: not JSON (")
-    assert problems[0].endswith("what follows was not read")
+    assert problems[0].endswith("the rest was not read")
 
 
 def test_records_of_several_lines_in_csv_are_named_by_their_first(tmp_path: Path) -> None:
@@ -210,7 +210,7 @@ def test_records_of_several_lines_in_csv_are_named_by_their_first(tmp_path: Path
         [("two\nlines", "1")],
         [
             "4: 'answer' is empty",
-            "5: not 2 fields, as the first line has",
+            "5: the number of fields is not 2, as in the first line",
             "7: 'question' contains a lone surrogate, which is not text",
         ],
     )
@@ -237,5 +237,5 @@ def test_fields_are_mapped_by_name(tmp_path: Path) -> None:
         "2: no field 'gold' (fields: 'prompt', 'answer')",
         "3: 'prompt' is a int, not a string: 3",
     ]
-    with pytest.raises(ValueError, match="has fields of its own"):
+    with pytest.raises(ValueError, match="defines its fields"):
         data_files.prepare(path, tmp_path / "out", format="gsm8k", question="prompt")

@@ -123,8 +123,8 @@ def test_the_commands_formats_are_the_packages() -> None:
     assert get_args(arguments.format_names()) == tuple(data.formats.FORMATS)
     for kind in (arguments.DataPrepare, arguments.DataInspect):
         for field in dataclasses.fields(kind):
-            if field.name in {each.name for each in dataclasses.fields(data.Settings)}:
-                assert field.default == getattr(data.Settings(), field.name)
+            if field.name in {each.name for each in dataclasses.fields(data.PrepareSettings)}:
+                assert field.default == getattr(data.PrepareSettings(), field.name)
 
 
 def test_a_published_file_that_cannot_be_fetched_is_one_clear_message(

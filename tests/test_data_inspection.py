@@ -31,7 +31,7 @@ def test_inspection_counts_what_stands_twice_and_what_an_evaluation_set_shares(t
         {"Problem": "In how many ways can the five letters of a word be put?"},
     ]
     path, other = data_files.write(tmp_path / "rows.jsonl", rows), data_files.write(tmp_path / "eval.json", held_out)
-    findings = data.inspect(str(path), data.Settings(), against=(str(other),))
+    findings = data.inspect(str(path), data.PrepareSettings(), against=(str(other),))
     assert findings["rows"] == 5
     assert {key: findings["duplicates"][key] for key in ("exact", "normalised")} == {"exact": 1, "normalised": 1}
     assert findings["duplicates"]["groups"] == [[f"{path}:1", f"{path}:2"]]

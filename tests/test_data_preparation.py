@@ -75,7 +75,7 @@ def test_a_directory_whose_rows_were_changed_is_refused(tmp_path: Path) -> None:
     data_files.prepare(data_files.write(tmp_path / "b.jsonl", data_files.questions(3, 1)), tmp_path / "other" / "set")
     for file in (tmp_path / "other" / "set").glob("*array_record*"):
         file.replace(tmp_path / "set" / file.name)
-    with pytest.raises(ValueError, match=r"fingerprint .* but prepared\.json says .*Prepare the data set anew"):
+    with pytest.raises(ValueError, match=r"fingerprint .* but prepared\.json says .*Prepare the data set again"):
         data.rows.read(str(tmp_path / "set"))
 
 
@@ -120,10 +120,10 @@ def test_the_quarantine_is_a_share_of_all_rows(tmp_path: Path) -> None:
     path = data_files.write(tmp_path / "rows.jsonl", [*data_files.questions(71), *["{"] * 29])
     with pytest.raises(data.BadRowsError, match=r"29 of 100 rows.*set --quarantine_fraction 0\.29\.") as raised:
         data_files.prepare(path, tmp_path / "out", quarantine_fraction=0.289)
-    assert len(raised.value.problems) == 29
+    assert len(raised.value.bad_rows) == 29
     assert data_files.prepare(path, tmp_path / "out", quarantine_fraction=0.29).rows == 71
     for content in (["{"], []):
-        with pytest.raises(ValueError, match=r"None is left|there is no row"):
+        with pytest.raises(ValueError, match=r"No usable row is left|there are no rows"):
             data_files.prepare(
                 data_files.write(tmp_path / "none.jsonl", content), tmp_path / "none", quarantine_fraction=0.99
             )
@@ -131,14 +131,14 @@ def test_the_quarantine_is_a_share_of_all_rows(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("bad", "total"), [(1, 2), (1, 3000), (999, 1000), (9999, 10_000), (123_456, 123_457)])
 def test_the_share_that_a_refusal_offers_is_one_that_is_accepted(bad: int, total: int) -> None:
-    problems = [data.rows.Problem("f:1", "bad")] * bad
+    problems = [data.rows.BadRow("f:1", "bad")] * bad
     found = [data.rows.Row("f:2", "q", "a")] * (total - bad)
     check = data.preparation._refuse_bad_rows
     with pytest.raises(data.BadRowsError) as refused:
-        check([], data.Settings(), found, problems)
+        check([], data.PrepareSettings(), found, problems)
     share = re.search(r"set --quarantine_fraction (0\.\d*[1-9])\.$", str(refused.value))
     assert share is not None
-    accepted = data.Settings(quarantine_fraction=float(share.group(1)))
+    accepted = data.PrepareSettings(quarantine_fraction=float(share.group(1)))
     data.preparation._check(accepted, None)
     check([], accepted, found, problems)
 
@@ -149,7 +149,7 @@ def test_a_models_special_tokens_and_its_count_of_tokens_are_held_against_questi
         tmp_path / "rows.jsonl",
         [*data_files.questions(1), {"question": "a<|pad|>b", "answer": "1"}, {"question": "7" * 60, "answer": "1"}],
     )
-    found, problems = data.preparation.read([path], data.Settings(max_tokens=59), tokenizer=tokenizer)
+    found, problems = data.preparation.read([path], data.PrepareSettings(max_tokens=59), tokenizer=tokenizer)
     assert len(found) == 1
     assert [problem.reason.partition(",")[0] for problem in problems] == [
         "'question' contains '<|pad|>'",

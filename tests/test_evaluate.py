@@ -437,7 +437,7 @@ def prepared(tmp_path):
     for number, split in enumerate(("train", "test")):
         file = tmp_path / f"{split}.jsonl"
         file.write_text(json.dumps({"question": f"{number}+1=", "answer": str(number + 1)}) + "\n")
-        data.prepare([file], tmp_path / f"as_{split}", data.Settings(split=split))
+        data.prepare([file], tmp_path / f"as_{split}", data.PrepareSettings(split=split))
     return tmp_path
 
 
@@ -463,10 +463,10 @@ def test_a_split_that_is_asked_for_is_read_and_a_missing_one_named(files, prepar
 
 def test_two_benchmarks_of_one_name_are_refused_and_the_remedies_work(files, prepared):
     again = prepared / "again" / "as_test"
-    data.prepare([prepared / "train.jsonl"], again, data.Settings())
+    data.prepare([prepared / "train.jsonl"], again, data.PrepareSettings())
     with pytest.raises(ValueError, match=r"rename a file, or prepare a directory again with another --output"):
         evaluate.load(*with_benchmarks(files, prepared / "as_test", again))
-    data.prepare([prepared / "train.jsonl"], prepared / "again" / "other", data.Settings())
+    data.prepare([prepared / "train.jsonl"], prepared / "again" / "other", data.PrepareSettings())
     assert len(evaluate.load(*with_benchmarks(files, prepared / "as_test", prepared / "again" / "other"))) == 2
     arithmetic = "procedural:arithmetic,level=2,split=test"
     different = [arithmetic, *(f"{arithmetic},{key}" for key in ("seed=1", "size=64", "style=raw"))]

@@ -26,7 +26,7 @@ def chatml() -> transformers.PreTrainedTokenizerFast:
 
 
 def test_every_kind_of_bad_row_is_named_by_line_in_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rows, "SHOWN_PROBLEMS", 20)
+    monkeypatch.setattr(rows, "SHOWN_ROWS", 20)
     good = {"question": "2+2=", "answer": "4", "source": "extra fields are ignored"}
     bad = [
         ({"question": "x"}, "no field 'answer'"),

@@ -39,9 +39,9 @@ def _prepare(argv: list[str]) -> int:
         with console.Console().working("reading, then writing rows") as report:
             prepared = data_lib.prepare(inputs, args.output, _settings(args), tokenizer=tokenizer, on_progress=report)
     except data_lib.BadRowsError as error:
-        for problem in error.problems:
+        for problem in error.bad_rows:
             print(f"{problem.where}: {problem.reason}", file=sys.stderr)
-        problems = [data_lib.writing.as_json(problem) for problem in error.problems]
+        problems = [data_lib.writing.as_json(problem) for problem in error.bad_rows]
         output.write_json(args.json, {"directory": None, "rows": 0, "problems": problems})
         raise
     left_out = len(prepared.quarantined)
@@ -78,8 +78,8 @@ def _settings(args: Any) -> Any:
     """The arguments that say how to read files."""
     from reval_jax import data as data_lib
 
-    names = {field.name for field in dataclasses.fields(data_lib.Settings)}
-    return data_lib.Settings(**{name: value for name, value in vars(args).items() if name in names})
+    names = {field.name for field in dataclasses.fields(data_lib.PrepareSettings)}
+    return data_lib.PrepareSettings(**{name: value for name, value in vars(args).items() if name in names})
 
 
 def _tokenizer(model: str) -> Any:

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from reval_jax.data import files, formats, rows, writing
 from reval_jax.data.inspection import inspect, summary
-from reval_jax.data.preparation import BadRowsError, Prepared, Settings, prepare
+from reval_jax.data.preparation import BadRowsError, Prepared, PrepareSettings, prepare
 
 __all__ = [
     "BadRowsError",
+    "PrepareSettings",
     "Prepared",
-    "Settings",
     "files",
     "formats",
     "inspect",

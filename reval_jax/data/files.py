@@ -1,4 +1,4 @@
-"""Records of JSON-lines, JSON, parquet and CSV files, each with its file and line."""
+"""Reads the records of JSON-lines, JSON, parquet and CSV files, each with its file and line."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _SPACE = " \t\r\n"
 
 
 def read(path: Path) -> Iterable[rows.Record]:
-    """`file:line` and the fields of every record, or `rows.BadRecord` where it can't be read.
+    """`file:line` and the fields of every record, or a `rows.BadRecord` for one that can't be read.
 
-    A parquet file has no lines: the number is the row's, from 1. A `.json` file is an array of objects, or JSON lines.
+    A parquet file has no lines; the number is that of the row, from 1. A `.json` file is an array of objects, or JSON lines.
 
     Raises:
-      ValueError: the file is missing, unreadable as a whole, or of another kind.
+      ValueError: the file is missing, unreadable, or of another kind.
     """
     kind = path.suffix.lower()
     if kind not in ENDINGS or not path.is_file():
@@ -46,7 +46,7 @@ def _bytes(path: Path) -> bytes:
 
 
 def _json_records(path: Path) -> Iterator[rows.Record]:
-    """The elements of the file's array, parsed one by one to know the line of each."""
+    """The elements of the file's array, parsed one by one so that the line of each is known."""
     try:
         text = _bytes(path).decode("utf-8")
     except UnicodeDecodeError as error:
@@ -54,7 +54,7 @@ def _json_records(path: Path) -> Iterator[rows.Record]:
         raise ValueError(f"{path}:{line}: not UTF-8 ({error.reason}). Convert the file.") from error
     decoder = json.JSONDecoder()
     at = _skip_space(text, text.index("[") + 1)
-    line, start = 1, 0  # of the element; the line is counted on from the start of the one before
+    line, start = 1, 0  # of the current element; lines are counted from the start of the previous one
     while text[at : at + 1] != "]":
         line, start = line + text.count("\n", start, at), at
         try:
@@ -63,8 +63,8 @@ def _json_records(path: Path) -> Iterator[rows.Record]:
             if text[at : at + 1] not in (",", "]"):
                 raise ValueError("no comma or end of the array after the element")
         except (ValueError, RecursionError) as error:
-            # Where the next element begins is unknown, so reading ends here.
-            yield f"{path}:{line}", rows.BadRecord(f"not JSON ({error}); what follows was not read")
+            # The start of the next element is unknown, so reading stops.
+            yield f"{path}:{line}", rows.BadRecord(f"not JSON ({error}); the rest was not read")
             return
         yield f"{path}:{line}", record
         if text[at] == ",":
@@ -95,11 +95,11 @@ def _parquet_records(path: Path) -> Iterator[rows.Record]:
                 except (UnicodeDecodeError, pyarrow.ArrowException) as error:
                     yield f"{path}:{number}", rows.BadRecord(f"a value that can't be read ({error})")
     except (OSError, pyarrow.ArrowException) as error:
-        yield f"{path}:{number + 1}", rows.BadRecord(f"damaged parquet ({error}); what follows was not read")
+        yield f"{path}:{number + 1}", rows.BadRecord(f"damaged parquet ({error}); the rest was not read")
 
 
 def _csv_records(path: Path) -> Iterator[rows.Record]:
-    # Bytes that are not UTF-8 become lone surrogates, which the check of rows reports.
+    # Bytes that are not UTF-8 become lone surrogates, which `rows.sift` reports.
     text = _bytes(path).decode("utf-8", errors="surrogateescape")
     with io.StringIO(text, newline="") as lines:
         reader = csv.DictReader(lines)
@@ -109,9 +109,12 @@ def _csv_records(path: Path) -> Iterator[rows.Record]:
             line = reader.line_num + 1
             for record in reader:
                 if None in record or None in record.values():
-                    yield f"{path}:{line}", rows.BadRecord(f"not {len(names)} fields, as the first line has")
+                    yield (
+                        f"{path}:{line}",
+                        rows.BadRecord(f"the number of fields is not {len(names)}, as in the first line"),
+                    )
                 else:
                     yield f"{path}:{line}", dict(record)
                 line = reader.line_num + 1
         except csv.Error as error:
-            yield f"{path}:{line}", rows.BadRecord(f"not CSV ({error}); what follows was not read")
+            yield f"{path}:{line}", rows.BadRecord(f"not CSV ({error}); the rest was not read")

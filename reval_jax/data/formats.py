@@ -1,4 +1,4 @@
-"""Formats of published data sets: the names of their fields, where the gold answer is, and where the files are published.
+"""Formats of published data sets: field names, extraction of the gold answer, and location of the files.
 
 Every format reads the uniform fields `question` and `answer` too. A format's `convert` returns the question and answer of a
 record unchecked (`rows.sift` checks them), or a `rows.BadRecord` with the reason.
@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from reval_jax.data import rows
 from reval_jax.verifier import extraction
 
-Fields = dict[str, Any]  # of one record, as parsed
+Fields = dict[str, Any]  # parsed fields of one record
 Converted = dict[str, Any] | rows.BadRecord  # with the keys "question" and "answer"
 
 QUESTION = ("question", "problem", "Question", "Problem")
@@ -46,11 +46,11 @@ class Format:
 
 
 class _UnusableError(Exception):
-    """A record has no question or answer; the message says why."""
+    """A record without a usable question or answer; the message is the reason."""
 
 
-def converted(record: Any, convert: Callable[[Fields, int], Converted], seed: int) -> Any:
-    """The record's question and answer; a record that is no object is returned unchanged, and `rows.sift` refuses it."""
+def converted(record: object, convert: Callable[[Fields, int], Converted], seed: int) -> Any:
+    """The record's question and answer; a record that is not an object is returned unchanged, and `rows.sift` refuses it."""
     if not isinstance(record, dict):
         return record
     try:
@@ -74,8 +74,8 @@ def plain(question: str, answer: str) -> Callable[[Fields, int], Converted]:
     return convert
 
 
-def find_question(record: Any) -> str | None:
-    """The question of a record of any format, None where there is none."""
+def find_question(record: object) -> str | None:
+    """The question of a record of any format; None if it has none."""
     value = next((record[name] for name in QUESTION if name in record), None) if isinstance(record, dict) else None
     return value if isinstance(value, str) else None
 
@@ -88,7 +88,7 @@ def last_box(text: str) -> str | None:
 
 
 def _competition(record: Fields, seed: int) -> Converted:
-    """The published answer, a number as text; where there is none, the boxed answer of the solution."""
+    """The published answer, with numbers as text; without one, the boxed answer of the solution."""
     question = _field(record, QUESTION)
     if any(record.get(name) is not None for name in ANSWER):
         return {"question": question, "answer": _text("answer", _field(record, ANSWER))}
@@ -96,7 +96,7 @@ def _competition(record: Fields, seed: int) -> Converted:
 
 
 def _gsm8k(record: Fields, seed: int) -> Converted:
-    """The text after the last `####`; an answer that is only a number is taken whole."""
+    """The text after the last `####`, or the whole answer if it is only a number."""
     question, answer = _field(record, QUESTION), _text("answer", _field(record, ANSWER))
     _, mark, gold = answer.rpartition("####")
     gold = gold.strip()
@@ -106,7 +106,7 @@ def _gsm8k(record: Fields, seed: int) -> Converted:
 
 
 def _olympiad_bench(record: Fields, seed: int) -> Converted:
-    """The whole list `final_answer`, joined; a question that refers to a picture is unusable."""
+    """All entries of `final_answer`, joined; a question that refers to a picture is unusable."""
     question = _field(record, QUESTION)
     if not isinstance(question, str) or "final_answer" not in record:
         return _competition(record, seed)
@@ -134,13 +134,13 @@ def _gpqa(record: Fields, seed: int) -> Converted:
     order = list(range(len(options)))
     # hashlib, not hash(): the order must be the same in every process.
     digest = hashlib.sha256(f"{seed}\n{question}".encode()).digest()
-    random.Random(int.from_bytes(digest, "little")).shuffle(order)  # noqa: S311  # no secret
+    random.Random(int.from_bytes(digest, "little")).shuffle(order)  # noqa: S311  # not a secret
     lines = [f"{letter}) {options[index]}" for letter, index in zip("ABCD", order, strict=True)]
     return {"question": "\n".join([question, "", *lines]), "answer": "ABCD"[order.index(0)]}
 
 
 def _field(record: Mapping[str, Any], names: tuple[str, ...]) -> Any:
-    """The first of the named fields that the record has."""
+    """The value of the first named field that the record has."""
     for name in names:
         if name in record:
             return record[name]
@@ -148,8 +148,8 @@ def _field(record: Mapping[str, Any], names: tuple[str, ...]) -> Any:
     raise _UnusableError(f"no field {options} ({rows.field_names(dict(record))})")
 
 
-def _text(field: str, value: Any) -> str:
-    """A published answer as text: AMC's are floats, some AIME files' integers."""
+def _text(field: str, value: object) -> str:
+    """A published answer as text: AMC's are floats, those of some AIME files integers."""
     if isinstance(value, str):
         return value
     if isinstance(value, float) and math.isfinite(value) and value == int(value):
@@ -182,7 +182,7 @@ FORMATS = {
     "amc": Format("problem, answer (a float)", _competition, Published("AI-MO/aimo-validation-amc", {"train": _TRAIN})),
     "math500": Format("problem, answer", _competition, Published("HuggingFaceH4/MATH-500", {"test": "test.jsonl"})),
     "minerva": Format(
-        "question, answer; or problem, and the gold boxed in solution",
+        "question, answer; or problem, and the gold answer boxed in solution",
         _competition,
         Published("math-ai/minervamath", {"test": "test.jsonl"}),
     ),
@@ -195,7 +195,7 @@ FORMATS = {
         ),
     ),
     "gsm8k": Format(
-        "question, answer with the gold behind ####",
+        "question, answer with the gold answer after ####",
         _gsm8k,
         Published("openai/gsm8k", {name: f"main/{name}-00000-of-00001.parquet" for name in ("train", "test")}),
     ),
@@ -208,7 +208,7 @@ def find(name: str) -> Format:
     """The format of that name.
 
     Raises:
-      ValueError: there is none; the message names the nearest.
+      ValueError: it does not exist; the message names the nearest.
     """
     if name not in FORMATS:
         nearest = difflib.get_close_matches(name, FORMATS, n=1, cutoff=0.0)[0]
@@ -217,16 +217,16 @@ def find(name: str) -> Format:
 
 
 def download(format_name: str, split: str) -> Path:
-    """The local path of a format's published file, from the Hugging Face hub's cache or downloaded.
+    """The local path of a format's published file, downloaded unless it is in the Hugging Face hub's cache.
 
     Raises:
       ValueError: it has no published file or split, or the hub can't be reached.
     """
     published = find(format_name).published
     if published is None:
-        own = " (its authors ask that its questions not be reposted)" if format_name == "gpqa" else ""
+        reason = " (its authors ask that its questions not be reposted)" if format_name == "gpqa" else ""
         raise ValueError(
-            f"--format {format_name} has no published file to download{own}. Name yours with --input FILE."
+            f"--format {format_name} has no published file to download{reason}. Name yours with --input FILE."
         )
     if split not in published.files:
         raise ValueError(

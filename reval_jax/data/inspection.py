@@ -21,8 +21,8 @@ DATASET = rows.SettingNames("", "--split ")
 AGAINST = rows.SettingNames("--against ", "its split ")
 
 GRAM = 13
-"""Consecutive words of two letters or more, formulas left out, that two questions must share to overlap."""
-SHOWN = 5  # pairs in a list
+"""Consecutive words of two letters or more, without formulas, that two questions must share to overlap."""
+SHOWN = 5  # entries of a list in the findings
 _QUANTILES = {"min": 0.0, "median": 0.5, "p95": 0.95, "max": 1.0}
 _SPACING = re.compile(r"\\(?:left|right|,|;|!|:|quad|qquad|displaystyle)(?![a-z])|[\s${}]+")
 # Without formulas: "m and n are relatively prime positive integers, find m + n" ends hundreds of unrelated problems.
@@ -31,23 +31,23 @@ _WORD = re.compile(r"[^\W\d_]{2,}")
 
 def inspect(
     dataset: str,
-    settings: preparation.Settings,
+    settings: preparation.PrepareSettings,
     *,
     against: tuple[str, ...] = (),
     tokenizer: transformers.PreTrainedTokenizerBase | None = None,
     num_examples: int = 3,
 ) -> dict[str, Any]:
-    """Findings about a file, a TFDS directory or a procedural data set, as JSON values; bad rows are listed, not refused.
+    """A description of a file, TFDS directory or procedural data set, as JSON values; bad rows are listed, not refused.
 
     Args:
       against: evaluation sets, each a file, a directory or a procedural name.
       tokenizer: adds lengths in tokens, of the question alone.
-      num_examples: first rows that the findings show.
+      num_examples: number of first rows to include.
 
     Raises:
-      ValueError: a file or directory can't be read, or a prepared directory was changed after it was written.
+      ValueError: a file or directory can't be read, or a prepared directory was changed later.
     """
-    usable, problems = _rows(dataset, settings, tokenizer)
+    usable, bad_rows = _rows(dataset, settings, tokenizer)
     questions = [row.question for row in usable]
     lengths: dict[str, Any] = {
         "question_characters": _statistics(map(len, questions)),
@@ -61,8 +61,8 @@ def inspect(
         "rows": len(usable),
         "fingerprint": rows.fingerprint(usable),
         "lengths": lengths,
-        "problems": [writing.as_json(problem) for problem in problems],
-        "duplicates": _duplicates(usable, problems),
+        "problems": [writing.as_json(bad_row) for bad_row in bad_rows],
+        "duplicates": _duplicates(usable, bad_rows),
         "overlap": [_overlap(usable, other) for other in against],
         "examples": [
             {"where": row.where, "question": row.question, "answer": row.answer} for row in usable[:num_examples]
@@ -71,7 +71,7 @@ def inspect(
 
 
 def summary(findings: dict[str, Any]) -> str:
-    """The findings of `inspect` as text."""
+    """The result of `inspect` as text."""
     lines = [f"{findings['dataset']}: {findings['rows']} rows, fingerprint {findings['fingerprint']}"]
     for name, statistics in findings["lengths"].items():
         if statistics:
@@ -94,20 +94,20 @@ def summary(findings: dict[str, Any]) -> str:
 
 
 def normalised(question: str) -> str:
-    """The question without case, spacing, dollar signs, braces and variants of characters, which do not change its meaning."""
+    """The question without case, spacing, dollar signs, braces and compatibility characters, which do not change its meaning."""
     return _SPACING.sub("", unicodedata.normalize("NFKC", question).casefold())
 
 
 def _rows(
-    dataset: str, settings: preparation.Settings, tokenizer: transformers.PreTrainedTokenizerBase | None
-) -> tuple[list[rows.Row], list[rows.Problem]]:
-    """The usable rows of a data set of any kind, and the problems of the others."""
+    dataset: str, settings: preparation.PrepareSettings, tokenizer: transformers.PreTrainedTokenizerBase | None
+) -> tuple[list[rows.Row], list[rows.BadRow]]:
+    """The usable rows of a data set of any kind, and the bad rows."""
     if procedural.is_procedural(dataset):
         return rows.read(dataset), []
     if Path(dataset).is_dir():
-        usable, problems = rows.sift(rows.records(dataset, split=settings.split, names=DATASET))
+        usable, bad_rows = rows.sift(rows.records(dataset, split=settings.split, names=DATASET))
         rows.check_manifest(dataset, settings.split, usable, names=DATASET)
-        return usable, problems
+        return usable, bad_rows
     return preparation.read([Path(dataset)], settings, tokenizer=tokenizer)
 
 
@@ -121,7 +121,7 @@ def _questions(dataset: str) -> list[tuple[str, str]]:
     questions = [(where, question) for where, question in pairs if question]
     if not questions:
         raise ValueError(
-            f"--against {dataset} holds no question ({', '.join(formats.QUESTION)}). Name an evaluation set."
+            f"--against {dataset} contains no question ({', '.join(formats.QUESTION)}). Name an evaluation set."
         )
     return questions
 
@@ -148,20 +148,20 @@ def _statistics(lengths: Iterable[int]) -> dict[str, float]:
     return quantiles | {"mean": round(float(values.mean()), 1)}
 
 
-def _duplicates(usable: list[rows.Row], problems: list[rows.Problem]) -> dict[str, Any]:
+def _duplicates(usable: list[rows.Row], bad_rows: list[rows.BadRow]) -> dict[str, Any]:
     groups = collections.defaultdict(list)
     for row in usable:
         groups[normalised(row.question)].append(row.where)
     same = [group for group in groups.values() if len(group) > 1]
     return {
-        "exact": sum(problem.is_duplicate for problem in problems),
+        "exact": sum(bad_row.is_duplicate for bad_row in bad_rows),
         "normalised": sum(len(group) - 1 for group in same),
         "groups": same[:SHOWN],
     }
 
 
 def _overlap(usable: list[rows.Row], dataset: str) -> dict[str, Any]:
-    """How many rows are in an evaluation set too, each counted once, by the strictest match."""
+    """The number of rows that are also in an evaluation set, each counted once, by its strictest match."""
     others = _questions(dataset)
     by_text = {question: where for where, question in reversed(others)}
     by_form = {normalised(question): where for where, question in reversed(others)}

@@ -22,20 +22,20 @@ KNOWN_MARKERS = (
     *("<think>", "</think>", "<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>"),
     *("<|eot_id|>", "<start_of_turn>", "<end_of_turn>"),
 )
-"""Special tokens of the model families that this package trains; no question may contain one."""
+"""Special tokens of the supported model families; no question may contain one."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class PrepareSettings:
     """Settings of `prepare` and `inspect`: how files are read, and limits."""
 
     format: str = "plain"  # a key of formats.FORMATS
-    question: str = ""  # field with the question, for plain; "" for the format's own
-    answer: str = ""  # field with the gold answer, for plain
+    question: str = ""  # for plain: field with the question, "" for `question`
+    answer: str = ""  # for plain: field with the gold answer, "" for `answer`
     split: str = "train"
     max_characters: int = 20_000  # of a question, and of an answer
-    max_tokens: int = 0  # of a question alone, by the model's tokenizer; 0 for no limit
-    quarantine_fraction: float = 0.0  # fraction of the rows that may be left out
+    max_tokens: int = 0  # of a question without its template, by the model's tokenizer; 0: no limit
+    quarantine_fraction: float = 0.0  # largest fraction of the rows that may be bad; bad rows are left out
     seed: int = 0  # of the order of GPQA's options
 
 
@@ -45,21 +45,21 @@ class Prepared(NamedTuple):
     directory: Path
     rows: int
     fingerprint: str
-    quarantined: tuple[rows.Problem, ...]
+    quarantined: tuple[rows.BadRow, ...]
 
 
 class BadRowsError(ValueError):
-    """More rows can't be used than may be left out; `problems` names each."""
+    """More rows are bad than may be left out; `bad_rows` lists all of them."""
 
-    def __init__(self, message: str, problems: list[rows.Problem]) -> None:
+    def __init__(self, message: str, bad_rows: list[rows.BadRow]) -> None:
         super().__init__(message)
-        self.problems = problems
+        self.bad_rows = bad_rows
 
 
 def prepare(
     inputs: list[Path],
     output: Path,
-    settings: Settings,
+    settings: PrepareSettings,
     *,
     tokenizer: transformers.PreTrainedTokenizerBase | None = None,
     on_progress: Progress | None = None,
@@ -67,33 +67,33 @@ def prepare(
     """Read files, check every row, and write the rows as the TFDS directory `output`.
 
     Args:
-      tokenizer: questions may not contain its special tokens, nor be longer than `settings.max_tokens` of its tokens.
+      tokenizer: questions may not contain its special tokens or have more than `settings.max_tokens` tokens.
       on_progress: called with (rows read, rows read) while files are read, then with (rows written, total rows).
 
     Raises:
-      BadRowsError: more rows can't be used than `settings.quarantine_fraction` allows; nothing was written.
+      BadRowsError: more rows are bad than `settings.quarantine_fraction` allows; nothing was written.
       ValueError: a file can't be read, the settings contradict each other, or `output` can't be written.
     """
     _check(settings, tokenizer)
     writing.check_target(output, settings.split)
-    usable, problems = read(inputs, settings, tokenizer=tokenizer, on_progress=on_progress)
-    _refuse_bad_rows(inputs, settings, usable, problems)
+    usable, bad_rows = read(inputs, settings, tokenizer=tokenizer, on_progress=on_progress)
+    _refuse_bad_rows(inputs, settings, usable, bad_rows)
     fingerprint = rows.fingerprint(usable)
-    manifest = _manifest(inputs, settings, usable, fingerprint, problems)
+    manifest = _manifest(inputs, settings, usable, fingerprint, bad_rows)
     writing.write(
-        output, usable, split=settings.split, manifest=manifest, quarantined=problems, on_progress=on_progress
+        output, usable, split=settings.split, manifest=manifest, quarantined=bad_rows, on_progress=on_progress
     )
-    return Prepared(output, len(usable), fingerprint, tuple(problems))
+    return Prepared(output, len(usable), fingerprint, tuple(bad_rows))
 
 
 def read(
     inputs: list[Path],
-    settings: Settings,
+    settings: PrepareSettings,
     *,
     tokenizer: transformers.PreTrainedTokenizerBase | None = None,
     on_progress: Progress | None = None,
-) -> tuple[list[rows.Row], list[rows.Problem]]:
-    """The usable rows of the files, and the problems of the others, each in order."""
+) -> tuple[list[rows.Row], list[rows.BadRow]]:
+    """The usable rows of the files, and the bad rows, each in order."""
     convert = formats.find(settings.format).convert
     if settings.question or settings.answer:
         convert = formats.plain(settings.question or "question", settings.answer or "answer")
@@ -129,63 +129,63 @@ def read(
     return rows.sift(records(), find_problem=find_problem)
 
 
-def _check(settings: Settings, tokenizer: transformers.PreTrainedTokenizerBase | None) -> None:
+def _check(settings: PrepareSettings, tokenizer: transformers.PreTrainedTokenizerBase | None) -> None:
     formats.find(settings.format)
     if (settings.question or settings.answer) and settings.format != "plain":
         raise ValueError(
-            f"--format {settings.format} has fields of its own, and --question or --answer names others. Leave one out."
+            f"--format {settings.format} defines its fields, but --question or --answer names others. Remove one of them."
         )
     if not 0 <= settings.quarantine_fraction < 1:
         raise ValueError(
-            f"--quarantine_fraction {settings.quarantine_fraction} is no fraction. Use 0 or more, below 1."
+            f"--quarantine_fraction {settings.quarantine_fraction} is not a fraction. Use a number from 0 to below 1."
         )
     if settings.max_tokens and tokenizer is None:
         raise ValueError(
-            f"--max_tokens {settings.max_tokens} needs a tokenizer to count by. Add --model, or use --max_characters."
+            f"--max_tokens {settings.max_tokens} needs a tokenizer to count tokens. Add --model, or use --max_characters."
         )
     if settings.max_characters < 1 or settings.max_tokens < 0:
         raise ValueError("--max_characters must be at least 1, and --max_tokens at least 0.")
 
 
 def _refuse_bad_rows(
-    inputs: list[Path], settings: Settings, usable: list[rows.Row], problems: list[rows.Problem]
+    inputs: list[Path], settings: PrepareSettings, usable: list[rows.Row], bad_rows: list[rows.BadRow]
 ) -> None:
-    """Refuse if more rows are bad than may be left out, or all are."""
-    source, total = ", ".join(map(str, inputs)), len(usable) + len(problems)
+    """Refuse if more rows are bad than may be left out, or no row is usable."""
+    source, total = ", ".join(map(str, inputs)), len(usable) + len(bad_rows)
     if not total:
-        raise ValueError(f"{source}: there is no row. Name a file with at least one.")
-    is_allowed = len(problems) <= settings.quarantine_fraction * total + 1e-9
+        raise ValueError(f"{source}: there are no rows. Name a file with at least one.")
+    is_allowed = len(bad_rows) <= settings.quarantine_fraction * total + 1e-9
     if is_allowed and usable:
         return
-    remedy = "None is left. Name other files, or other fields."
+    remedy = "No usable row is left. Name other files, or other fields."
     if usable:
         digits = 3
-        while -(-len(problems) * 10**digits // total) == 10**digits:  # rounded up to 1, which is refused
+        while -(-len(bad_rows) * 10**digits // total) == 10**digits:  # rounded up to 1, which is refused
             digits += 1
-        enough = f"{-(-len(problems) * 10**digits // total) / 10**digits:.{digits}f}".rstrip("0")
+        enough = f"{-(-len(bad_rows) * 10**digits // total) / 10**digits:.{digits}f}".rstrip("0")
         remedy = (
-            f"That is {len(problems)} of {total} rows, more than --quarantine_fraction {settings.quarantine_fraction:g} allows. "
+            f"That is {len(bad_rows)} of {total} rows, more than --quarantine_fraction {settings.quarantine_fraction:g} allows. "
             f"Correct or remove them, or set --quarantine_fraction {enough}."
         )
     try:
-        rows.refuse(source, problems, remedy)
+        rows.refuse(source, bad_rows, remedy)
     except ValueError as error:
-        raise BadRowsError(str(error), problems) from None
+        raise BadRowsError(str(error), bad_rows) from None
 
 
 def _manifest(
     inputs: list[Path],
-    settings: Settings,
+    settings: PrepareSettings,
     usable: list[rows.Row],
     fingerprint: str,
-    problems: list[rows.Problem],
+    bad_rows: list[rows.BadRow],
 ) -> dict[str, Any]:
-    """The content of prepared.json: inputs, settings and versions to prepare it again, and the fingerprint to check it."""
+    """The content of prepared.json: inputs, settings and versions to repeat the preparation, and the fingerprint to check it."""
     return {
         "fingerprint": fingerprint,
         "rows": len(usable),
         "split": settings.split,
-        "quarantined": len(problems),
+        "quarantined": len(bad_rows),
         "settings": dataclasses.asdict(settings),
         "inputs": [{"file": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()} for path in inputs],
         "versions": {

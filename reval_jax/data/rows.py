@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from reval_jax import procedural
 from reval_jax.verifier import checkers
 
-SHOWN_PROBLEMS = 5  # rows that an error message names
+SHOWN_ROWS = 5  # rows listed in an error message
 MANIFEST = "prepared.json"
 """File that describes a directory written by `reval data prepare`."""
 INFO = "dataset_info.json"
@@ -35,7 +35,7 @@ class BadRecord(NamedTuple):
     reason: str
 
 
-class Problem(NamedTuple):
+class BadRow(NamedTuple):
     """A row that can't be used."""
 
     where: str  # file:line
@@ -44,7 +44,7 @@ class Problem(NamedTuple):
 
 
 class SettingNames(NamedTuple):
-    """The settings that messages name for a data set and its split, as a prefix of the value."""
+    """The settings of a data set and its split, as messages name them: a prefix of the value."""
 
     dataset: str
     split: str
@@ -65,23 +65,23 @@ def read(dataset: str, *, split: str = "train", names: SettingNames = TASK) -> l
       names: the settings that messages tell the user to change.
 
     Raises:
-      ValueError: the data set is unreadable or empty, or has bad rows, of which the message names the first: a field that is
-        missing, empty or no text, or holds a NUL or lone surrogate; a repeated question. Or a directory of
-        `reval data prepare` was changed after it was written.
+      ValueError: the data set is unreadable or empty, has bad rows (the message names the first), or is a directory of
+        `reval data prepare` that was changed later. A row is bad if a field is missing, empty, not text, or contains a NUL
+        or lone surrogate, or if an earlier row has the same question.
     """
     if procedural.is_procedural(dataset):
         pairs = procedural.rows(dataset)
         return [Row(f"{dataset}:{number}", *pair) for number, pair in enumerate(pairs, start=1)]
-    rows, problems = sift(records(dataset, split=split, names=names))
-    refuse(f"{names.dataset}{dataset}", problems, "Correct or remove them.")
+    rows, bad_rows = sift(records(dataset, split=split, names=names))
+    refuse(f"{names.dataset}{dataset}", bad_rows, "Correct or remove them.")
     if not rows:
-        raise ValueError(f"{names.dataset}{dataset} has no rows, so there is no question. Add at least one.")
+        raise ValueError(f"{names.dataset}{dataset} has no rows. Add at least one.")
     check_manifest(dataset, split, rows, names=names)
     return rows
 
 
 def label(dataset: str) -> str:
-    """A short name for metrics: a file's without its ending, a TFDS directory's own, a procedural data set's label."""
+    """A short name for metrics: a file name without its ending, the name in a TFDS directory, or a procedural label."""
     path = Path(dataset)
     if procedural.is_procedural(dataset):
         return procedural.label(dataset)
@@ -95,7 +95,7 @@ def only_split(dataset: str) -> str:
     """The split of a TFDS directory that has exactly one; "" for every other data set."""
     try:
         splits = [str(split["name"]) for split in json.loads((Path(dataset) / INFO).read_text("utf-8"))["splits"]]
-    except (OSError, ValueError, KeyError, TypeError):  # no directory, or a damaged one, which `read` refuses
+    except (OSError, ValueError, KeyError, TypeError):  # not a directory, or a damaged one, which `read` refuses
         return ""
     return splits[0] if len(splits) == 1 else ""
 
@@ -117,28 +117,28 @@ def records(dataset: str, *, split: str, names: SettingNames = TASK) -> Iterable
 
 def sift(
     records: Iterable[Record], *, find_problem: Callable[[str, str], str | None] = lambda question, answer: None
-) -> tuple[list[Row], list[Problem]]:
+) -> tuple[list[Row], list[BadRow]]:
     """The usable rows and the others, each in order; of rows with the same question only the first is usable.
 
     Args:
-      find_problem: a further check of a row without other problems, (question, answer) -> reason or None.
+      find_problem: a further check, (question, answer) -> reason or None, for rows that pass the others.
     """
     rows: list[Row] = []
-    problems: list[Problem] = []
+    bad_rows: list[BadRow] = []
     places: dict[str, str] = {}  # file:line of each usable question
     for where, record in records:
         if reason := _reason(record):
-            problems.append(Problem(where, reason))
+            bad_rows.append(BadRow(where, reason))
             continue
         row = Row(where, record["question"], record["answer"])
         if row.question in places:
-            problems.append(Problem(where, f"the same question as {places[row.question]}", is_duplicate=True))
+            bad_rows.append(BadRow(where, f"the same question as {places[row.question]}", is_duplicate=True))
         elif reason := find_problem(row.question, row.answer):
-            problems.append(Problem(where, reason))
+            bad_rows.append(BadRow(where, reason))
         else:
             places[row.question] = where
             rows.append(row)
-    return rows, problems
+    return rows, bad_rows
 
 
 def fingerprint(rows: Iterable[Row]) -> str:
@@ -150,17 +150,17 @@ def fingerprint(rows: Iterable[Row]) -> str:
     return digest.hexdigest()[:16]
 
 
-def refuse(source: str, problems: list[Problem], remedy: str) -> None:
-    """Raise one ValueError that names `source` and the first problems, if there are any."""
-    if problems:
-        more = f"; and {len(problems) - SHOWN_PROBLEMS} more" if len(problems) > SHOWN_PROBLEMS else ""
-        rows = f"{len(problems)} row{'s' * (len(problems) > 1)}"
-        shown = "; ".join(f"{problem.where}: {problem.reason}" for problem in problems[:SHOWN_PROBLEMS])
+def refuse(source: str, bad_rows: list[BadRow], remedy: str) -> None:
+    """Raise one ValueError that names `source` and the first bad rows, if there are any."""
+    if bad_rows:
+        more = f"; and {len(bad_rows) - SHOWN_ROWS} more" if len(bad_rows) > SHOWN_ROWS else ""
+        rows = f"{len(bad_rows)} row{'s' * (len(bad_rows) > 1)}"
+        shown = "; ".join(f"{bad_row.where}: {bad_row.reason}" for bad_row in bad_rows[:SHOWN_ROWS])
         raise ValueError(f"{source}: {rows} can't be used: {shown}{more}. {remedy}")
 
 
 def jsonl_records(path: Path) -> Iterator[Record]:
-    """`file:line` and the parsed line, or why it can't be parsed, of every line that is not blank."""
+    """`file:line` and the parsed value, or a `BadRecord`, of every line that is not blank."""
     try:
         lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
     except OSError as error:
@@ -174,21 +174,21 @@ def jsonl_records(path: Path) -> Iterator[Record]:
 
 
 def is_text(text: str) -> bool:
-    """Whether the text holds no NUL and no lone surrogate: neither can be written, sent or tokenized everywhere."""
+    """Whether the text has no NUL and no lone surrogate, which some libraries can't write or tokenize."""
     return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _tfds_records(path: Path, split: str, names: SettingNames) -> Iterator[Record]:
     """`directory[split]:index` and the fields, with texts decoded, of every row."""
-    import tensorflow_datasets as tfds  # imported on demand: it takes a second, which .jsonl files do not need
+    import tensorflow_datasets as tfds  # imported on demand: it takes a second, and .jsonl files do not need it
 
     try:
         source = tfds.builder_from_directory(str(path)).as_data_source(split)
         size = len(source)
-    except Exception as error:  # TFDS raises many kinds, all for a directory or split that it can't read
+    except Exception as error:  # TFDS raises many kinds for a directory or split that it can't read
         raise ValueError(
             f"{names.dataset}{path} with {names.split}{split} can't be read as a TFDS directory: {error}. Name a version "
-            "directory (it holds dataset_info.json) written with file_format='array_record', and one of its splits."
+            "directory (it contains dataset_info.json) written with file_format='array_record', and one of its splits."
         ) from error
     for start in range(0, size, _BATCH):
         indices = range(start, min(start + _BATCH, size))
@@ -197,7 +197,7 @@ def _tfds_records(path: Path, split: str, names: SettingNames) -> Iterator[Recor
 
 
 def _decoded(value: Any) -> Any:
-    """The value with bytes, as TFDS returns text, decoded; bytes that are not UTF-8 stay, and become a bad row."""
+    """The value with bytes decoded, since TFDS returns text as bytes; bytes that are not UTF-8 stay, and make a bad row."""
     try:
         return value.decode("utf-8") if isinstance(value, bytes) else value
     except UnicodeDecodeError:
@@ -205,7 +205,7 @@ def _decoded(value: Any) -> Any:
 
 
 def _reason(record: Any) -> str | None:
-    """Why a record is not a usable row; None if it is."""
+    """The reason why a record is not a usable row; None if it is usable."""
     if isinstance(record, BadRecord):
         return record.reason
     if not isinstance(record, dict):
@@ -221,7 +221,7 @@ def _reason(record: Any) -> str | None:
         if not is_text(value):
             return f"'{field}' contains a {'NUL character' if chr(0) in value else 'lone surrogate, which is not text'}"
     if checkers.checked(record["answer"]):
-        return f"'answer' begins like a checker's ({record['answer'][:20]}), which only procedural data sets may use"
+        return f"'answer' begins like a checker's ({record['answer'][:20]}), which only procedural data sets may have"
     return None
 
 
@@ -231,10 +231,10 @@ def field_names(record: dict[Any, Any]) -> str:
 
 
 def check_manifest(dataset: str, split: str, rows: list[Row], *, names: SettingNames = TASK) -> None:
-    """Refuse a directory of `reval data prepare` that was changed after it was written.
+    """Refuse a directory of `reval data prepare` that was changed later.
 
     Raises:
-      ValueError: its rows differ from those in its manifest, or the manifest can't be read.
+      ValueError: the fingerprint of its rows differs from its manifest's, or the manifest can't be read.
     """
     path = Path(dataset)
     if not (path / MANIFEST).is_file():
@@ -244,10 +244,10 @@ def check_manifest(dataset: str, split: str, rows: list[Row], *, names: SettingN
         expected = manifest["fingerprint"] if manifest["split"] == split else None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{path / MANIFEST} can't be read ({error}), so the rows can't be checked. Prepare it anew."
+            f"{path / MANIFEST} can't be read ({error}), so the rows can't be checked. Prepare it again."
         ) from error
     if expected not in (None, fingerprint(rows)):
         raise ValueError(
             f"{names.dataset}{path}: its rows have the fingerprint {fingerprint(rows)}, but {MANIFEST} says {expected}: files "
-            "were changed after `reval data prepare`. Prepare the data set anew."
+            "were changed after `reval data prepare`. Prepare the data set again."
         )

@@ -1,4 +1,4 @@
-"""Special tokens as text: those in the paper's templates, those that end a response, those that no question may contain."""
+"""Texts of special tokens: in the paper's templates, at the end of a response, forbidden in questions."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ MARKERS = {
     "r1_distill": ("<｜begin▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>"),
     "qwen2_5_math": ("<|im_start|>", "<|im_end|>"),
 }
-"""Special texts of a paper template, each one token of the model's tokenizer."""
+"""Special tokens in a template of the paper; each must be one token of the model's tokenizer."""
 STOP_TEXTS = {
     "r1_distill": ("<｜end▁of▁sentence｜>",),
-    # Qwen2.5-Math's base model names only the second as its end token, but here it is trained on turns that end with the first.
+    # Qwen2.5-Math's base model names only the second as its end token, but turns of this template end with the first.
     "qwen2_5_math": ("<|im_end|>", "<|endoftext|>"),
 }
-"""Texts that end a response to a paper template."""
+"""Texts that end a response to a template of the paper."""
 
 
 def special_texts(template: str, tokenizer: transformers.PreTrainedTokenizerBase) -> tuple[str, ...]:
-    """Texts that no question may contain, because the tokenizer makes special tokens of them.
+    """Texts that no question may contain, because the tokenizer turns them into special tokens.
 
     An added token that is not marked special counts only if the template contains it, as R1-Distill's contains `<｜User｜>`;
     Gemma's `<b>` does not count.

@@ -16,7 +16,7 @@ from typing import Any
 from reval_jax.data import rows as rows_lib
 
 QUARANTINE = "quarantine.jsonl"
-"""File of a prepared directory that lists the rows left out."""
+"""File of a prepared directory that lists the bad rows."""
 VERSION = "1.0.0"
 
 
@@ -38,7 +38,7 @@ def write(
     *,
     split: str,
     manifest: dict[str, Any],
-    quarantined: Iterable[rows_lib.Problem] = (),
+    quarantined: Iterable[rows_lib.BadRow] = (),
     on_progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Write the rows as the data set `output`, in order; the directory appears complete or not at all.
@@ -49,11 +49,11 @@ def write(
     working = None
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        # Beside the target, so that the last step is a rename within one file system.
+        # Next to the target, so that the last step is a rename within one file system.
         working = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
         written = _write_tfds(working, dataset_name(output), rows, split, on_progress)
         (written / rows_lib.MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-        if lines := [json.dumps(as_json(problem)) + "\n" for problem in quarantined]:
+        if lines := [json.dumps(as_json(bad_row)) + "\n" for bad_row in quarantined]:
             (written / QUARANTINE).write_text("".join(lines), encoding="utf-8")
         os.rename(written, output)
     except OSError as error:
@@ -63,14 +63,14 @@ def write(
             shutil.rmtree(working, ignore_errors=True)
 
 
-def as_json(problem: rows_lib.Problem) -> dict[str, Any]:
+def as_json(bad_row: rows_lib.BadRow) -> dict[str, Any]:
     """A bad row as `file`, `line` and `reason`."""
-    file, _, line = problem.where.rpartition(":")
-    return {"file": file, "line": int(line), "reason": problem.reason}
+    file, _, line = bad_row.where.rpartition(":")
+    return {"file": file, "line": int(line), "reason": bad_row.reason}
 
 
 def dataset_name(output: Path) -> str:
-    """The directory's name in the characters that TFDS allows; it names the metrics of a benchmark."""
+    """The directory's name, reduced to the characters that TFDS allows; a benchmark's metrics have it."""
     name = re.sub(r"[^a-z0-9]+", "_", output.resolve().name.lower()).strip("_")
     return name if name[:1].isalpha() else f"data_{name}".rstrip("_")
 
@@ -93,7 +93,7 @@ def _write_tfds(
         features = tfds.features.FeaturesDict(dict.fromkeys(("question", "answer", "origin"), text))
         return tfds.core.DatasetInfo(builder=builder, features=features, disable_shuffling=True)
 
-    # Defined by a call, since a class statement would import TFDS with this module; kept out of TFDS's registry of builders.
+    # A class statement at module level would import TFDS with this module. The class stays out of TFDS's registry of builders.
     with tfds.core.registered.skip_registration():
         builder = type(
             "Prepared",
@@ -104,8 +104,8 @@ def _write_tfds(
                 "VERSION": tfds.core.Version(VERSION),
                 "_info": info,
                 "_split_generators": lambda self, downloads: {split: examples()},
-                "_generate_examples": None,  # required by TFDS, unused: the split above yields its examples
-                "url_infos": None,  # nothing is downloaded; without this TFDS looks for a list of checksums beside this file
+                "_generate_examples": None,  # required by TFDS, but unused: _split_generators returns the examples
+                "url_infos": None,  # nothing is downloaded; without this TFDS looks for a checksum file next to this module
             },
         )
     tfds.disable_progress_bar()

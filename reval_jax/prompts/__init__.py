@@ -1,6 +1,6 @@
 """Prompts: rows of a data set, rendered by a template, tokenized, and taken in an endless order that one integer resumes.
 
-`dataset` loads the rows and takes prompts · `templates` renders questions and knows the tokens that end a response.
+`dataset` loads the rows and takes prompts · `templates` renders questions and finds the tokens that end a response.
 """
 
 from __future__ import annotations

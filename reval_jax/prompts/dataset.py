@@ -1,7 +1,7 @@
 """Data set rows to prompt tokens, in an endless order that one integer resumes.
 
-A data set is a `.jsonl` file with the fields `question` and `answer`, a TFDS directory of array_record files, which is
-read without TensorFlow, or `procedural:NAME,…`. Every row is checked before any is used.
+A data set is a `.jsonl` file with the fields `question` and `answer`, a TFDS directory of array_record files (read without
+TensorFlow), or `procedural:NAME,…`. All rows are checked before the first is used.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Dataset(NamedTuple):
     texts: tuple[str, ...]  # n rendered prompts
     tokens: tuple[np.ndarray, ...]  # n arrays i32[P_i], read-only
     answers: tuple[str, ...]  # n gold answers
-    num_dropped: int  # rows left out: their prompt is too long
+    num_dropped: int  # rows dropped because their prompt is too long
     fingerprint: str  # 16 hex digits of the template and of every row's text, tokens and answer
     prompt_opens_think: bool  # every prompt ends with an open `<think>`, so each response begins inside it
 
@@ -52,12 +52,12 @@ def load(
     In "raw" and "chat" a non-empty `task.instruction` follows the question after a space.
 
     Args:
-      names: the settings that messages about the data set name.
+      names: the settings that messages tell the user to change.
 
     Raises:
-      ValueError: a data set that can't be read, is empty or has bad rows; a question that contains the text of a
-        special token; a template that doesn't fit the tokenizer; a prompt longer than `task.max_prompt_tokens` with
-        `task.long_prompts="error"`, or every prompt with "drop".
+      ValueError: the data set can't be read, is empty or has bad rows; a question contains the text of a special
+        token; the template doesn't fit the tokenizer; a prompt is longer than `task.max_prompt_tokens` with
+        `task.long_prompts="error"`, or every prompt is with "drop".
     """
     source = f"{names.dataset}{task.dataset}"
     checked = rows.read(task.dataset, split=task.split, names=names)
@@ -86,7 +86,9 @@ def from_question(question: str, task: config.Task, tokenizer: transformers.PreT
     """
     row = rows.Row("--prompt", question, "")
     if not question or not rows.is_text(question):
-        raise ValueError(f"the prompt {question!r} is empty or contains a character that is no text. Give a question.")
+        raise ValueError(
+            f"the prompt {question!r} is empty or contains a character that is not text. Enter a question."
+        )
     templates.check(task, tokenizer)
     templates.refuse_forged_text(task, [row], tokenizer, source="the prompt")
     (text,), (tokens,) = templates.render(task, [row], tokenizer, source="the prompt")
@@ -108,14 +110,14 @@ def take(dataset: Dataset, cursor: int, n: int, *, seed: int) -> tuple[types.Pro
     """
     if cursor < 0 or n < 0:
         raise ValueError(f"prompts.take got cursor={cursor}, n={n}. Both count prompts: use numbers from 0 up.")
-    numbers = np.arange(cursor, cursor + n, dtype=np.int64)
-    epochs, positions = np.divmod(numbers, dataset.size)
+    cursors = np.arange(cursor, cursor + n, dtype=np.int64)
+    epochs, positions = np.divmod(cursors, dataset.size)
     row = np.empty(n, np.int64)
     for epoch in np.unique(epochs):
         in_epoch = epochs == epoch
         row[in_epoch] = _permutation(seed, int(epoch), dataset.size)[positions[in_epoch]]
     prompts = types.Prompts(
-        cursor=numbers,
+        cursor=cursors,
         row=row,
         texts=tuple(dataset.texts[i] for i in row),
         tokens=tuple(dataset.tokens[i] for i in row),
@@ -143,18 +145,18 @@ def _check_answer_format(task: config.Task, checked: list[rows.Row]) -> None:
     if task.answer_format != "boxed" and procedural_task:
         raise ValueError(
             f"task.answer_format={task.answer_format} with the data set {task.dataset}: an answer to {procedural_task} is more "
-            "than a number, so none could be right. Use task.answer_format=boxed."
+            "than a number, so no response could be right. Use task.answer_format=boxed."
         )
 
 
 def _short_enough(task: config.Task, checked: list[rows.Row], tokens: list[np.ndarray], source: str) -> list[int]:
     """Indices of the rows whose prompt is short enough, in order; `source` names the data set in messages."""
-    long = [i for i, ids in enumerate(tokens) if len(ids) > task.max_prompt_tokens]
-    if long and (task.long_prompts == "error" or len(long) == len(checked)):
-        named = ", ".join(f"{checked[i].where} ({len(tokens[i])} tokens)" for i in long[: rows.SHOWN_PROBLEMS])
-        drop = "" if len(long) == len(checked) else ", or task.long_prompts=drop to leave the longer ones out"
+    too_long = [i for i, ids in enumerate(tokens) if len(ids) > task.max_prompt_tokens]
+    if too_long and (task.long_prompts == "error" or len(too_long) == len(checked)):
+        named = ", ".join(f"{checked[i].where} ({len(tokens[i])} tokens)" for i in too_long[: rows.SHOWN_ROWS])
+        drop = "" if len(too_long) == len(checked) else ", or task.long_prompts=drop to drop the longer ones"
         raise ValueError(
-            f"task.max_prompt_tokens={task.max_prompt_tokens}, but {len(long)} of the {len(checked)} prompts of "
+            f"task.max_prompt_tokens={task.max_prompt_tokens}, but {len(too_long)} of the {len(checked)} prompts of "
             f"{source} with task.template={task.template} are longer: {named}. Set "
             f"task.max_prompt_tokens={max(map(len, tokens))}{drop}."
         )

@@ -26,15 +26,15 @@ _PLAIN = "0"  # a question without special tokens of any tokenizer
 
 
 def check(task: config.Task, tokenizer: transformers.PreTrainedTokenizerBase) -> None:
-    """Refuse a template whose special tokens the tokenizer lacks, and an instruction that contains a special token.
+    """Refuse a template that does not fit the tokenizer, and an instruction that contains a special token.
 
     Raises:
-      ValueError: one of the two.
+      ValueError: the tokenizer has no chat template or lacks a special token, or the instruction contains one.
     """
     if task.template == "chat" and not tokenizer.chat_template:
         raise ValueError(
-            "task.template=chat, but the model's tokenizer has no chat template, so it can't be rendered. Use "
-            "task.template=raw, or an instruction-tuned model."
+            "task.template=chat, but the model's tokenizer has no chat template. Use task.template=raw, or an "
+            "instruction-tuned model."
         )
     for marker in special_tokens.MARKERS.get(task.template, ()):
         if tokenizer.encode(marker, add_special_tokens=False) != [tokenizer.convert_tokens_to_ids(marker)]:
@@ -54,14 +54,14 @@ def refuse_forged_text(
 ) -> None:
     """Refuse questions that contain the text of a special token; `source` names the data set in the message."""
     special = special_tokens.special_texts(task.template, tokenizer)
-    problems = [
-        rows_lib.Problem(row.where, f"'question' contains {text!r}")
+    bad_rows = [
+        rows_lib.BadRow(row.where, f"'question' contains {text!r}")
         for row in rows
         for text in special
         if text in row.question
     ]
     remedy = "That is the text of a special token: it would end or forge a turn. Remove it."
-    rows_lib.refuse(source, problems, remedy)
+    rows_lib.refuse(source, bad_rows, remedy)
 
 
 def render(
@@ -73,8 +73,8 @@ def render(
       source: names the data set in messages.
 
     Raises:
-      ValueError: a question changes the special tokens of its prompt. Its text contains none, but a tokenizer may find one after
-        normalising the text, or where question and template meet.
+      ValueError: a question changes the special tokens of its prompt. Its text contains none, but a tokenizer may produce one
+        when it normalises the text, or where question and template meet.
     """
     texts = [_prompt_text(task, row.question, tokenizer) for row in rows]
     prefix = _prefix(task.template, tokenizer)
@@ -82,25 +82,25 @@ def render(
         np.array(prefix + ids, np.int32) for ids in _encode([*texts, _prompt_text(task, _PLAIN, tokenizer)], tokenizer)
     )
     special = {tokenizer.convert_tokens_to_ids(text) for text in special_tokens.special_texts(task.template, tokenizer)}
-    special.discard(tokenizer.unk_token_id)  # any text may become it
+    special.discard(tokenizer.unk_token_id)  # any unknown text becomes it
     ids = np.array(sorted(index for index in special if index is not None), np.int32)
     expected = plain[np.isin(plain, ids)]
-    problems = [
-        rows_lib.Problem(row.where, "'question' changes the special tokens of its prompt")
+    bad_rows = [
+        rows_lib.BadRow(row.where, "'question' changes the special tokens of its prompt")
         for row, prompt in zip(rows, tokens, strict=True)
         if not np.array_equal(prompt[np.isin(prompt, ids)], expected)
     ]
-    remedy = "The tokenizer makes a special token of a part of it: it would end or forge a turn. Remove it."
-    rows_lib.refuse(source, problems, remedy)
+    remedy = "The tokenizer turns part of it into a special token, which would end or forge a turn. Remove it."
+    rows_lib.refuse(source, bad_rows, remedy)
     return texts, tokens
 
 
 def stop_ids(
     task: config.Task, tokenizer: transformers.PreTrainedTokenizerBase, model_stop_ids: tuple[int, ...]
 ) -> tuple[int, ...]:
-    """Tokens that end a response to `task.template`: those that the model names, then those that end a turn of the template.
+    """Tokens that end a response to `task.template`: the model's, then those that end a turn of the template.
 
-    For "chat" the latter is the special token that the model's own template writes right after an assistant's message.
+    For "chat" the latter is the special token that the chat template writes right after an assistant's message.
     """
     texts = special_tokens.STOP_TEXTS.get(task.template, ())
     if task.template == "chat":
@@ -110,12 +110,12 @@ def stop_ids(
 
 
 def _end_of_turn(tokenizer: transformers.PreTrainedTokenizerBase) -> tuple[str, ...]:
-    """The special token after an assistant's message in the tokenizer's chat template, if there is one."""
+    """The special token after an assistant's message in the tokenizer's chat template; empty if there is none."""
     answer = "forty-two"
     turns = [{"role": "user", "content": _PLAIN}, {"role": "assistant", "content": answer}]
     try:
         text = str(tokenizer.apply_chat_template(turns, tokenize=False))
-    except Exception:  # a template may raise anything for a finished turn; the model's own end tokens remain
+    except Exception:  # a template may raise anything for a finished turn; the model's end tokens remain
         return ()
     _, separator, after = text.rpartition(answer)
     special = special_tokens.special_texts("chat", tokenizer)

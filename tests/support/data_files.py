@@ -37,12 +37,12 @@ def questions(n: int, start: int = 0) -> list[Row]:
 
 def prepare(inputs: Path | list[Path], output: Path, **fields: Any) -> data.Prepared:
     paths = inputs if isinstance(inputs, list) else [inputs]
-    return data.prepare(paths, output, data.Settings(**fields))
+    return data.prepare(paths, output, data.PrepareSettings(**fields))
 
 
 def read(path: Path, **fields: Any) -> tuple[list[tuple[str, str]], list[str]]:
     """Questions and answers of the usable rows, and the bad ones as LINE: REASON."""
-    found, problems = data.preparation.read([path], data.Settings(**fields))
+    found, problems = data.preparation.read([path], data.PrepareSettings(**fields))
     return [row[1:] for row in found], [f"{each.where.rpartition(':')[2]}: {each.reason}" for each in problems]
 
 
