@@ -23,7 +23,7 @@ text. It is imported and its loss is traced on a tiny batch of shapes before any
 signature or result is one message and exit code 2. A run's settings record the function's name and not its text: keep the
 file beside the run if you want to resume or repeat it.
 
-A built-in needs its equation in `objective`, its name in `config.Objective` and one case in `choose`. What another algorithm
+A built-in needs its equation in `objective`, its name in `config.BuiltIn` and one case in `choose`. What another algorithm
 needs beyond these fields is one more field here with one reader: a greedy response a prompt (ReMax, read by `rollout`),
 statistics of the whole step before its gradient (M2PO, read by `update`), parameters beside the policy's (PPO's value head,
 read by `setup`). Importance weights between sampler and learner (TIS) need none: a batch holds the sampler's
@@ -110,6 +110,10 @@ def replayed(config: config_lib.Config, loss: Loss) -> Algorithm:
 
 def on_policy(config: config_lib.Config, loss: Loss, *, shape_reward: ShapeReward) -> Algorithm:
     """A loss for fresh trajectories only, which are split into `update.updates_per_round` equal mini-batches.
+
+    Args:
+      shape_reward: centres or scales the round's rewards, if the loss wants that; `update.reward_design: group_normalized` is
+        left to it.
 
     Raises:
       ValueError: the settings ask for replay or a reference, or the fresh batch does not split.

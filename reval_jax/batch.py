@@ -115,27 +115,27 @@ def one_per_row(length: np.ndarray, response_length: np.ndarray, shape: Shape) -
     return np.arange(length.shape[0])
 
 
-def arrange(rows: types.Trajectories, mesh: Mesh, *, limits: Limits, packer: Packer = first_fit) -> Arrangement:
+def arrange(trajectories: types.Trajectories, mesh: Mesh, *, limits: Limits, packer: Packer = first_fit) -> Arrangement:
     """The place of each trajectory: a pure function of their lengths, so that all processes compute the same one.
 
     Args:
-      rows: B trajectories, 1 to `limits.trajectories`.
+      trajectories: B of them, 1 to `limits.trajectories`.
       mesh: the learner's; R is spread over its data and fsdp axes.
 
     Raises:
       ValueError: more trajectories than one optimizer step takes.
     """
-    if rows.size > limits.trajectories:
+    if trajectories.size > limits.trajectories:
         raise ValueError(
-            f"a batch of {rows.size} trajectories, but one optimizer step takes at most {limits.trajectories}. Draw fewer rows "
-            "an update, or raise the algorithm's step_size."
+            f"a batch of {trajectories.size} trajectories, but one optimizer step takes at most "
+            f"{limits.trajectories}. Draw fewer an update, or raise the algorithm's step_size."
         )
-    length, response_length = rows.length.astype(np.int64), rows.response_length.astype(np.int64)
+    length, response_length = trajectories.length.astype(np.int64), trajectories.response_length.astype(np.int64)
     shape = shape_of(row_length(int(length.max())), mesh_lib.num_row_shards(mesh), limits=limits)
     row = packer(length, response_length, shape)
     order = np.argsort(row, kind="stable")
     is_new = np.diff(row[order], prepend=-1) != 0
-    slot, start, first = (np.empty(rows.size, np.int64) for _ in range(3))
+    slot, start, first = (np.empty(trajectories.size, np.int64) for _ in range(3))
     slot[order] = _running(np.ones_like(order), is_new)
     start[order] = _running(length[order], is_new)
     first[order] = _running(response_length[order], is_new)
@@ -151,14 +151,14 @@ def _running(values: np.ndarray, is_new: np.ndarray) -> np.ndarray:
 class _Source(NamedTuple):
     """The trajectories of a batch and the place of every token: the source of the fields' values."""
 
-    rows: types.Trajectories
+    trajectories: types.Trajectories
     place: Arrangement
     offset: np.ndarray  # i64[all tokens] 0, 1, … within each trajectory
     response_offset: np.ndarray  # i64[all response tokens] 0, 1, … within each response
 
     def per_response_token(self, values: np.ndarray) -> np.ndarray:
         """Each trajectory's value, once for each of its response tokens."""
-        return np.repeat(values, self.rows.response_length)
+        return np.repeat(values, self.trajectories.response_length)
 
 
 class _Field(NamedTuple):
@@ -171,22 +171,22 @@ class _Field(NamedTuple):
 
 
 _FIELDS = {
-    "tokens": _Field("tokens", np.int32, lambda s: s.rows.tokens),
+    "tokens": _Field("tokens", np.int32, lambda s: s.trajectories.tokens),
     "positions": _Field("tokens", np.int32, lambda s: s.offset),
-    "segment_ids": _Field("tokens", np.int32, lambda s: np.repeat(s.place.slot + 1, s.rows.length)),
+    "segment_ids": _Field("tokens", np.int32, lambda s: np.repeat(s.place.slot + 1, s.trajectories.length)),
     "target_index": _Field(
         "responses",
         np.int32,
-        lambda s: s.per_response_token(s.place.start + s.rows.prompt_length) + s.response_offset,
+        lambda s: s.per_response_token(s.place.start + s.trajectories.prompt_length) + s.response_offset,
         lambda _: 1,
     ),
     "slot": _Field("responses", np.int32, lambda s: s.per_response_token(s.place.slot), lambda shape: shape.slots),
-    "behaviour_log_prob": _Field("responses", np.float32, lambda s: s.rows.log_prob),
+    "behaviour_log_prob": _Field("responses", np.float32, lambda s: s.trajectories.log_prob),
     "first": _Field("slots", np.int32, lambda s: s.place.first),
-    "response_length": _Field("slots", np.int32, lambda s: s.rows.response_length),
-    "reward": _Field("slots", np.float32, lambda s: s.rows.reward),
-    "reference_log_prob": _Field("slots", np.float32, lambda s: s.rows.reference_log_prob),
-    "reference_value": _Field("slots", np.float32, lambda s: s.rows.reference_value),
+    "response_length": _Field("slots", np.int32, lambda s: s.trajectories.response_length),
+    "reward": _Field("slots", np.float32, lambda s: s.trajectories.reward),
+    "reference_log_prob": _Field("slots", np.float32, lambda s: s.trajectories.reference_log_prob),
+    "reference_value": _Field("slots", np.float32, lambda s: s.trajectories.reference_value),
 }
 """Every array of a batch; `pack`, `abstract`, `abstract_micro_batch` and `specs` read this table and no other."""
 
@@ -200,20 +200,22 @@ class _Count(NamedTuple):
 
 _COUNTS = {
     "num_micro_batches": _Count(np.int32, lambda s: int(s.place.row.max()) // s.place.shape.rows + 1),
-    "num_trajectories": _Count(np.float32, lambda s: s.rows.size),
+    "num_trajectories": _Count(np.float32, lambda s: s.trajectories.size),
     "num_response_tokens": _Count(np.float32, lambda s: s.response_offset.size),
 }
 
 
-def pack(rows: types.Trajectories, mesh: Mesh, *, limits: Limits, arrangement: Arrangement | None = None) -> Batch:
+def pack(
+    trajectories: types.Trajectories, mesh: Mesh, *, limits: Limits, arrangement: Arrangement | None = None
+) -> Batch:
     """The device batch of these trajectories, arguments as for `arrange`.
 
     Its shapes depend on the longest trajectory and the limits, not on the number of trajectories.
     """
-    place = arrangement or arrange(rows, mesh, limits=limits)
+    place = arrangement or arrange(trajectories, mesh, limits=limits)
     shape = place.shape
-    length, response_length = rows.length.astype(np.int64), rows.response_length.astype(np.int64)
-    source = _Source(rows, place, ragged.offsets(length), ragged.offsets(response_length))
+    length, response_length = trajectories.length.astype(np.int64), trajectories.response_length.astype(np.int64)
+    source = _Source(trajectories, place, ragged.offsets(length), ragged.offsets(response_length))
     # (row, column) of every token, of every response token, and (row, slot) of every trajectory.
     index = {
         "tokens": (np.repeat(place.row, length), np.repeat(place.start, length) + source.offset),

@@ -149,7 +149,7 @@ class Update:
     objective: Objective = "reval"
     objective_path: str = ""  # directory to import your own objective from; empty means the current directory
     beta: PositiveFloat = 0.002  # reward per nat; smaller values weigh the reward more; grpo does not use it
-    # Reward r in the loss: 0 or 1, -1 or +1, or r minus the mean reward of the prompt's group.
+    # Reward r in the loss, from the verifier's v in 0 ... 1: v, 2v - 1, or v minus the mean of the prompt's group.
     reward_design: Literal["binary", "signed", "group_normalized"] = "binary"
     # Optimizer steps per round; for grpo, the number of mini-batches of the fresh batch.
     updates_per_round: PositiveInt = 2

@@ -12,7 +12,8 @@ from typing import NamedTuple
 import jax
 
 DATA, FSDP, TENSOR = "data", "fsdp", "tensor"
-"""The learner's mesh axes: whole copies; sharded parameters, gathered before use; sharded matrix products."""
+"""The learner's mesh axes. data: every device has all parameters. fsdp: each has a part of them and gathers the rest before
+use. tensor: each multiplies with its part of a weight."""
 
 
 class Split(NamedTuple):

@@ -28,7 +28,7 @@ class RoundRollout(NamedTuple):
 
 
 class Actor(NamedTuple):
-    """Whoever samples trajectories with the policy; the loop calls `start`, then `collect`, once a round."""
+    """Samples trajectories with the policy; the loop calls `start`, then `collect`, once a round."""
 
     start: Callable[[update.TrainState, checkpoint.Progress], Any]  # begins a round with this policy → a handle
     collect: Callable[[Any], RoundRollout]  # handle → the round's trajectories; may raise sampler.Interrupted

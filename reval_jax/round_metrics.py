@@ -1,7 +1,7 @@
 """The metrics of a round: every name once, beside its definition. docs/metrics.md explains them.
 
-The names that begin with `reval/` and `actor/loss`, `actor/grad_norm`, `actor/lr` are computed on the devices, in
-`algorithms` and `update`; `timing_s/` comes from `metrics.Clock`, `val-core/` from `evaluate`. The others are here.
+Elsewhere: `reval/` in `algorithms`; `actor/loss`, `actor/grad_norm`, `actor/lr` and SAMPLER_MISMATCH in `update`; `timing_s/` in
+`metrics.Clock`; `val-core/` in `evaluate`; the round and the run's counts in `train.play_round`.
 """
 
 from __future__ import annotations

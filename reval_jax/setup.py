@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 
 class Components(NamedTuple):
-    """The parts of a run that never change."""
+    """What a run is made of: settings, functions and services, none of which a checkpoint holds."""
 
     config: config_lib.Config
     tokenizer: transformers.PreTrainedTokenizerBase
@@ -64,7 +64,7 @@ class Components(NamedTuple):
 
 
 class RunState(NamedTuple):
-    """The parts of a run that change, between two rounds."""
+    """What a checkpoint holds of a run, between two rounds."""
 
     state: update.TrainState
     reference: reference.Reference | None

@@ -73,7 +73,8 @@ def train(config: config_lib.Config, run_dir: Path, *, console: console_lib.Cons
                         save(components, run)
             components.store.wait()
     except ValueError as error:
-        # User errors were refused in `prepare`; a ValueError here is a bug of ours, so its traceback is kept.
+        # Wrong settings were refused in `prepare`. A ValueError here is a bug, of this package or of the user's own function, so
+        # its traceback is kept.
         raise RuntimeError(f"the run in {run_dir} failed after its start; the last checkpoint is intact") from error
     finally:
         components.grader.close()
@@ -88,6 +89,7 @@ def play_round(components: Components, run: RunState, actor: rollout.Actor) -> R
 
     Raises:
       sampler.Interrupted: a process received SIGTERM while responses were sampled.
+      verifier.UnreliableError, FloatingPointError: as `check_verdicts` and `learn`.
     """
     config, round = components.config, run.progress.round
 

@@ -1,9 +1,8 @@
 """Records that cross modules, with their shapes.
 
-Dimension letters, used in every docstring of the package:
-B trajectories, T tokens of a row, P prompt tokens, H response tokens (in a sum over a trajectory) or head size (in a
-weight's shape), V vocabulary, D width, N query heads, K key/value heads, L layers, M micro-batches, R rows of a
-micro-batch.
+Dimension letters, in every module that gives no others: B trajectories, T tokens of a row, P prompt tokens, H response tokens (in
+a sum over a trajectory), V vocabulary, D width, L layers, M micro-batches, R rows of a micro-batch. `model.forward`
+lists the model's.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ class Response(NamedTuple):
 class Verdicts(NamedTuple):
     """B graded responses."""
 
-    reward: np.ndarray  # f32[B] 1 for a right answer, else 0
+    reward: np.ndarray  # f32[B] 1 for a right answer, else 0; a function of your own may give anything between
     kind: np.ndarray  # i8[B] index into VERDICTS
     answer: tuple[str, ...]  # B answers in normal form, for maj@k; "" where the response has none
 

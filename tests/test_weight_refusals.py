@@ -10,6 +10,7 @@ import pytest
 from support import hf_checkpoints, weight_files
 
 from reval_jax import weights
+from reval_jax.weights import families
 
 
 @pytest.fixture
@@ -96,6 +97,16 @@ def test_a_qwen2_window_in_use_is_refused_and_one_switched_off_is_not(changes, t
         directory, use_sliding_window=False, sliding_window=64, max_window_layers=1, use_mrope=False
     )
     assert weights.read_architecture(str(directory)).family == "qwen2"
+
+
+def test_a_value_that_a_family_names_as_the_only_one_is_the_only_one_that_is_read(checkpoint, monkeypatch):
+    family = families.FAMILIES["llama"]._replace(only_values={"logit_scale": 1.0})
+    monkeypatch.setitem(families.FAMILIES, "llama", family)
+    weight_files.edit_config(checkpoint, logit_scale=1.0)
+    assert weights.read_architecture(str(checkpoint)).family == "llama"
+    weight_files.edit_config(checkpoint, logit_scale=2.0)
+    with pytest.raises(ValueError, match=r"logit_scale=2\.0, but only 1\.0 is implemented"):
+        weights.read_architecture(str(checkpoint))
 
 
 def set_nan(tensors):

@@ -39,7 +39,7 @@ class Architecture:
     num_kv_heads: int  # key/value heads, K; divides num_heads
     head_size: int  # numbers per head, H; even, because RoPE rotates pairs
     mlp_width: int  # hidden size of the gated feed-forward, F
-    rope_theta: float  # base of the RoPE wavelengths, in tokens per radian at the slowest dimension
+    rope_theta: float  # base of the RoPE frequencies: dimension pair i turns by theta^(-2i/H) radians per token
     rope_scaling: RopeScaling | None  # None: unscaled RoPE
     norm_eps: float  # added to the mean square in RMSNorm
     qkv_bias: bool  # biases on query, key and value (Qwen2)

@@ -30,9 +30,9 @@ PLAIN = Storage(_identity, _identity)
 class Cache(NamedTuple):
     """Keys (after RoPE) and values, of one layer or with a leading axis of layers.
 
-    The caller's cursors say which positions are valid. int8 entries are multiples of a float32 scale, one per token and
-    head; other dtypes have no scale and are held as `Storage` packs them. Positions are the last axis of the keys and the
-    last but one of the values: both products with the new token then read memory in order.
+    The caller's `lengths` say how many positions are valid. int8 entries are multiples of a float32 scale, one per token and
+    head; other dtypes have no scale and are held as `Storage` packs them. Positions are the last axis of the keys and the last
+    but one of the values: both products with the new token then read memory in order.
     """
 
     keys: jax.Array  # [..., B, K, H, S]
@@ -76,7 +76,7 @@ def from_prefill(keys: jax.Array, values: jax.Array, dtype: str, storage: Storag
 
 
 def _store(heads: jax.Array, dtype: str, storage: Storage) -> tuple[jax.Array, jax.Array | None]:
-    """[..., H] as the cache stores it; for int8 with each head's scale, by which its largest entry becomes 127."""
+    """[..., H] as the cache stores it; for int8 with each head's scale: its largest absolute entry / 127."""
     if dtype != "int8":
         return storage.pack(heads.astype(dtype)), None
     wide = heads.astype(jnp.float32)
@@ -101,12 +101,12 @@ def write(
     (keys, key_scale), (values, value_scale) = (_store(heads, dtype, storage) for heads in (keys, values))
     leading = () if layer is None else (layer,)
 
-    def put(old: jax.Array, new: jax.Array, num_between: int) -> jax.Array:
-        """Writes where the axis of positions comes `num_between` axes after that of rows."""
+    def put(old: jax.Array, new: jax.Array, axis_distance: int) -> jax.Array:
+        """`old` with one token per row; the axis of positions comes `axis_distance` axes after that of rows."""
 
         def put_row(row: jax.Array, token: jax.Array, position: jax.Array) -> jax.Array:
-            token = jnp.expand_dims(token, num_between - 1)
-            start = (*leading, *(0,) * (num_between - 1), position, *(0,) * (token.ndim - num_between))
+            token = jnp.expand_dims(token, axis_distance - 1)
+            start = (*leading, *(0,) * (axis_distance - 1), position, *(0,) * (token.ndim - axis_distance))
             return jax.lax.dynamic_update_slice(row, token.reshape((1,) * len(leading) + token.shape), start)
 
         # Row by row, so that rows on several devices stay where they are.
@@ -158,8 +158,8 @@ def attend_rows(
         scores = linear.product("bkgh,bkhs->bkgs", dtype, grouped, block(cache.keys, 3)) * size**-0.5
         if cache.key_scale is not None:
             scores *= block(cache.key_scale, 2)[:, :, None]
-        is_past = index * BLOCK + jnp.arange(BLOCK)[None] < lengths[:, None]
-        scores = jnp.where(is_past[:, None, None], scores, linear.MASKED_SCORE)
+        is_valid = index * BLOCK + jnp.arange(BLOCK)[None] < lengths[:, None]
+        scores = jnp.where(is_valid[:, None, None], scores, linear.MASKED_SCORE)
         new_max = jnp.maximum(running_max, scores.max(axis=-1))
         shrink, weights = jnp.exp(running_max - new_max), jnp.exp(scores - new_max[..., None])
         running_sum = running_sum * shrink + weights.sum(axis=-1)

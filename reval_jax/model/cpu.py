@@ -95,7 +95,8 @@ def decode_linear(spec: str, inputs: jax.Array, weight: jax.Array, *, row_parall
     out = [axis for axis in right if axis not in contracted]
     rows = [axis for axis in left if axis not in contracted]
     few = jax.lax.optimization_barrier(jnp.transpose(inputs, [left.index(axis) for axis in contracted + rows]))
-    # Of three axes: XLA:CPU turns a bfloat16 product of two axes whose operand was transposed into a float32 one.
+    # The weight gets three axes, because XLA:CPU turns a bfloat16 product of two matrices, one of them transposed, into a
+    # float32 one.
     num_contracted = math.prod(few.shape[: len(contracted)])
     halves = weight.reshape(math.gcd(2, weight.size // num_contracted), -1, num_contracted)
     outputs = linear.product("xym,mr->xyr", inputs.dtype, halves, few.reshape(num_contracted, -1))

@@ -24,13 +24,13 @@ class Layout(NamedTuple):
     """How the sampler holds layers. `STACKED` is the learner's way; see `cpu.UNROLLED` for the other."""
 
     cast: Callable[[Architecture, Params, DTypeLike], Params]  # the learner's parameters → the sampler's
-    # (stacked layers, index, dtype) → one layer, cast by a program of its own; `cast` then gets no layers.
+    # (stacked layers, index, dtype) → one layer. If given, layers are cast one at a time, and `cast` gets all but the layers.
     cast_layer: Callable[[Params, jax.Array, DTypeLike], Params] | None
     place: Callable[[Architecture, Params], Params]  # shardings of stacked parameters → of the sampler's
     # (function of leading axes → a Cache, number of layers) → the caches of all layers
     caches: Callable[[Callable[..., Any], int], Any]
     row_axis: int  # of a cache's arrays
-    # All layers, one after the other: (layer, hidden, the layers' weights) and (layer, hidden, their weights, their caches).
+    # All layers in order: (the layer's function, hidden, the layers' weights[, their caches]) → (hidden, their caches).
     prefill: Callable[[PrefillLayer, jax.Array, Any], tuple[jax.Array, Caches]]
     decode: Callable[[DecodeLayer, jax.Array, Any, Any], tuple[jax.Array, Caches]]
 

@@ -40,7 +40,7 @@ class Engine:
 
     @property
     def cache_length(self) -> int:
-        """Positions of a slot: the longest prompt and response, and no prompt's padding beyond it."""
+        """Positions of a slot: enough for the longest prompt with the longest response, and for every prompt after padding."""
         return _cache_length(self.max_prompt_tokens, self.max_response_tokens)
 
     def prefill_rows(self, width: int) -> int:
@@ -106,7 +106,7 @@ def make(
 
 
 def _cache_length(max_prompt_tokens: int, max_response_tokens: int) -> int:
-    """Positions of a slot: the longest prompt and response, and no prompt's padding beyond it."""
+    """Positions of a slot: enough for the longest prompt with the longest response, and for every prompt after padding."""
     needed = max(max_prompt_tokens + max_response_tokens, batch.row_length(max_prompt_tokens))
     return -(-needed // model.cache.BLOCK) * model.cache.BLOCK
 

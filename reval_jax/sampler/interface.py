@@ -2,9 +2,9 @@
 
 - Every response is drawn from softmax(logits / temperature), or from what top-k and top-p leave of it, and its
   log-probabilities are recorded under both. It ends with a stop token, which belongs to it, or is cut at the limit.
-- Every random number is named by (key, prompt cursor, sample, position): neither slots, nor the order of admission, nor windows,
-  nor processes, nor an interruption change it. With the same parameters and engine the responses are the same, bit for bit.
-- Nothing leaves the process: hosts decode their own prompts.
+- Every random number is a function of (key, prompt cursor, sample, position) alone, so slots, the order of admission, windows,
+  processes and interruptions cannot change it. With the same parameters and engine the responses are the same, bit for bit.
+- Each process samples its own prompts; a call is no collective between processes.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from reval_jax.sampler import sampling_op, steps
 from reval_jax.sampler.engine import Engine
 from reval_jax.sampler.interface import Chunk, Interrupted
 
-_Placed = tuple[int, int, tuple[int, int]]  # slot, row of the prefilled prompts, (prompt, sample)
+_Placed = tuple[int, int, tuple[int, int]]  # slot, row of the prompt in its prefill cache, (prompt, sample)
 
 
 class Job(NamedTuple):
@@ -38,7 +38,7 @@ class _PromptStore:
         self._waiting: dict[int, int] = {}  # prompt → samples not yet admitted, in their order of admission
         for prompt, _ in job.requests:
             self._waiting[prompt] = self._waiting.get(prompt, 0) + 1
-        self._ahead = list(self._waiting)  # not yet prefilled
+        self._not_prefilled = list(self._waiting)
         self._caches: dict[int, tuple[model.Caches, int]] = {}  # prompt → its group's cache, its row in it
 
     def take(self, prompt: int) -> tuple[model.Caches, int]:
@@ -55,14 +55,14 @@ class _PromptStore:
         """Prefills this prompt and later ones of the same padded width, as many as one program takes."""
         width = batch.row_length(len(self._tokens[prompt]))
         rows = self._engine.prefill_rows(width)
-        same_width = (other for other in self._ahead if batch.row_length(len(self._tokens[other])) == width)
+        same_width = (other for other in self._not_prefilled if batch.row_length(len(self._tokens[other])) == width)
         group = [prompt, *(other for other in same_width if other != prompt)][:rows]
         tokens = np.zeros((rows, width), np.int32)
         for row, member in enumerate(group):
             tokens[row, : len(self._tokens[member])] = self._tokens[member]
         cache = self._prefill(self._params, tokens)
         self._caches |= {member: (cache, row) for row, member in enumerate(group)}
-        self._ahead = [other for other in self._ahead if other not in group]
+        self._not_prefilled = [other for other in self._not_prefilled if other not in group]
 
 
 class _Slots:
@@ -89,8 +89,8 @@ def run(
     """Samples a response to each request; yields the new tokens of each window.
 
     Args:
-      choose_slots: which of the free slots to fill now, in order; at least one if no response is under way. No response depends
-        on it (a test chooses at random).
+      choose_slots: for tests, which show that no response depends on it: which of the free slots to fill now, in order; at least
+        one if no response is under way.
 
     Raises:
       Interrupted: `should_stop` returned True between two windows.

@@ -1,4 +1,4 @@
-"""The learner's parameters to the sampler: one function moves them, from whichever devices to whichever."""
+"""The learner's parameters to the sampler: one function copies them, between any two sets of devices."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from reval_jax.sampler.engine import Engine
 def sync_weights(params: model.Params, engine: Engine) -> model.Params:
     """The sampler's copy of the learner's parameters: in the engine's dtypes and layout, on the engine's devices.
 
-    A jitted cast makes the copy on the learner's devices, whole but for the tensor axis; layers that are separate arrays are cast
-    one by one. Where the engine's devices are this process's part of the learner's, each process wraps the shards that it
+    A jitted cast makes the copy on the learner's devices, sharded over the tensor axis only; layers that are separate arrays are
+    cast one by one. Where the engine's devices are this process's part of the learner's, each process wraps the shards that it
     holds, without a copy. Otherwise the copy is sent to the engine's devices.
 
     Args:

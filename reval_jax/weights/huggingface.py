@@ -170,13 +170,14 @@ def parse_config(config: dict[str, Any], file: Path) -> model.Architecture:
 
 
 def _refuse_unhandled(config: dict[str, Any], family: families.Family, file: Path) -> None:
-    unknown = sorted(config.keys() - _HANDLED - _HARMLESS - _ONLY_VALUE.keys())
+    only_values = {key: (value,) for key, value in family.only_values.items()} | _ONLY_VALUE
+    unknown = sorted(config.keys() - _HANDLED - _HARMLESS - only_values.keys())
     if unknown:
         raise ValueError(
             f"{file}: the key {unknown[0]!r} (value {config[unknown[0]]!r}) is unknown to this {family.name} implementation,"
             " and it may change the mathematics. Remove it if it does not."
         )
-    for key, allowed in _ONLY_VALUE.items():
+    for key, allowed in only_values.items():
         if key in config and config[key] not in allowed:
             raise ValueError(
                 f"{file}: {key}={config[key]!r}, but only {allowed[0]!r} is implemented. Use another model."

@@ -114,23 +114,27 @@ def trajectories(lengths: np.ndarray, workload: Workload, vocabulary: int) -> ty
     )
 
 
-def update_call(bench: Bench, rows: types.Trajectories, packer: batch.Packer = batch.first_fit) -> Callable[[], Any]:
+def update_call(
+    bench: Bench, trajectories: types.Trajectories, packer: batch.Packer = batch.first_fit
+) -> Callable[[], Any]:
     """A function that packs these trajectories and updates on them."""
 
     def call() -> Any:
-        arrangement = batch.arrange(rows, bench.mesh, limits=bench.limits, packer=packer)
-        packed = batch.pack(rows, bench.mesh, limits=bench.limits, arrangement=arrangement)
+        arrangement = batch.arrange(trajectories, bench.mesh, limits=bench.limits, packer=packer)
+        packed = batch.pack(trajectories, bench.mesh, limits=bench.limits, arrangement=arrangement)
         bench.state[0], metrics = bench.step(bench.state[0], packed)
         return bench.state[0], metrics
 
     return call
 
 
-def score_call(bench: Bench, rows: types.Trajectories) -> Callable[[], Any]:
+def score_call(bench: Bench, trajectories: types.Trajectories) -> Callable[[], Any]:
     """A function that moves the reference to the devices, packs these trajectories and scores them."""
 
     def call() -> Any:
-        return reference.score(bench.score, reference.load(bench.reference), rows, bench.mesh, limits=bench.limits)
+        return reference.score(
+            bench.score, reference.load(bench.reference), trajectories, bench.mesh, limits=bench.limits
+        )
 
     return call
 
