@@ -68,7 +68,7 @@ def test_equal_pairs_are_graded_once():
     assert grades[0] == grades[2] != grades[1]
 
 
-def test_a_text_that_finds_a_fault_in_our_own_comparison_is_a_crash_and_not_the_end(monkeypatch):
+def test_an_error_in_our_own_comparison_is_a_crash_and_grading_continues(monkeypatch):
     def fail(text: str, answer: str, **options: object) -> verifier.Grade:
         raise AttributeError("no such thing")
 
@@ -81,7 +81,7 @@ def test_a_text_that_finds_a_fault_in_our_own_comparison_is_a_crash_and_not_the_
     assert "AttributeError: no such thing" in messages[0]
 
 
-def test_as_many_texts_as_answers(grader):
+def test_unequal_numbers_of_texts_and_answers_are_refused(grader):
     with pytest.raises(ValueError, match="2 texts and 1 answers"):
         grader.score(["a", "b"], ["1"])
 
@@ -108,7 +108,7 @@ def test_a_reward_of_the_users_own_is_the_reward_and_only_1_is_ok():
 @pytest.mark.parametrize(
     ("function", "answer"), [("constant", "1.5"), ("constant", "-0.1"), ("constant", "nan"), ("text", ""), ("fail", "")]
 )
-def test_a_reward_that_fails_or_is_no_number_from_0_to_1_is_a_crash_and_said_once(function: str, answer: str):
+def test_a_reward_that_fails_or_is_no_number_from_0_to_1_is_a_crash_and_reported_once(function: str, answer: str):
     messages: list[str] = []
     settings = config.Verifier(function=f"hostile_rewards:{function}", function_path=str(SUPPORT), workers=1)
     with verifier.Grader(config.Config(verifier=settings), log=messages.append) as own:
@@ -145,7 +145,7 @@ def test_settings_that_cannot_grade_are_refused():
 # --- when grading fails
 
 
-def test_failures_up_to_the_share_are_borne_and_one_more_is_not():
+def test_failures_up_to_the_share_are_allowed_and_one_more_is_not():
     kinds = np.array(
         [types.VERDICTS.index(kind) for kind in ("ok", "wrong", "limit", "timeout", "crash", "no_box", "wrong", "ok")]
     )
@@ -154,7 +154,7 @@ def test_failures_up_to_the_share_are_borne_and_one_more_is_not():
         verifier.check_failures(kinds, max_share=0.37)
 
 
-def test_a_run_whose_reward_fails_stops_with_its_rollouts_written_and_says_so(tmp_path: Path, capsys):
+def test_a_run_whose_reward_fails_stops_with_a_message_after_writing_its_rollouts(tmp_path: Path, capsys):
     from support import tiny_runs
 
     from reval_jax import cli
@@ -216,7 +216,7 @@ def test_there_are_two_hundred_answers_written_by_hand():
 
 
 @pytest.mark.slow
-def test_no_answer_written_by_hand_crashes_a_process_or_is_taken_for_right(grader):
+def test_no_answer_written_by_hand_crashes_a_process_or_is_accepted(grader):
     pairs = hostile_answers.by_hand("canary")
     for answer, gold in pairs:
         assert grader.grade(answer, gold, extracted=True).kind not in ("ok", "crash", "timeout"), (answer, gold)
@@ -224,7 +224,7 @@ def test_no_answer_written_by_hand_crashes_a_process_or_is_taken_for_right(grade
         assert grader.grade(response, gold).kind not in ("ok", "crash", "timeout"), (response[:100], gold)
 
 
-def test_code_in_an_answer_is_never_executed_and_would_be_where_it_is_evaluated(tmp_path: Path, grader):
+def test_code_in_an_answer_is_never_executed_though_eval_would_execute_it(tmp_path: Path, grader):
     canary = tmp_path / "canary"
     code = [(answer, gold) for answer, gold in hostile_answers.by_hand(str(canary)) if str(canary) in answer]
     assert len(code) > 40

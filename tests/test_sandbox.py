@@ -53,13 +53,13 @@ def test_each_way_to_misbehave_has_its_verdict_and_leaves_the_next_task_alone(fu
         assert workers.peak_bytes <= MEMORY_LIMIT
 
 
-def test_a_task_that_waits_without_computing_is_rescued_by_the_wall_clock_and_counted_apart():
+def test_a_task_that_waits_without_computing_ends_at_the_wall_limit_as_a_timeout():
     (outcome,) = outcomes_of("hang", [("", "")], wall_limit=0.3)
     assert outcome.kind == "timeout"
     assert outcome.seconds >= 0.3
 
 
-def test_the_wall_clock_does_not_decide_about_a_task_that_computes():
+def test_the_wall_limit_does_not_end_a_task_that_computes():
     """The whole worker is stopped for longer than both limits."""
     with pool_of("spin", cpu_limit=0.5, wall_limit=1.0) as workers:
         workers.start()
@@ -71,13 +71,13 @@ def test_the_wall_clock_does_not_decide_about_a_task_that_computes():
     assert outcome.seconds > 1.5
 
 
-def test_memory_that_earlier_tasks_have_kept_does_not_decide_a_later_one():
+def test_memory_that_earlier_tasks_keep_does_not_fail_a_later_one():
     """Each task takes two fifths of the limit, so two fit into one process and three do not."""
     size = str(MEMORY_LIMIT * 2 // 5)
     assert [outcome.kind for outcome in outcomes_of("remember", [("", size)] * 6, cpu_limit=5.0)] == ["done"] * 6
 
 
-def test_a_task_that_finds_too_little_memory_in_a_used_process_is_tried_in_a_fresh_one():
+def test_a_task_that_runs_out_of_memory_in_a_used_process_is_tried_in_a_fresh_one():
     """The first task keeps 1/20 of the limit, too little to replace the process; the second then has too little room."""
     tasks = [("", str(MEMORY_LIMIT // 20)), ("fill", str(MEMORY_LIMIT)), ("fill", str(MEMORY_LIMIT * 2))]
     kinds = [outcome.kind for outcome in outcomes_of("remember_or_fill", tasks, cpu_limit=5.0)]

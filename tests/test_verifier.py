@@ -272,7 +272,7 @@ def test_score_grades_each_text_against_its_own_answer() -> None:
     assert (verdicts.reward.dtype, verdicts.kind.dtype) == (np.float32, np.int8)
 
 
-def test_misuse_is_refused_with_what_to_change() -> None:
+def test_an_unknown_answer_format_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ValueError, match="Use one of: boxed, first_number, last_number"):
         verifier.grade("4", "4", answer_format="middle_number")
 

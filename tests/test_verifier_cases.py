@@ -135,7 +135,7 @@ def test_an_answer_that_is_not_equal_is_never_right(prediction: str, gold: str) 
         ("\\boxed{5} or \\boxed{6}", "5", 0),
     ],
 )  # fmt: skip
-def test_boxes_kept_apart_by_a_comma_or_a_word_are_one_answer(response: str, gold: str, reward: int) -> None:
+def test_boxes_separated_by_a_comma_or_a_word_are_one_answer(response: str, gold: str, reward: int) -> None:
     assert graded(response, gold, extracted=False).reward == reward
 
 
@@ -187,7 +187,7 @@ def test_every_gold_equals_itself_and_almost_none_its_neighbour_without_algebra(
         "\\sqrt{" * 40 + "2" + "}" * 40, "1" * 601, "x+" * 501, "2^{3}^{9}^{9}",
     ],
 )  # fmt: skip
-def test_what_would_be_large_is_refused_before_it_is_computed(answer: str) -> None:
+def test_a_large_value_is_refused_before_it_is_computed(answer: str) -> None:
     assert limits.too_big(answer)
     assert symbolic.compare(answer, "x") == "limit"
 
@@ -206,7 +206,7 @@ def test_answers_of_ordinary_size_are_not_refused(gold: str) -> None:
     assert limits.too_big(gold) is None
 
 
-def test_outcomes_settle_a_grade_and_the_best_one_counts() -> None:
+def test_the_best_comparison_settles_a_grade() -> None:
     grade = verifier.grade("n!", "m! ||| k!", answer_format="boxed", extracted=True)
     assert (grade.kind, len(grade.pairs)) == ("unparsed", 2)
     for outcomes, kind in [
@@ -239,7 +239,7 @@ def test_equal_answers_count_as_one(spellings: tuple[str, ...]) -> None:
         "\\log_3 17", "e^{-2}", "(1-2i)(3+i)", "|2-\\pi|", "7^{2/3}", "\\arctan 2",
     ],
 )  # fmt: skip
-def test_a_closed_form_lies_within_its_bound_of_the_value_with_more_digits(text: str) -> None:
+def test_the_error_bound_of_a_closed_form_holds_against_more_digits(text: str) -> None:
     near, oracle = arithmetic.value(text), symbolic._parse(symbolic._grammar_text(text))
     assert near is not None
     assert abs(near.near - complex(oracle.evalf(30))) <= near.error + 1e-15 * abs(near.near)
@@ -249,7 +249,7 @@ def test_a_closed_form_lies_within_its_bound_of_the_value_with_more_digits(text:
     "text", ["2\\frac{3}{2}", "f(x)", "1/2x", "\\sqrt{-1}", "x^2^3", "1 2", "\\log 5", "\\sin(x)^2", "import os",
     "9^{999}", "\\frac{1}{0}", "1000!", "(" * 60 + "1" + ")" * 60]
 )  # fmt: skip
-def test_what_could_be_read_in_two_ways_or_not_at_all_is_not_read(text: str) -> None:
+def test_an_ambiguous_or_unreadable_text_has_no_value(text: str) -> None:
     assert arithmetic.value(text) is None
 
 

@@ -15,6 +15,7 @@ import platform
 import resource
 import signal
 import sys
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -139,7 +140,7 @@ def _program(machine: str) -> list[tuple[int, int, int, int]]:
     return [*body, (_RETURN, 0, 0, _ALLOW)]
 
 
-def _hook(may_compile: bool) -> Any:
+def _hook(may_compile: bool) -> Callable[[str, tuple[Any, ...]], None]:
     def refuse(event: str, arguments: tuple[Any, ...]) -> None:
         if event == "open":
             # The arguments are path, mode and flags.
