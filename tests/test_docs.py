@@ -15,6 +15,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 import transformers
 import yaml
 from support import hf_checkpoints, pages, tiny_programs, tiny_runs
@@ -125,6 +126,15 @@ def test_the_objective_of_the_how_to_is_an_algorithm(guide):
     assert algorithms.choose(tiny_programs.settings(update=own)).has_reference
 
 
+def test_the_policy_gradient_of_the_how_to_is_an_algorithm_without_a_reference(guide):
+    directory = guide("howto/objective.md")
+    own = {"objective": "my_reinforce:reinforce", "objective_path": str(directory), "reference_reset_every": 0}
+    algorithm = algorithms.choose(tiny_programs.settings(update=own))
+    assert not algorithm.has_reference
+    shaped = algorithm.shape_reward(np.array([1, 0, 1, 1], np.float32), np.array([0, 0, 1, 1], np.int32))
+    np.testing.assert_array_equal(shaped, [0.5, -0.5, 0, 0])
+
+
 def test_the_reward_of_the_how_to_grades(guide):
     directory = guide("howto/reward.md")
     own = config_lib.Verifier(function="my_rewards:close", function_path=str(directory), workers=1)
@@ -150,6 +160,17 @@ def test_the_engine_of_the_how_to_samples(guide):
     )
     assert [(each.prompt, each.sample) for each in responses] == [(p, s) for p in range(2) for s in range(3)]
     assert len(finished) == 6
+
+
+def test_the_published_tensors_of_the_how_to_are_those_of_a_checkpoint(guide, tmp_path):
+    guide("howto/sampler_engine.md")
+    directory = hf_checkpoints.tiny_checkpoint(tmp_path / "model", "qwen2")
+    loaded = weights.load(directory)
+    published = dict(importlib.import_module("my_weights").published(loaded.architecture, loaded.params))
+    stored = safetensors.numpy.load_file(Path(directory) / "model.safetensors")
+    assert published.keys() == stored.keys()
+    for name, tensor in stored.items():
+        np.testing.assert_array_equal(published[name], tensor)
 
 
 def test_the_sink_of_the_how_to_writes(guide, tmp_path):

@@ -1,7 +1,8 @@
 """What differs between platforms, as one record, chosen once from the mesh's devices; nothing else reads the platform.
 
 `for_learner` and `for_sampler` choose. The record holds functions, which forward pass, prefill and decoding are closed
-over. What exists for XLA:CPU alone is in `cpu`, and enters a program only through this record.
+over. What exists for XLA:CPU alone is in `cpu`, which names two exceptions, and enters a
+program only through this record.
 """
 
 from __future__ import annotations
