@@ -19,7 +19,7 @@ class Console:
     def __init__(self, *, is_quiet: bool = False) -> None:
         self._console = rich.console.Console(stderr=True, quiet=is_quiet, highlight=False, soft_wrap=True)
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """Print one line."""
         self._console.print(text, markup=False)
 
@@ -50,7 +50,7 @@ class Console:
         if "actor/loss" in line:
             update = f"loss {line['actor/loss']:10.4g}  grad {line['actor/grad_norm']:9.3g}"
         kl = f"  kl_ref {line['actor/kl_ref']:7.3f}" if "actor/kl_ref" in line else ""
-        self.say(
+        self.log(
             f"round {line['training/round']:>4}/{rounds}  score {line['critic/score/mean']:.3f} "
             f"{_bar(line['critic/score/mean'])}  {update}{kl}  "
             f"length {line['response_length/mean']:.1f}  {seconds}"

@@ -107,11 +107,11 @@ def prepare(config: config_lib.Config, run_dir: Path, *, console: console_lib.Co
         run = start.new()
     else:
         run = start.resumed(store, latest)
-        console.say(f"resuming {run_dir} after round {latest}")
+        console.log(f"resuming {run_dir} after round {latest}")
     for change in changes:
-        console.say(f"resuming with {change}")
+        console.log(f"resuming with {change}")
     for note in _notes(config, architecture, meshes.learner):
-        console.say(f"note: {note}")
+        console.log(f"note: {note}")
     identity = f"{config_lib.results_hash(config)} {data.fingerprint} {architecture} after round {latest}"
     distributed.check_agreement(identity, "settings, training data, model or checkpoint")
     is_writer = jax.process_index() == 0
@@ -127,7 +127,7 @@ def prepare(config: config_lib.Config, run_dir: Path, *, console: console_lib.Co
         algorithm=algorithm,
         sampler=engine,
         sampling=sampling,
-        grader=verifier.Grader(config, log=console.say),
+        grader=verifier.Grader(config, log=console.log),
         optimizer=optimizer,
         step=update.make_step(architecture, optimizer, meshes.learner, loss=algorithm.loss, config=config),
         score=reference.make_scorer(architecture, meshes.learner, config=config) if algorithm.has_reference else None,
@@ -135,7 +135,7 @@ def prepare(config: config_lib.Config, run_dir: Path, *, console: console_lib.Co
         store=store or checkpoint.Store(directory.checkpoints, config.checkpoint),
         directory=directory,
         writer=metrics.Writer(directory.metrics, keep_bytes=run.progress.metrics_bytes, is_active=is_writer),
-        sinks=sinks.Sinks(opens if is_writer else {}, config, run_dir, say=console.say),
+        sinks=sinks.Sinks(opens if is_writer else {}, config, run_dir, log=console.log),
         clock=metrics.Clock(),
         console=console,
         row_lengths=set(),

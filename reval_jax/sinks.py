@@ -56,14 +56,14 @@ class Sinks:
     """The sinks of a run, each in its thread."""
 
     def __init__(
-        self, opens: Mapping[str, Open], config: config_lib.Config, run_dir: Path, *, say: Callable[[str], None]
+        self, opens: Mapping[str, Open], config: config_lib.Config, run_dir: Path, *, log: Callable[[str], None]
     ) -> None:
         """Starts a thread for each sink, which opens it.
 
         Args:
-          say: prints one line; called by the thread that calls `write` or `close`.
+          log: prints one line; called by the thread that calls `write` or `close`.
         """
-        self._say = say
+        self._log = log
         self._workers = [_Worker(name, functools.partial(make, config, run_dir)) for name, make in opens.items()]
 
     def write(self, line: Mapping[str, float | str]) -> None:
@@ -86,7 +86,7 @@ class Sinks:
     def _drop_failed(self) -> None:
         for worker in self._workers:
             if worker.problem:
-                self._say(
+                self._log(
                     f"warning: run.sinks={worker.name} {worker.problem}. It gets no more metrics; metrics.jsonl has all of them."
                 )
         self._workers = [worker for worker in self._workers if not worker.problem]

@@ -169,7 +169,7 @@ def learn(
                 measured.append({name: float(value) for name, value in distributed.fetch(result).items()})
             if (row_length := packed.tokens.shape[2]) not in components.row_lengths:
                 components.row_lengths.add(row_length)
-                components.console.say(f"the update's program for rows of {row_length} tokens is ready")
+                components.console.log(f"the update's program for rows of {row_length} tokens is ready")
             buffer = replay.with_uses(buffer, rows)
             report(index + 1, len(batches))
             check_finite(state, config.update.max_skipped, round)
@@ -255,7 +255,7 @@ def evaluate_policy(components: Components, run: RunState) -> dict[str, float]:
                 grader=components.grader,
                 on_progress=report,
             )
-        components.console.say(f"  {evaluate.summary(result)}")
+        components.console.log(f"  {evaluate.summary(result)}")
         measured |= evaluate.as_metrics(result)
     return measured
 

@@ -25,8 +25,8 @@ def open_sink(config, run_dir):
 
 
 def started(tmp_path, messages=None, **opens):
-    say = (messages if messages is not None else []).append
-    return sinks.Sinks(opens, config_lib.Config(), tmp_path, say=say)
+    log = (messages if messages is not None else []).append
+    return sinks.Sinks(opens, config_lib.Config(), tmp_path, log=log)
 
 
 @pytest.fixture

