@@ -75,7 +75,7 @@ def check_verifier(verifier: config_lib.Verifier) -> None:
     if verifier.wall_limit < verifier.cpu_limit:
         raise ValueError(
             f"verifier.wall_limit={verifier.wall_limit:g} is less than verifier.cpu_limit={verifier.cpu_limit:g}: the wall clock "
-            "would decide verdicts that the CPU time is meant to decide. "
+            "would decide verdicts, and not the CPU time. "
             f"Use a wall_limit of at least {verifier.cpu_limit:g}, better ten times that."
         )
     if verifier.function and not re.fullmatch(config_lib.FUNCTION_NAME, verifier.function):

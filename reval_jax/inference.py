@@ -54,7 +54,7 @@ def load_policy(config: config_lib.Config, run_dir: Path | None, *, round: int |
 
 
 def ready(policy: Policy, config: config_lib.Config, prompt_tokens: Iterable[np.ndarray]) -> sampler.SamplingPolicy:
-    """The policy with a sampler of its own, made for these prompts.
+    """The policy with its own sampler, compiled for these prompts.
 
     Args:
       prompt_tokens: the token ids i32[P] of every prompt; the longest bounds the sampler's cache.

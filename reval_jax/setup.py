@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 
 class Components(NamedTuple):
-    """What a run is made of: settings, functions and services, none of which a checkpoint holds."""
+    """The settings, functions and services of a run; a checkpoint holds none of them."""
 
     config: config_lib.Config
     tokenizer: transformers.PreTrainedTokenizerBase
@@ -64,7 +64,7 @@ class Components(NamedTuple):
 
 
 class RunState(NamedTuple):
-    """What a checkpoint holds of a run, between two rounds."""
+    """The part of a run that a checkpoint holds, between two rounds."""
 
     state: update.TrainState
     reference: reference.Reference | None
