@@ -24,7 +24,7 @@ def gold_answers(task: str) -> list[str]:
 
 @pytest.mark.parametrize("task", ["arithmetic", "modular_arithmetic", "base_conversion"])
 def test_the_verifier_accepts_every_plain_gold_and_refuses_its_neighbour(task):
-    golds = [gold for gold in gold_answers(task) if checkers.checked(gold) is None]
+    golds = [gold for gold in gold_answers(task) if checkers.parse_gold(gold) is None]
     assert golds
     for gold in golds:
         for answer_format, wrapped in (("boxed", "so \\boxed{%d}"), ("first_number", " %d.\nNext")):
@@ -34,7 +34,7 @@ def test_the_verifier_accepts_every_plain_gold_and_refuses_its_neighbour(task):
 
 @pytest.mark.parametrize("task", ["base_conversion", "sorting"])
 def test_a_checker_accepts_its_own_gold_and_refuses_a_changed_one(task):
-    checked = [pair for gold in gold_answers(task) if (pair := checkers.checked(gold))]
+    checked = [pair for gold in gold_answers(task) if (pair := checkers.parse_gold(gold))]
     assert checked
     for name, payload in checked:
         gold = payload.split(",", 1)[1] if task == "base_conversion" else payload
@@ -214,10 +214,10 @@ def test_base_conversion_by_hand(payload, answer, is_right):
 
 
 def test_a_gold_answer_names_its_checker():
-    assert checkers.checked("@countdown:22,3,5,7") == ("countdown", "22,3,5,7")
-    assert checkers.checked('@reasoning_gym:{"a": ":"}') == ("reasoning_gym", '{"a": ":"}')
+    assert checkers.parse_gold("@countdown:22,3,5,7") == ("countdown", "22,3,5,7")
+    assert checkers.parse_gold('@reasoning_gym:{"a": ":"}') == ("reasoning_gym", '{"a": ":"}')
     for plain in ("22", "@", "@other:1", "countdown:22,3", "@countdown", "x @countdown:1"):
-        assert checkers.checked(plain) is None
+        assert checkers.parse_gold(plain) is None
 
 
 def test_the_librarys_scorers_are_refused_in_this_process():

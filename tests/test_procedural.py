@@ -87,7 +87,7 @@ def test_every_gold_equals_an_oracles_answer_to_the_question(task, level):
 @pytest.mark.parametrize("level", [1, 2])
 def test_every_countdown_question_can_be_answered(level):
     for question, answer in procedural_rows.rows("countdown", level, size=15, seed=1):
-        name, payload = checkers.checked(answer)
+        name, payload = checkers.parse_gold(answer)
         target, *numbers = map(int, payload.split(","))
         stated_target, stated_numbers = re.fullmatch(
             r"Write an expression that equals (\d+)\. Use each of the numbers ([\d, ]+) exactly once.*", question

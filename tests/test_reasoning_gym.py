@@ -28,7 +28,7 @@ def library():
 def test_the_library_scores_the_answer_to_the_recorded_question(library):
     for dataset in ("chain_sum", "number_sorting", "countdown", "word_ladder"):
         for question, answer in procedural.rows(f"procedural:reasoning_gym,dataset={dataset},size=4,seed=2"):
-            name, payload = checkers.checked(answer)
+            name, payload = checkers.parse_gold(answer)
             recipe = json.loads(payload)
             generated = library.create_dataset(dataset, seed=recipe["seed"], size=recipe["size"])
             item = generated[recipe["index"]]
@@ -76,7 +76,7 @@ def test_settings_that_the_library_refuses_are_refused(library, settings, messag
 
 def test_an_item_that_another_version_generates_differently_is_not_scored(library):
     _, answer = procedural.rows("procedural:reasoning_gym,dataset=chain_sum,size=1")[0]
-    payload = json.loads(checkers.checked(answer)[1]) | {"digest": "0" * 16}
+    payload = json.loads(checkers.parse_gold(answer)[1]) | {"digest": "0" * 16}
     with pytest.raises(ValueError, match="another question"):
         procedural.reasoning_gym_score(json.dumps(payload), "1")
 
@@ -84,7 +84,7 @@ def test_an_item_that_another_version_generates_differently_is_not_scored(librar
 def gold_of(dataset: str) -> tuple[str, str]:
     """A gold answer for the grader, and the library's answer to its question."""
     ((_, answer),) = procedural.rows(f"procedural:reasoning_gym,dataset={dataset},size=1")
-    recipe = json.loads(checkers.checked(answer)[1])
+    recipe = json.loads(checkers.parse_gold(answer)[1])
     generated = gym._generate(
         json.dumps({key: value for key, value in recipe.items() if key not in ("index", "digest")})
     )

@@ -220,7 +220,7 @@ def _reason(record: Any) -> str | None:
             return f"'{field}' is empty"
         if not is_text(value):
             return f"'{field}' contains a {'NUL character' if chr(0) in value else 'lone surrogate, which is not text'}"
-    if checkers.checked(record["answer"]):
+    if checkers.parse_gold(record["answer"]):
         return f"'answer' begins like a checker's ({record['answer'][:20]}), which only procedural data sets may have"
     return None
 

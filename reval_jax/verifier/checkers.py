@@ -191,7 +191,7 @@ SANDBOXED = ("reasoning_gym",)
 """Checkers of other libraries, which may execute model output: they run only in a worker, by `gym.reasoning_gym_score`."""
 
 
-def checked(answer: str) -> tuple[str, str] | None:
+def parse_gold(answer: str) -> tuple[str, str] | None:
     """Checker and payload of a gold answer `@NAME:payload`; None for an ordinary gold answer."""
     name, colon, payload = answer.removeprefix("@").partition(":")
     if answer.startswith("@") and colon and (name in CHECKERS or name in SANDBOXED):
@@ -204,7 +204,7 @@ def needs_whole_answer(answers: Iterable[str]) -> str | None:
 
     With task.answer_format=first_number or last_number, no answer to it could be right.
     """
-    pairs = {pair for answer in answers if (pair := checked(answer))}
+    pairs = {pair for answer in answers if (pair := parse_gold(answer))}
     whole = {name for name, payload in pairs if name in ("countdown", "sorting")}
     whole |= {name for name, payload in pairs if name == "base_conversion" and int(payload.split(",")[0]) > 10}
     return min(whole, default=None)
@@ -214,7 +214,7 @@ def check(name: str, payload: str, answer: str) -> bool:
     """Whether the checker `name` accepts an extracted answer.
 
     Args:
-      name, payload: from `checked`.
+      name, payload: from `parse_gold`.
       answer: model output; any text, of any length.
 
     Raises:

@@ -153,9 +153,9 @@ class Grader:
 
     def _start(self, text: str, answer: str, *, extracted: bool, prompt_opens_think: bool) -> _PendingGrade:
         """The grade as far as this process can decide it, and the calls that decide the rest."""
-        checked = checkers.checked(answer)
-        if checked and not self._settings.function:
-            return self._start_checker(text, *checked, extracted=extracted, prompt_opens_think=prompt_opens_think)
+        checker = checkers.parse_gold(answer)
+        if checker and not self._settings.function:
+            return self._start_checker(text, *checker, extracted=extracted, prompt_opens_think=prompt_opens_think)
         grade = grading.grade(
             text, answer, answer_format=self._answer_format, prompt_opens_think=prompt_opens_think, extracted=extracted
         )
