@@ -24,7 +24,7 @@ def load(setting: str, name: str, *, directory: str = "", directory_setting: str
     path = Path(directory).resolve()
     if not path.is_dir():
         raise ValueError(
-            f"{directory_setting}={directory} is no directory. Name the directory of the module of {setting}."
+            f"{directory_setting}={directory} is not a directory. Name the directory of the module of {setting}."
         )
     module_name, _, function_name = name.partition(":")
     # The directory stays on the path: the module may import others of it later.

@@ -241,7 +241,10 @@ def test_a_wrong_objective_is_one_message_before_the_model_is_looked_at(tmp_path
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--update.objective", "a:b", "--update.objective_path", "nowhere"), "objective_path=nowhere is no directory"),
+        (
+            ("--update.objective", "a:b", "--update.objective_path", "nowhere"),
+            "objective_path=nowhere is not a directory",
+        ),
         (
             ("--update.objective_path", "docs"),
             "update.objective_path=docs with update.objective=reval, which is built in",

@@ -57,7 +57,7 @@ def extract(text: str, *, answer_format: str, prompt_opens_think: bool) -> Extra
 def _extract_box(text: str) -> Extraction:
     """The last balanced box, joined with the boxes before it that are parts of the same answer.
 
-    A later box that is never closed withdraws it.
+    If a later box is never closed, the response has no answer.
     """
     boxes, is_open = box_spans(text)
     if is_open:

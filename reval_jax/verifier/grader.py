@@ -24,7 +24,7 @@ FAILURES = ("limit", "timeout", "crash")
 MAX_WORKERS = 16  # upper bound of the default; each worker imports its libraries
 
 _ALGEBRA = "reval_jax.equality.symbolic:compare"
-_LIBRARY = "reval_jax.procedural.gym:reasoning_gym_score"
+_REASONING_GYM = "reval_jax.procedural.gym:reasoning_gym_score"
 
 # Together they import, compile and cache all that an answer can need, so that none of it counts as an answer's CPU time.
 _WARM_UP = (
@@ -186,7 +186,7 @@ class Grader:
             if checkers.check(name, payload, prediction.answer):
                 grade = grade._replace(reward=1.0, kind="ok", explanation=f"the checker {name!r} accepts it")
             return _PendingGrade(grade, (), self._grade_reward)
-        return _PendingGrade(grade, (_Call(_LIBRARY, (payload, prediction.answer)),), self._grade_reward)
+        return _PendingGrade(grade, (_Call(_REASONING_GYM, (payload, prediction.answer)),), self._grade_reward)
 
     def _grade_reward(self, grade: grading.Grade, outcomes: Sequence[pool.TaskOutcome]) -> grading.Grade:
         """The grade from a function's result: a number from 0 to 1 is the reward; its kind is `ok` for 1, else `wrong`."""
@@ -232,7 +232,9 @@ class Grader:
             warm_up: list[list[str]] = []
             if target == _ALGEBRA:
                 warm_up = [list(pair) for pair in _WARM_UP]
-            elif target == _LIBRARY:  # imports the library and creates its data set; payload and answer are trusted
+            elif (
+                target == _REASONING_GYM
+            ):  # imports the library and creates its data set; payload and answer are trusted
                 warm_up = [[first.arguments[0], ""]]
             worker_settings = worker.WorkerSettings(
                 target=target,
@@ -241,7 +243,7 @@ class Grader:
                 wall_limit=settings.wall_limit,
                 memory_limit=settings.memory_limit << 20,
                 # An answer that tampers with the library's scorer must not affect the next one.
-                tasks_per_child=1 if target == _LIBRARY else settings.tasks_per_worker,
+                tasks_per_child=1 if target == _REASONING_GYM else settings.tasks_per_worker,
                 warm_up=warm_up,
             )
             path = [Path(settings.function_path)] if target == settings.function else []
