@@ -25,7 +25,7 @@ class Finding(NamedTuple):
 
 
 def examine() -> list[Finding]:
-    """Versions, devices, memory, disk, the compilation cache, and two computations against NumPy in float64."""
+    """Versions, devices, memory, disk, the compilation cache, a known fault, and two computations against NumPy in float64."""
     distributed.start()
     devices = jax.devices()
     kinds = ", ".join(sorted({device.device_kind for device in devices}))
@@ -65,7 +65,7 @@ def _memory() -> Finding:
 
 def _disk(path: Path) -> Finding:
     free = shutil.disk_usage(path).free
-    return Finding("free disk here", f"{free / 2**30:.1f} GiB (the demo's two checkpoints take 4.4)", free > 5 * 2**30)
+    return Finding("free disk here", f"{free / 2**30:.1f} GiB (the demo needs up to 4.4)", free > 5 * 2**30)
 
 
 def _nearest_existing(path: Path) -> Path:
