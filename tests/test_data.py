@@ -23,8 +23,8 @@ UNHURRIED = settings(deadline=None, derandomize=True, database=None)  # the mach
 GOOD = "good"
 
 
-def fuzzed(generator: random.Random, number: int, seen: list[str]) -> tuple[str, str]:
-    """A line of a .jsonl file, and what is wrong with it by construction: a word of the message, or GOOD."""
+def fuzzed(generator: random.Random, number: int, questions: list[str]) -> tuple[str, str]:
+    """A line of a .jsonl file, and the reason why it is bad, as words of the message, or GOOD."""
 
     def text(least: int = 1) -> str:
         letters = "abz059 \t\n\\{}$^_<>|\"'/%é数🙂\u2028\u200b\ufeff\x01\x7f"
@@ -34,37 +34,41 @@ def fuzzed(generator: random.Random, number: int, seen: list[str]) -> tuple[str,
     row: Any = {"question": question, "answer": answer, "more": [1, {"x": None}]}
     kind = generator.choice([GOOD] * 8 + sorted(BREAKS))
     if kind == GOOD:
-        seen.append(question)
+        questions.append(question)
         return json.dumps(row, ensure_ascii=generator.random() < 0.5), GOOD
-    if kind == "the same question as" and not seen:
+    if kind == "the same question as" and not questions:
         kind = "is empty"
     field = generator.choice(["question", "answer"])
-    return BREAKS[kind](generator, row, field, seen), kind
+    return BREAKS[kind](generator, row, field, questions), kind
 
 
 def with_value(value: Any) -> Any:
-    def change(generator: random.Random, row: data_files.Row, field: str, seen: list[str]) -> str:
-        chosen = value(generator, row[field], seen) if isinstance(value, types.FunctionType) else value
+    def change(generator: random.Random, row: data_files.Row, field: str, questions: list[str]) -> str:
+        chosen = value(generator, row[field], questions) if isinstance(value, types.FunctionType) else value
         return json.dumps(row | {field: chosen})
 
     return change
 
 
 BREAKS: dict[str, Any] = {
-    "no field": lambda g, row, field, seen: json.dumps({name: row[name] for name in row if name != field}),
+    "no field": lambda g, row, field, questions: json.dumps({name: row[name] for name in row if name != field}),
     "not a string": with_value(
-        lambda g, old, seen: g.choice([None, True, 4, -0.5, float("nan"), [], ["x" * 999], {}, {"a": [[[]]]}, 10**400])
+        lambda g, old, questions: g.choice(
+            [None, True, 4, -0.5, float("nan"), [], ["x" * 999], {}, {"a": [[[]]]}, 10**400]
+        )
     ),
-    "is empty": with_value(lambda g, old, seen: g.choice(["", " ", "\n\t", "\u3000", "\u2028"])),
-    "NUL": with_value(lambda g, old, seen: old[:1] + "\0" + old[1:]),
-    "lone surrogate": with_value(lambda g, old, seen: old + g.choice(["\ud800", "\udfff", "\ud83d x"])),
-    "the same question as": lambda g, row, field, seen: json.dumps(row | {"question": g.choice(seen)}),
-    "special token": lambda g, row, field, seen: json.dumps(
+    "is empty": with_value(lambda g, old, questions: g.choice(["", " ", "\n\t", "\u3000", "\u2028"])),
+    "NUL": with_value(lambda g, old, questions: old[:1] + "\0" + old[1:]),
+    "lone surrogate": with_value(lambda g, old, questions: old + g.choice(["\ud800", "\udfff", "\ud83d x"])),
+    "the same question as": lambda g, row, field, questions: json.dumps(row | {"question": g.choice(questions)}),
+    "special token": lambda g, row, field, questions: json.dumps(
         row | {"question": row["question"] + g.choice(["<|im_end|>", "<｜User｜>", "</think>", "<|endoftext|>"])}
     ),
-    "characters, more than": with_value(lambda g, old, seen: (old * 9000)[:20_001]),
-    "not an object": lambda g, row, field, seen: g.choice(["[]", "3", '"text"', "null", "true", "[[1], {}]", "1e999"]),
-    "not JSON": lambda g, row, field, seen: g.choice(
+    "characters, more than": with_value(lambda g, old, questions: (old * 9000)[:20_001]),
+    "not an object": lambda g, row, field, questions: g.choice(
+        ["[]", "3", '"text"', "null", "true", "[[1], {}]", "1e999"]
+    ),
+    "not JSON": lambda g, row, field, questions: g.choice(
         ["{", "{'a': 1}", json.dumps(row)[: g.randint(1, 12)], "[" * 60_000, "9" * 5_000, "\x00", "nul", "{}}"]
     ),
 }
@@ -72,16 +76,16 @@ BREAKS: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def fuzz(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[int, str]]:
-    """5,000 rows and, by line number, what is wrong with each."""
-    generator, seen = random.Random(0), []  # noqa: S311  # no secret
-    lines = [fuzzed(generator, number, seen) for number in range(5000)]
+    """5,000 rows and, by line number, the reason why a row is bad."""
+    generator, questions = random.Random(0), []  # noqa: S311  # no secret
+    lines = [fuzzed(generator, number, questions) for number in range(5000)]
     path = tmp_path_factory.mktemp("fuzz") / "rows.jsonl"
     # "surrogatepass" would be needed for real surrogates, but json.dumps escapes them.
     path.write_text("".join(line + "\n" for line, _ in lines), encoding="utf-8")
     return path, {number: kind for number, (_, kind) in enumerate(lines, start=1)}
 
 
-def test_of_5000_fuzzed_rows_every_bad_one_is_named_by_file_and_line_and_no_other(
+def test_exactly_the_bad_rows_of_5000_fuzzed_rows_are_named_by_file_and_line(
     fuzz: tuple[Path, dict[int, str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, kinds = fuzz
@@ -90,10 +94,12 @@ def test_of_5000_fuzzed_rows_every_bad_one_is_named_by_file_and_line_and_no_othe
     assert set(bad.values()) == set(BREAKS)
     out, report = tmp_path / "out", tmp_path / "report.json"
     code = cli.main(["data", "prepare", "--input", str(path), "--output", str(out), "--json", str(report)])
-    said = capsys.readouterr().err.splitlines()
+    output = capsys.readouterr().err.splitlines()
     assert code == 2
     assert not out.exists()
-    named = {int(line.removeprefix(f"{path}:").partition(":")[0]): line for line in said if line.startswith(f"{path}:")}
+    named = {
+        int(line.removeprefix(f"{path}:").partition(":")[0]): line for line in output if line.startswith(f"{path}:")
+    }
     assert named.keys() == bad.keys()
     for number, kind in bad.items():
         assert kind in named[number]
@@ -101,8 +107,8 @@ def test_of_5000_fuzzed_rows_every_bad_one_is_named_by_file_and_line_and_no_othe
     listed = json.loads(report.read_text())["problems"]
     assert [each["line"] for each in listed] == sorted(bad)
     assert {each["file"] for each in listed} == {str(path)}
-    assert f"{len(bad)} rows can't be used" in said[-1]
-    assert f"set --quarantine_fraction {-(-len(bad) * 1000 // 5000) / 1000:g}." in said[-1]
+    assert f"{len(bad)} rows can't be used" in output[-1]
+    assert f"set --quarantine_fraction {-(-len(bad) * 1000 // 5000) / 1000:g}." in output[-1]
 
 
 def test_quarantine_leaves_out_exactly_the_bad_rows_and_names_them(
@@ -132,16 +138,16 @@ def read_or_refusal(path: Path) -> tuple[list[Any], list[Any], str]:
     st.lists(st.binary(max_size=30).map(lambda line: line.replace(b"\n", b" ")), max_size=8),
     st.sampled_from(data.files.ENDINGS),
 )
-def test_any_bytes_give_rows_named_problems_or_one_clear_refusal(
+def test_any_bytes_give_usable_rows_bad_rows_or_one_refusal(
     tmp_path_factory: pytest.TempPathFactory, lines: list[bytes], ending: str
 ) -> None:
     path = tmp_path_factory.mktemp("bytes") / f"rows{ending}"
     path.write_bytes(b"\n".join(lines))
-    found, problems, refusal = read_or_refusal(path)
+    usable, problems, refusal = read_or_refusal(path)
     assert not refusal or str(path) in refusal
     if refusal:
         return
-    numbers = [int(each.where.removeprefix(f"{path}:")) for each in (*found, *problems)]
+    numbers = [int(each.where.removeprefix(f"{path}:")) for each in (*usable, *problems)]
     breaks = path.read_bytes().count(b"\n") + path.read_bytes().count(b"\r")  # CSV takes either for the end of a line
     assert all(1 <= number <= breaks + 2 for number in numbers)
     if ending == ".jsonl":
@@ -152,16 +158,16 @@ def test_any_bytes_give_rows_named_problems_or_one_clear_refusal(
 
 @UNHURRIED
 @given(st.binary(max_size=200))
-def test_any_array_of_bytes_in_a_json_file_ends_in_rows_or_problems(
+def test_any_array_of_bytes_in_a_json_file_gives_usable_or_bad_rows(
     tmp_path_factory: pytest.TempPathFactory, content: bytes
 ) -> None:
     path = tmp_path_factory.mktemp("bytes") / "rows.json"
     path.write_bytes(b'[{"question": "a", "answer": "1"},' + content)
-    found, problems, refusal = read_or_refusal(path)
+    usable, problems, refusal = read_or_refusal(path)
     assert not refusal or f"{path}:" in refusal
     if refusal:
         return
-    assert [row.question for row in found][:1] == ["a"]
+    assert [row.question for row in usable][:1] == ["a"]
     assert problems or content.strip()[-1:] == b"]"
 
 
@@ -188,22 +194,22 @@ def test_every_kind_of_file_gives_the_same_rows_and_names_the_same_bad_ones(tmp_
 def test_json_lines_in_a_json_file_are_read_as_lines(tmp_path: Path) -> None:
     path = tmp_path / "rows.json"
     data_files.write(tmp_path / "rows.jsonl", [*data_files.questions(2), "{"]).rename(path)
-    found, problems = data_files.read(path)
-    assert len(found) == 2
+    usable, problems = data_files.read(path)
+    assert len(usable) == 2
     assert [problem.partition("(")[0] for problem in problems] == ["3: not JSON "]
 
 
-def test_a_json_array_is_read_up_to_what_is_not_json_and_that_is_named(tmp_path: Path) -> None:
+def test_a_json_array_is_read_up_to_its_first_error_which_is_named(tmp_path: Path) -> None:
     path = tmp_path / "rows.json"
     good = json.dumps(data_files.questions(1)[0], indent=1)  # four lines
     path.write_text(f"[{good},\n\n{good.replace('0', '1')},\n{{'x'}}, {good}]")
-    found, problems = data_files.read(path)
-    assert len(found) == 2
+    usable, problems = data_files.read(path)
+    assert len(usable) == 2
     assert problems[0].startswith("10: not JSON (")
     assert problems[0].endswith("the rest was not read")
 
 
-def test_records_of_several_lines_in_csv_are_named_by_their_first(tmp_path: Path) -> None:
+def test_a_csv_record_of_several_lines_is_named_by_its_first_line(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_bytes(b'question,answer\r\n"two\nlines",1\r\nx,\r\n"y\n",2,3\r\n\xff,4\r\n')
     assert data_files.read(path) == (
@@ -219,8 +225,8 @@ def test_records_of_several_lines_in_csv_are_named_by_their_first(tmp_path: Path
 def test_a_file_of_another_kind_or_a_missing_or_damaged_one_is_refused(tmp_path: Path) -> None:
     (tmp_path / "rows.txt").write_text("x")
     (tmp_path / "rows.parquet").write_text("x")
-    for name, found in (("rows.txt", "another kind"), ("none.jsonl", "does not exist"), (".", "a directory")):
-        with pytest.raises(ValueError, match=rf"{found}.*Name a file that ends in \.jsonl"):
+    for name, message in (("rows.txt", "another kind"), ("none.jsonl", "does not exist"), (".", "a directory")):
+        with pytest.raises(ValueError, match=rf"{message}.*Name a file that ends in \.jsonl"):
             data_files.read(tmp_path / name)
     with pytest.raises(ValueError, match="can't be read as parquet"):
         data_files.read(tmp_path / "rows.parquet")
@@ -231,8 +237,8 @@ def test_fields_are_mapped_by_name(tmp_path: Path) -> None:
         tmp_path / "rows.jsonl",
         [{"prompt": "2+2=", "gold": "4"}, {"prompt": "x", "answer": "4"}, {"prompt": 3, "gold": ""}],
     )
-    found, problems = data_files.read(path, question="prompt", answer="gold")
-    assert found == [("2+2=", "4")]
+    usable, problems = data_files.read(path, question="prompt", answer="gold")
+    assert usable == [("2+2=", "4")]
     assert problems == [
         "2: no field 'gold' (fields: 'prompt', 'answer')",
         "3: 'prompt' is a int, not a string: 3",

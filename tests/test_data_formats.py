@@ -74,7 +74,7 @@ def test_a_published_row_gives_its_question_and_gold(
     assert data_files.one(tmp_path, format, row) == expected
 
 
-def test_a_solution_of_a_hundred_thousand_boxes_is_read_at_once() -> None:
+def test_a_solution_with_a_hundred_thousand_boxes_is_read_in_linear_time() -> None:
     """A scan from each box to the end of the text would take hours."""
     assert data.formats.last_box("\\boxed{" * 100_000) is None
     assert data.formats.last_box("\\boxed{" * 100_000 + "7}") == "7"
@@ -85,22 +85,22 @@ def gpqa(i: int) -> data_files.Row:
     return {"Record ID": f"r{i}", "Question": f"Question {i}?", **options}
 
 
-def test_gpqa_options_are_all_shown_and_the_letter_is_the_right_ones(tmp_path: Path) -> None:
+def test_a_gpqa_question_shows_all_options_and_its_answer_is_the_letter_of_the_right_one(tmp_path: Path) -> None:
     rows = [gpqa(i) for i in range(200)]
     path = data_files.write(tmp_path / "gpqa_main.csv", rows)
     letters = ""
     for seed in (0, 1):
-        found, problems = data_files.read(path, format="gpqa", seed=seed)
+        usable, problems = data_files.read(path, format="gpqa", seed=seed)
         assert not problems
-        for i, (question, letter) in enumerate(found):
+        for i, (question, letter) in enumerate(usable):
             head, blank, *options = question.split("\n")
             assert (head, blank) == (f"Question {i}?", "")
             shown = dict(option.split(") ", 1) for option in options)
             assert list(shown) == list("ABCD")
             assert shown[letter] == f"right {i}"
             assert sorted(shown.values()) == sorted([f"right {i}", *(f"wrong {i}.{k}" for k in (1, 2, 3))])
-        assert found == data_files.read(path, format="gpqa", seed=seed)[0]
-        letters += "".join(letter for _, letter in found)
+        assert usable == data_files.read(path, format="gpqa", seed=seed)[0]
+        letters += "".join(letter for _, letter in usable)
     assert letters[:200] != letters[200:]
     # 400 draws of four letters: five standard deviations are 43.
     assert all(abs(letters.count(letter) - 100) < 43 for letter in "ABCD")
@@ -119,7 +119,7 @@ def test_a_gpqa_row_without_four_options_or_text_is_named(change: data_files.Row
     assert isinstance(data_files.one(tmp_path, "gpqa", gpqa(0) | change), str)
 
 
-def test_the_commands_formats_are_the_packages() -> None:
+def test_the_command_has_the_formats_of_the_package() -> None:
     assert get_args(arguments.format_names()) == tuple(data.formats.FORMATS)
     for kind in (arguments.DataPrepare, arguments.DataInspect):
         for field in dataclasses.fields(kind):
@@ -135,13 +135,13 @@ def test_a_published_file_that_cannot_be_fetched_is_one_clear_message(
         for split in published.published.files if published.published else ():
             with pytest.raises(ValueError, match=r"could not be fetched from the Hugging Face hub .*--input FILE"):
                 data.formats.download(name, split)
-    for extra, found in (
+    for extra, message in (
         (("--format", "gpqa"), "not be reposted.*--input FILE"),
         (("--format", "math500", "--split", "train"), "--split train: HuggingFaceH4/MATH-500 has test only"),
         ((), "--input is missing"),
     ):
         assert cli.main(["data", "prepare", "--output", str(tmp_path / "out"), *extra]) == 2
-        assert re.search(found, capsys.readouterr().err)
+        assert re.search(message, capsys.readouterr().err)
     assert not (tmp_path / "out").exists()
 
 
@@ -155,6 +155,6 @@ def test_every_real_file_is_read_whole_in_its_format() -> None:
     }
     for path in sorted(REAL.glob("*/*.jsonl")):
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-        found, problems = data_files.read(path, format=formats.get(path.stem, "plain"))
+        usable, problems = data_files.read(path, format=formats.get(path.stem, "plain"))
         assert not problems, path
-        assert found == [(row["question"], row["answer"]) for row in rows], path
+        assert usable == [(row["question"], row["answer"]) for row in rows], path

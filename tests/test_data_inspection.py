@@ -14,7 +14,7 @@ from reval_jax import cli, data
 # Inspection
 
 
-def test_inspection_counts_what_stands_twice_and_what_an_evaluation_set_shares(tmp_path: Path) -> None:
+def test_inspection_counts_duplicates_and_questions_shared_with_an_evaluation_set(tmp_path: Path) -> None:
     long = "In how many ways can the five letters of a word be put on a line so that two of them never touch"
     rows = [
         {"question": "What is $x^2$ at {3}?", "answer": "9"},
@@ -46,7 +46,7 @@ def test_inspection_counts_what_stands_twice_and_what_an_evaluation_set_shares(t
     assert findings["lengths"]["question_characters"]["median"] == np.median(lengths)
 
 
-def test_a_difference_in_an_operator_is_a_difference() -> None:
+def test_questions_that_differ_in_an_operator_are_not_duplicates() -> None:
     texts = ["3+4", "3-4", "3*4", "3/4", "34", "3^4", "(3,4)", "[3,4]", "3<4", "3>4", "3=4", "3.4", "-34", "|34|"]
     assert len({data.inspection.normalised(text) for text in texts}) == len(texts)
     assert data.inspection.normalised("\\left( A ,\\! b\\right)") == data.inspection.normalised("(a,b)")
@@ -62,8 +62,8 @@ def test_a_directory_its_file_and_a_procedural_set_are_inspected_alike(
         == 0
     )
     printed = capsys.readouterr()
-    made = json.loads(printed.out)
-    assert made["rows"] == 5
+    printed_json = json.loads(printed.out)
+    assert printed_json["rows"] == 5
     assert "5 rows in " in printed.err
     for dataset in (path, tmp_path / "set"):
         assert (
@@ -71,24 +71,24 @@ def test_a_directory_its_file_and_a_procedural_set_are_inspected_alike(
             == 0
         )
         findings = json.loads(capsys.readouterr().out)
-        assert findings["fingerprint"] == made["fingerprint"]
+        assert findings["fingerprint"] == printed_json["fingerprint"]
         assert findings["overlap"][0]["exact"] == 5
         assert len(findings["examples"]) == 3
     assert cli.main(["data", "inspect", "procedural:arithmetic,size=20", "--examples", "1"]) == 0
     assert "20 rows, fingerprint" in capsys.readouterr().out
 
 
-def test_inspection_names_only_options_it_has(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_messages_of_inspection_name_only_its_own_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data_files.prepare(
         data_files.write(tmp_path / "rows.jsonl", data_files.questions(2)), tmp_path / "set", split="test"
     )
     path, folder = str(tmp_path / "rows.jsonl"), str(tmp_path / "set")
-    for argv, code, found in (
+    for argv, code, message in (
         (["inspect", path, "--max_characters", "5"], 0, "more than the 5 of --max_characters"),
         (["inspect", folder], 2, f"reval: {folder} with --split train can't be read"),
         (["inspect", path, "--against", str(tmp_path)], 2, f"reval: --against {tmp_path} can't be read"),
     ):
         assert cli.main(["data", *argv]) == code
         printed = capsys.readouterr()
-        assert found in printed.out + printed.err
+        assert message in printed.out + printed.err
         assert "task." not in printed.err

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # What is written
 
 
-def test_a_prepared_directory_is_a_data_set_that_one_integer_resumes(tmp_path: Path) -> None:
+def test_prompts_from_a_prepared_directory_resume_from_one_integer(tmp_path: Path) -> None:
     rows = [{"question": f"{i}+{i}=", "answer": str(2 * i)} for i in range(10)]
     data_files.prepare(data_files.write(tmp_path / "rows.jsonl", rows), tmp_path / "Sums-10")
     tokenizer = hf_checkpoints.tiny_tokenizer()
@@ -42,7 +42,7 @@ def test_a_prepared_directory_is_a_data_set_that_one_integer_resumes(tmp_path: P
             assert row == keys.host_permutation(keys.named_key(3, "prompts", epoch), 10)[index]
 
 
-def test_the_manifest_says_what_was_made_of_what(tmp_path: Path) -> None:
+def test_the_manifest_lists_inputs_settings_and_results(tmp_path: Path) -> None:
     files = [
         data_files.write(tmp_path / "a.jsonl", data_files.questions(3)),
         data_files.write(tmp_path / "b.json", data_files.questions(2, 5)),
@@ -86,9 +86,9 @@ def test_a_directory_whose_rows_were_changed_is_refused_by_inspection_too(
     manifest = tmp_path / "set" / data.rows.MANIFEST
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"fingerprint": "0" * 16}))
     assert cli.main(["data", "inspect", str(tmp_path / "set")]) == 2
-    said = capsys.readouterr().err
-    assert "prepared.json says 0000000000000000" in said
-    assert "task." not in said
+    output = capsys.readouterr().err
+    assert "prepared.json says 0000000000000000" in output
+    assert "task." not in output
 
 
 def test_nothing_is_left_when_writing_fails_or_rows_are_bad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,7 +105,7 @@ def test_nothing_is_left_when_writing_fails_or_rows_are_bad(tmp_path: Path, monk
     assert [each.name for each in tmp_path.iterdir()] == ["rows.jsonl"]
 
 
-def test_a_directory_that_holds_something_is_never_touched(tmp_path: Path) -> None:
+def test_a_directory_that_is_not_empty_is_never_changed(tmp_path: Path) -> None:
     path = data_files.write(tmp_path / "rows.jsonl", data_files.questions(3))
     data_files.prepare(path, tmp_path / "out")
     before = {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
@@ -130,27 +130,27 @@ def test_the_quarantine_is_a_share_of_all_rows(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("bad", "total"), [(1, 2), (1, 3000), (999, 1000), (9999, 10_000), (123_456, 123_457)])
-def test_the_share_that_a_refusal_offers_is_one_that_is_accepted(bad: int, total: int) -> None:
+def test_the_share_that_a_refusal_suggests_is_accepted(bad: int, total: int) -> None:
     problems = [data.rows.BadRow("f:1", "bad")] * bad
-    found = [data.rows.Row("f:2", "q", "a")] * (total - bad)
+    usable = [data.rows.Row("f:2", "q", "a")] * (total - bad)
     check = data.preparation._refuse_bad_rows
     with pytest.raises(data.BadRowsError) as refused:
-        check([], data.PrepareSettings(), found, problems)
+        check([], data.PrepareSettings(), usable, problems)
     share = re.search(r"set --quarantine_fraction (0\.\d*[1-9])\.$", str(refused.value))
     assert share is not None
     accepted = data.PrepareSettings(quarantine_fraction=float(share.group(1)))
     data.preparation._check(accepted, None)
-    check([], accepted, found, problems)
+    check([], accepted, usable, problems)
 
 
-def test_a_models_special_tokens_and_its_count_of_tokens_are_held_against_questions(tmp_path: Path) -> None:
+def test_a_question_with_the_models_special_tokens_or_too_many_tokens_is_bad(tmp_path: Path) -> None:
     tokenizer = hf_checkpoints.tiny_tokenizer()
     path = data_files.write(
         tmp_path / "rows.jsonl",
         [*data_files.questions(1), {"question": "a<|pad|>b", "answer": "1"}, {"question": "7" * 60, "answer": "1"}],
     )
-    found, problems = data.preparation.read([path], data.PrepareSettings(max_tokens=59), tokenizer=tokenizer)
-    assert len(found) == 1
+    usable, problems = data.preparation.read([path], data.PrepareSettings(max_tokens=59), tokenizer=tokenizer)
+    assert len(usable) == 1
     assert [problem.reason.partition(",")[0] for problem in problems] == [
         "'question' contains '<|pad|>'",
         "'question' has 60 tokens",
@@ -160,7 +160,7 @@ def test_a_models_special_tokens_and_its_count_of_tokens_are_held_against_questi
         data_files.prepare(path, tmp_path / "out", max_tokens=59)
 
 
-def test_an_answer_that_poses_as_a_checkers_is_refused(tmp_path: Path) -> None:
+def test_an_answer_in_the_form_of_a_checkers_is_refused(tmp_path: Path) -> None:
     assert "only procedural data sets" in data_files.one(
         tmp_path, "plain", {"question": "x", "answer": "@countdown:1 2 3"}
     )
@@ -170,7 +170,7 @@ def test_an_answer_that_poses_as_a_checkers_is_refused(tmp_path: Path) -> None:
 # The command
 
 
-def test_options_come_from_a_yaml_file_and_the_command_line_goes_on_top(
+def test_options_come_from_a_yaml_file_and_the_command_line_overrides_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = data_files.write(tmp_path / "rows.jsonl", [{"q": "2+2=", "a": "4"}, {"q": "", "a": "4"}])
@@ -190,18 +190,18 @@ def test_options_come_from_a_yaml_file_and_the_command_line_goes_on_top(
         "4",
     ]
     capsys.readouterr()
-    for line, found in (
+    for line, message in (
         ("qestion: q", "unknown key 'qestion'. Did you mean 'question'"),
         ("split: 3", "split=3"),
         ("format: gms8k", "--format gms8k is unknown. Did you mean gsm8k?"),
     ):
         options.write_text("\n".join([*lines[:2], line]))
         assert cli.main(["data", "prepare", "--config", str(options)]) == 2
-        assert found in capsys.readouterr().err
+        assert message in capsys.readouterr().err
 
 
 def test_a_mistaken_command_is_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for argv, code, found in (
+    for argv, code, message in (
         ([], 2, "usage: reval data"),
         (["--help"], 0, "inspect"),
         (["clean"], 2, "reval data has no 'clean'. Use one of prepare, inspect."),
@@ -211,12 +211,12 @@ def test_a_mistaken_command_is_refused_by_name(tmp_path: Path, capsys: pytest.Ca
     ):
         assert cli.main(["data", *argv]) == code
         printed = capsys.readouterr()
-        assert found in printed.out + printed.err
+        assert message in printed.out + printed.err
 
 
 WITHOUT_TENSORFLOW = """
 import sys
-from reval_jax import cli, config, prompts
+from reval_jax import cli, config, data, prompts
 
 folder = sys.argv[1]
 assert cli.main(["data", "prepare", "--input", f"{folder}/rows.parquet", "--output", f"{folder}/set"]) == 0
@@ -228,7 +228,7 @@ print("tensorflow" in sys.modules or "torch" in sys.modules)
 
 @pytest.mark.slow
 def test_tensorflow_is_never_imported_even_where_it_is_installed(tmp_path: Path) -> None:
-    """A package of that name stands on the path, and leaves a mark if anything imports it."""
+    """A package named tensorflow is on the path, and writes a file if anything imports it."""
     for name in ("tensorflow", "torch"):
         (tmp_path / "path" / name).mkdir(parents=True)
         (tmp_path / "path" / name / "__init__.py").write_text(

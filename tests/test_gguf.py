@@ -1,4 +1,4 @@
-"""Models in GGUF files: every family and quantisation is read, and what is not handled is refused."""
+"""Models in GGUF files: every family and quantisation is read, and an unknown one is refused."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def test_a_gguf_gives_architecture_params_and_tokenizer(family, tmp_path):
 def test_a_quantised_gguf_is_dequantised(tmp_path):
     file = tmp_path / "tiny.gguf"
     _, params = weight_files.write_gguf(file, quantisation=gguf.GGMLQuantizationType.Q8_0)
-    found = weights.load(str(file)).params
-    weight_files.assert_same_params(found, params, atol=5e-3)
-    assert np.abs(found["layers"]["query"] - params["layers"]["query"]).max() > 0
+    loaded = weights.load(str(file)).params
+    weight_files.assert_same_params(loaded, params, atol=5e-3)
+    assert np.abs(loaded["layers"]["query"] - params["layers"]["query"]).max() > 0
 
 
 def test_a_gguf_with_linear_scaling_keeps_it(tmp_path):
@@ -73,7 +73,7 @@ def break_gguf_rope(tensors):
         ({"change": lambda tensors: tensors.pop("token_embd.weight")}, "token_embd.weight"),
     ],
 )
-def test_a_gguf_that_is_not_handled_is_refused(settings, message, tmp_path):
+def test_a_gguf_that_is_not_implemented_is_refused(settings, message, tmp_path):
     file = tmp_path / "bad.gguf"
     weight_files.write_gguf(file, **settings)
     with pytest.raises(ValueError, match=message):

@@ -66,7 +66,7 @@ def ten(tmp_path_factory: pytest.TempPathFactory, chatml: transformers.PreTraine
 
 @UNHURRIED
 @given(st.integers(0, 60), st.integers(0, 25), st.integers(0, 25), st.integers(0, 2**32 - 1))
-def test_taking_in_two_parts_gives_what_taking_at_once_gives(
+def test_taking_prompts_in_two_parts_equals_taking_them_at_once(
     ten: prompts.Dataset, cursor: int, n: int, m: int, seed: int
 ) -> None:
     first, between = prompts.take(ten, cursor, n, seed=seed)
@@ -140,9 +140,7 @@ def test_a_raw_prompt_begins_with_bos_and_has_no_eos_where_the_tokenizer_adds_bo
 
 
 @pytest.mark.parametrize("name", ["chatml", "with_bos", "r1"])
-def test_a_chat_prompt_is_what_transformers_makes_of_it(
-    name: str, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
+def test_a_chat_prompt_equals_that_of_transformers(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     tokenizer = request.getfixturevalue(name)
     dataset = prompts.load(
         prompt_sets.task(
@@ -230,7 +228,7 @@ def test_a_question_that_forges_a_special_token_is_refused_by_line(
         prompts.load(prompt_sets.task(path, template=template), request.getfixturevalue(name))
 
 
-def test_an_added_token_that_no_template_is_made_of_may_be_asked_about(
+def test_a_question_may_contain_an_added_token_that_no_template_contains(
     tmp_path: Path, chatml: transformers.PreTrainedTokenizerFast
 ) -> None:
     path = prompt_sets.write(tmp_path / "rows.jsonl", prompt_sets.questions("what does <b> mean, and 1 < 2 > 0?"))

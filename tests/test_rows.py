@@ -80,11 +80,11 @@ def test_a_data_set_without_rows_is_refused(tmp_path: Path, content: str) -> Non
         rows.read(str(path))
 
 
-def test_a_path_that_holds_no_data_set_is_refused(tmp_path: Path) -> None:
+def test_a_path_without_a_data_set_is_refused(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("question,answer\n")
     (tmp_path / "folder").mkdir()
-    for name, found in (("none.jsonl", "does not exist"), ("rows.csv", "another kind"), ("folder", "TFDS directory")):
-        with pytest.raises(ValueError, match=found):
+    for name, message in (("none.jsonl", "does not exist"), ("rows.csv", "another kind"), ("folder", "TFDS directory")):
+        with pytest.raises(ValueError, match=message):
             rows.read(str(tmp_path / name))
 
 
@@ -163,7 +163,7 @@ print(json.dumps([read, "tensorflow" in sys.modules, "torch" in sys.modules]))
 
 
 def tfds_directory(where: Path, rows: list[dict[str, Any]]) -> Path:
-    """A TFDS directory of these rows, written in a process of its own: TFDS keeps a registry of builders."""
+    """A TFDS directory of these rows, written in a separate process, because TFDS keeps a registry of builders."""
     command = [sys.executable, "-W", "ignore", "-c", TFDS_WRITER, str(where), repr(rows)]
     subprocess.run(command, check=True, capture_output=True)
     return where / "sums" / "1.0.0"

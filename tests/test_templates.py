@@ -53,7 +53,7 @@ QUESTIONS = (
 
 
 def tokenizer(special: list[str], added: list[str], *, bos: str, eos: str, template: str, **options: Any) -> Any:
-    """A byte-level BPE with merges, digits single; `added` are added tokens not marked special. It adds `bos` itself."""
+    """A byte-level BPE with merges, digits single; `added` are added tokens not marked special. It adds `bos`."""
     built = tokenizers.Tokenizer(models.BPE())
     built.normalizer = options.get("normalizer")
     built.pre_tokenizer = pre_tokenizers.Sequence(
@@ -85,7 +85,7 @@ def r1() -> Any:
 
 @pytest.fixture(scope="module")
 def qwen() -> Any:
-    """As Qwen2.5-Math's base model: no token is added in front, and the end token is not the one that ends a turn."""
+    """Like Qwen2.5-Math's base model: it adds no token at the start, and its end token is not the one that ends a turn."""
     return tokenizer(
         ["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
         [],
@@ -137,7 +137,7 @@ def test_qwen2_5_math_ids_are_those_of_the_published_template_and_of_the_parts(t
     loaded = load(tmp_path, qwen, "qwen2_5_math")
     system = "system\nPlease reason step by step, and put your final answer within \\boxed{}."
     for question, text, ids in zip(QUESTIONS, loaded.texts, loaded.tokens, strict=True):
-        # No system message is given: the published template's own is the paper's.
+        # Without a system message: the published template's default is the paper's.
         messages = [{"role": "user", "content": question + USER}]
         golden = qwen.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
         assert ids.tolist() == golden
@@ -149,8 +149,10 @@ def test_qwen2_5_math_ids_are_those_of_the_published_template_and_of_the_parts(t
 
 
 @pytest.mark.parametrize(("name", "template"), [("r1", "r1_distill"), ("r1", "chat"), ("r1", "raw"), ("llama", "chat")])
-def test_bos_stands_once_and_first(name: str, template: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    """Each of these tokenizers adds one itself, so a rendered prompt tokenized the usual way has two."""
+def test_a_prompt_has_one_bos_token_at_its_start(
+    name: str, template: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Each of these tokenizers adds one, so a rendered prompt that is tokenized as usual has two."""
     tokenizer = request.getfixturevalue(name)
     loaded = load(tmp_path, tokenizer, template)
     for text, ids in zip(loaded.texts, loaded.tokens, strict=True):
@@ -164,16 +166,16 @@ def test_bos_stands_once_and_first(name: str, template: str, tmp_path: Path, req
 
 @pytest.mark.parametrize("template", ["raw", "chat"])
 def test_the_instruction_follows_the_question_after_a_space(template: str, tmp_path: Path, qwen: Any) -> None:
-    asked = "Put the answer in \\boxed{}."
-    with_it = load(tmp_path, qwen, template, instruction=asked)
-    by_hand = load(tmp_path, qwen, template, tuple(f"{question} {asked}" for question in QUESTIONS))
+    instruction = "Put the answer in \\boxed{}."
+    with_it = load(tmp_path, qwen, template, instruction=instruction)
+    by_hand = load(tmp_path, qwen, template, tuple(f"{question} {instruction}" for question in QUESTIONS))
     assert with_it.texts == by_hand.texts
     assert with_it.fingerprint == by_hand.fingerprint
-    one = prompts.from_question(QUESTIONS[0], config.Task(template=template, instruction=asked), qwen)
+    one = prompts.from_question(QUESTIONS[0], config.Task(template=template, instruction=instruction), qwen)
     assert one.texts == with_it.texts[:1]
 
 
-def test_an_instruction_beside_a_paper_template_is_refused_before_anything_is_read() -> None:
+def test_an_instruction_with_a_template_of_the_paper_is_refused_before_anything_is_read() -> None:
     base = config.Config(model=config.Model(path="m"))
     for template in ("r1_distill", "qwen2_5_math"):
         task = config.Task(dataset="d.jsonl", template=template, instruction="Answer.")
@@ -189,7 +191,7 @@ def test_an_instruction_that_forges_a_turn_is_refused(tmp_path: Path, qwen: Any)
 # What ends a response
 
 
-def test_a_template_adds_what_ends_its_turn_to_the_models_own_end_tokens(qwen: Any, r1: Any, llama: Any) -> None:
+def test_a_template_adds_its_end_of_turn_token_to_the_models_end_tokens(qwen: Any, r1: Any, llama: Any) -> None:
     def stops(template: str, tokenizer: Any, *model: str) -> list[str]:
         ids = tuple(tokenizer.convert_tokens_to_ids(list(model)))
         return tokenizer.convert_ids_to_tokens(prompts.stop_ids(config.Task(template=template), tokenizer, ids))
@@ -210,7 +212,7 @@ def test_a_template_adds_what_ends_its_turn_to_the_models_own_end_tokens(qwen: A
         "{% for message in messages %}{{ message['content'] }} and then {{ eos_token }}{% endfor %}",
     ],
 )
-def test_a_template_that_does_not_end_turns_by_a_token_adds_none(template: str) -> None:
+def test_a_template_without_an_end_of_turn_token_adds_none(template: str) -> None:
     odd = tokenizer(["<s>", "</s>"], [], bos="<s>", eos="</s>", template=template)
     assert prompts.stop_ids(config.Task(template="chat"), odd, (7,)) == (7,)
 
@@ -219,7 +221,7 @@ def test_a_template_that_does_not_end_turns_by_a_token_adds_none(template: str) 
 
 
 def special_ids(tokenizer: Any, template: str) -> set[int]:
-    """What no question may become: of a raw prompt, tokens marked special; elsewhere what templates are made of too."""
+    """Tokens that no question may become: those marked special, and, except in a raw prompt, those of the template."""
     return {i for i, token in tokenizer.added_tokens_decoder.items() if token.special or template != "raw"}
 
 
@@ -271,18 +273,18 @@ def test_no_question_changes_the_special_tokens_of_its_prompt(
     @UNHURRIED
     @given(TEXTS)
     def holds(question: str) -> None:
-        found = specials(question)
+        actual = specials(question)
         texts = [tokenizer.convert_ids_to_tokens(index) for index in special_ids(tokenizer, template)]
         if not question or "\0" in question or any(text in question for text in texts):
-            assert found is None
+            assert actual is None
         else:
-            assert found == expected
+            assert actual == expected
 
     holds()
 
 
-def test_a_special_token_that_only_the_normalised_text_shows_is_refused(tmp_path: Path) -> None:
-    """The text of a token is searched for before normalising; its ids are what counts."""
+def test_a_special_token_that_appears_after_normalisation_is_refused(tmp_path: Path) -> None:
+    """The search for the text of a token comes before normalisation, but the token ids decide."""
     lower = tokenizer(
         ["<s>", "</s>"],
         ["<turn>"],
@@ -299,7 +301,7 @@ def test_a_special_token_that_only_the_normalised_text_shows_is_refused(tmp_path
         prompts.from_question("a <TURN> b", config.Task(template="chat"), lower)
 
 
-def test_a_special_token_across_the_seam_of_question_and_template_is_refused(tmp_path: Path) -> None:
+def test_a_special_token_across_the_boundary_of_question_and_template_is_refused(tmp_path: Path) -> None:
     seam = tokenizer(["<s>", "</s>"], [], bos="<s>", eos="</s>", template="<s>{{ messages[0]['content'] }}s> says")
     with pytest.raises(ValueError, match=r"rows\.jsonl:2: 'question' changes the special tokens of its prompt"):
         load(tmp_path, seam, "chat", ("fine", "2+2</"))

@@ -1,4 +1,4 @@
-"""Model files that are missing, damaged or not handled are refused with a message that names what is wrong."""
+"""Model files that are missing, damaged or not handled are refused with a message that names the problem."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from reval_jax.weights import families
 
 @pytest.fixture
 def checkpoint(tmp_path):
-    """A fresh tiny llama directory, free to be damaged."""
+    """A new tiny llama directory, which the test may damage."""
     return Path(hf_checkpoints.tiny_checkpoint(tmp_path / "checkpoint"))
 
 
@@ -75,7 +75,7 @@ def test_an_unreachable_hub_id_is_refused_with_one_message():
         ({"head_dim": 16}, "tensor model.layers.0.self_attn.q_proj.weight has shape .32, 32."),
     ],
 )
-def test_a_configuration_that_is_not_handled_is_refused(changes, message, checkpoint):
+def test_a_configuration_that_is_not_implemented_is_refused(changes, message, checkpoint):
     weight_files.edit_config(checkpoint, **changes)
     with pytest.raises(ValueError, match=message):
         weights.load(str(checkpoint))
@@ -88,7 +88,7 @@ def test_a_configuration_that_is_not_handled_is_refused(changes, message, checkp
         {"use_mrope": True},
     ],
 )
-def test_a_qwen2_window_in_use_is_refused_and_one_switched_off_is_not(changes, tmp_path):
+def test_an_active_qwen2_window_is_refused_and_a_disabled_one_is_accepted(changes, tmp_path):
     directory = Path(hf_checkpoints.tiny_checkpoint(tmp_path / "checkpoint", "qwen2"))
     weight_files.edit_config(directory, **changes)
     with pytest.raises(ValueError, match="only"):
@@ -99,7 +99,7 @@ def test_a_qwen2_window_in_use_is_refused_and_one_switched_off_is_not(changes, t
     assert weights.read_architecture(str(directory)).family == "qwen2"
 
 
-def test_a_value_that_a_family_names_as_the_only_one_is_the_only_one_that_is_read(checkpoint, monkeypatch):
+def test_every_other_value_than_a_familys_only_value_is_refused(checkpoint, monkeypatch):
     family = families.FAMILIES["llama"]._replace(only_values={"logit_scale": 1.0})
     monkeypatch.setitem(families.FAMILIES, "llama", family)
     weight_files.edit_config(checkpoint, logit_scale=1.0)
@@ -207,7 +207,7 @@ def test_a_damaged_directory_is_refused(damage, message, checkpoint):
         weights.load(str(checkpoint))
 
 
-def test_a_file_that_is_no_gguf_is_refused(tmp_path):
+def test_a_file_that_is_not_gguf_is_refused(tmp_path):
     (tmp_path / "model.bin").write_bytes(b"x")
     with pytest.raises(ValueError, match=r"without the ending \.gguf"):
         weights.load(str(tmp_path / "model.bin"))
@@ -229,7 +229,7 @@ def test_an_export_overwrites_nothing_and_leaves_nothing_behind(checkpoint, tmp_
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
 
 
-def test_an_export_into_a_file_or_an_unwritable_place_is_refused(tmp_path):
+def test_an_export_to_a_file_or_an_unwritable_directory_is_refused(tmp_path):
     architecture, tokenizer = hf_checkpoints.tiny_architecture(), hf_checkpoints.tiny_tokenizer()
     params = hf_checkpoints.tiny_params(architecture)
     (tmp_path / "file").write_text("kept")

@@ -23,7 +23,7 @@ FAMILIES = tuple(weights.families.FAMILIES)
 
 @pytest.fixture
 def checkpoint(tmp_path):
-    """A fresh tiny llama directory, free to be damaged."""
+    """A new tiny llama directory, which the test may damage."""
     return Path(hf_checkpoints.tiny_checkpoint(tmp_path / "checkpoint"))
 
 
@@ -39,7 +39,7 @@ SCALINGS = {
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("scaling", SCALINGS)
-def test_what_is_exported_loads_back_bit_for_bit(family, scaling, tmp_path):
+def test_an_exported_model_loads_back_bit_for_bit(family, scaling, tmp_path):
     overrides = {"rope_scaling": SCALINGS[scaling], "tied_head": scaling == "none", "norm_eps": 1e-5, "rope_theta": 5e5}
     path = hf_checkpoints.tiny_checkpoint(tmp_path / "checkpoint", family, **overrides)
     loaded = weights.load(path)
@@ -203,17 +203,17 @@ def test_a_shipped_configuration_is_the_published_model(name):
     )
 
 
-def test_every_shipped_configuration_is_found_by_its_hub_id():
+def test_every_shipped_configuration_is_selected_by_its_hub_id():
     assert set(weights.published.names()) == set(SHIPPED)
 
 
 def test_a_hub_id_is_downloaded_and_then_read_like_a_directory(checkpoint, monkeypatch):
-    asked = []
+    requested = []
     monkeypatch.setattr(
-        "huggingface_hub.snapshot_download", lambda hub_id, **_: asked.append(hub_id) or str(checkpoint)
+        "huggingface_hub.snapshot_download", lambda hub_id, **_: requested.append(hub_id) or str(checkpoint)
     )
     loaded = weights.load("org/name-1.5B")
-    assert set(asked) == {"org/name-1.5B"}
+    assert set(requested) == {"org/name-1.5B"}
     weight_files.assert_same_params(loaded.params, weights.load(str(checkpoint)).params)
 
 
@@ -257,8 +257,8 @@ def test_transformers_gives_an_exported_model_the_same_logits(family, tmp_path):
     path = hf_checkpoints.tiny_checkpoint(tmp_path / "checkpoint", family, **overrides)
     architecture = hf_checkpoints.tiny_architecture(family, **overrides)
     tokens = test_model.random_tokens(2, 80)
-    found = test_model.logits_of(architecture, hf_checkpoints.tiny_params(architecture), tokens)
-    np.testing.assert_allclose(found, hf_checkpoints.transformers_logits(path, tokens), rtol=0, atol=1e-4)
+    logits = test_model.logits_of(architecture, hf_checkpoints.tiny_params(architecture), tokens)
+    np.testing.assert_allclose(logits, hf_checkpoints.transformers_logits(path, tokens), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parity
@@ -283,13 +283,13 @@ def test_smollm2_equals_transformers_and_so_does_its_export(smollm2, tmp_path):
     ]
     rows = [loaded.tokenizer(text)["input_ids"] for text in texts]
     tokens = np.array([row[: min(map(len, rows))] for row in rows])
-    found = test_model.logits_of(loaded.architecture, loaded.params, tokens)
+    logits = test_model.logits_of(loaded.architecture, loaded.params, tokens)
     published = hf_checkpoints.transformers_gguf_logits(smollm2, tokens)
-    np.testing.assert_allclose(found, published, rtol=0, atol=2e-3)
+    np.testing.assert_allclose(logits, published, rtol=0, atol=2e-3)
     path = weights.export(
         tmp_path / "smollm2", loaded.architecture, loaded.params, loaded.tokenizer, eos_token_ids=loaded.eos_token_ids
     )
-    np.testing.assert_allclose(found, hf_checkpoints.transformers_logits(path, tokens), rtol=0, atol=2e-3)
+    np.testing.assert_allclose(logits, hf_checkpoints.transformers_logits(path, tokens), rtol=0, atol=2e-3)
 
 
 @pytest.mark.slow

@@ -31,9 +31,7 @@ class Family(NamedTuple):
     qk_norm: bool = False  # RMSNorm over each query and key head
     default_head_size: int | None = None  # `head_dim` where config.json omits it; None: width / heads
     default_rope_theta: float = 10000.0  # `rope_theta` where config.json or the GGUF metadata omits it
-    only_values: Mapping[
-        str, bool | float | None
-    ] = {}  # config.json keys, each with the only value that is read and written
+    only_values: Mapping[str, bool | float | None] = {}  # config.json keys, each with its only implemented value
     gguf_interleaves_heads: bool = False  # GGUF stores query and key rows in llama.cpp's order, see `gguf_model`
 
 

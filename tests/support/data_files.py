@@ -42,10 +42,10 @@ def prepare(inputs: Path | list[Path], output: Path, **fields: Any) -> data.Prep
 
 def read(path: Path, **fields: Any) -> tuple[list[tuple[str, str]], list[str]]:
     """Questions and answers of the usable rows, and the bad ones as LINE: REASON."""
-    found, problems = data.preparation.read([path], data.PrepareSettings(**fields))
-    return [row[1:] for row in found], [f"{each.where.rpartition(':')[2]}: {each.reason}" for each in problems]
+    usable, problems = data.preparation.read([path], data.PrepareSettings(**fields))
+    return [row[1:] for row in usable], [f"{each.where.rpartition(':')[2]}: {each.reason}" for each in problems]
 
 
 def one(tmp_path: Path, format: str, row: Row) -> tuple[str, str] | str:
-    found, problems = read(write(tmp_path / "row.jsonl", [row]), format=format)
-    return found[0] if found else problems[0].removeprefix("1: ")
+    usable, problems = read(write(tmp_path / "row.jsonl", [row]), format=format)
+    return usable[0] if usable else problems[0].removeprefix("1: ")

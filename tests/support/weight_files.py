@@ -13,9 +13,11 @@ from reval_jax import weights
 from support import hf_checkpoints
 
 
-def assert_same_params(found, expected, **tolerance):
-    assert jax.tree.structure(found) == jax.tree.structure(expected)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **({"rtol": 0, "atol": 0} | tolerance)), found, expected)
+def assert_same_params(actual, expected, **tolerance):
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, **({"rtol": 0, "atol": 0} | tolerance)), actual, expected
+    )
 
 
 def edit_config(directory, **changes):
