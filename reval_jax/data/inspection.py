@@ -7,11 +7,11 @@ import re
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from reval_jax import procedural
+from reval_jax import procedural, types
 from reval_jax.data import files, formats, preparation, rows, writing
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def inspect(
     against: tuple[str, ...] = (),
     tokenizer: transformers.PreTrainedTokenizerBase | None = None,
     num_examples: int = 3,
-) -> dict[str, Any]:
+) -> types.Json:
     """A description of a file, TFDS directory or procedural data set, as JSON values; bad rows are listed, not refused.
 
     Args:
@@ -49,7 +49,7 @@ def inspect(
     """
     usable, bad_rows = _rows(dataset, settings, tokenizer)
     questions = [row.question for row in usable]
-    lengths: dict[str, Any] = {
+    lengths: types.Json = {
         "question_characters": _statistics(map(len, questions)),
         "answer_characters": _statistics(len(row.answer) for row in usable),
     }
@@ -70,7 +70,7 @@ def inspect(
     }
 
 
-def summary(findings: dict[str, Any]) -> str:
+def summary(findings: types.Json) -> str:
     """The result of `inspect` as text."""
     lines = [f"{findings['dataset']}: {findings['rows']} rows, fingerprint {findings['fingerprint']}"]
     for name, statistics in findings["lengths"].items():
@@ -148,7 +148,7 @@ def _statistics(lengths: Iterable[int]) -> dict[str, float]:
     return quantiles | {"mean": round(float(values.mean()), 1)}
 
 
-def _duplicates(usable: list[rows.Row], bad_rows: list[rows.BadRow]) -> dict[str, Any]:
+def _duplicates(usable: list[rows.Row], bad_rows: list[rows.BadRow]) -> types.Json:
     groups = collections.defaultdict(list)
     for row in usable:
         groups[normalised(row.question)].append(row.where)
@@ -160,7 +160,7 @@ def _duplicates(usable: list[rows.Row], bad_rows: list[rows.BadRow]) -> dict[str
     }
 
 
-def _overlap(usable: list[rows.Row], dataset: str) -> dict[str, Any]:
+def _overlap(usable: list[rows.Row], dataset: str) -> types.Json:
     """The number of rows that are also in an evaluation set, each counted once, by its strictest match."""
     others = _questions(dataset)
     by_text = {question: where for where, question in reversed(others)}

@@ -7,9 +7,10 @@ import hashlib
 import importlib.metadata
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import reval_jax
+from reval_jax import types
 from reval_jax.data import files, formats, rows, special_tokens, writing
 
 if TYPE_CHECKING:
@@ -179,7 +180,7 @@ def _manifest(
     usable: list[rows.Row],
     fingerprint: str,
     bad_rows: list[rows.BadRow],
-) -> dict[str, Any]:
+) -> types.Json:
     """The content of prepared.json: inputs, settings and versions to repeat the preparation, and the fingerprint to check it."""
     return {
         "fingerprint": fingerprint,

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from reval_jax import types
 from reval_jax.data import rows as rows_lib
 
 QUARANTINE = "quarantine.jsonl"
@@ -37,7 +38,7 @@ def write(
     rows: list[rows_lib.Row],
     *,
     split: str,
-    manifest: dict[str, Any],
+    manifest: types.Json,
     quarantined: Iterable[rows_lib.BadRow] = (),
     on_progress: Callable[[int, int], None] | None = None,
 ) -> None:
@@ -63,7 +64,7 @@ def write(
             shutil.rmtree(working, ignore_errors=True)
 
 
-def as_json(bad_row: rows_lib.BadRow) -> dict[str, Any]:
+def as_json(bad_row: rows_lib.BadRow) -> types.Json:
     """A bad row as `file`, `line` and `reason`."""
     file, _, line = bad_row.where.rpartition(":")
     return {"file": file, "line": int(line), "reason": bad_row.reason}

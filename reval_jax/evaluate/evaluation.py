@@ -44,13 +44,13 @@ def load(config: config_lib.Config, tokenizer: transformers.PreTrainedTokenizerB
     return benchmarks
 
 
-def check_same_problems(ours: list[Benchmark], baselines: list[Benchmark]) -> None:
+def check_same_problems(benchmarks: list[Benchmark], baselines: list[Benchmark]) -> None:
     """Refuse a comparison of policies that would answer different questions.
 
     Raises:
       ValueError: `task.long_prompts=drop` has dropped different rows, because the two tokenizers count tokens differently.
     """
-    for one, other in zip(ours, baselines, strict=True):
+    for one, other in zip(benchmarks, baselines, strict=True):
         if one.num_rows != other.num_rows or one.prompts.answers != other.prompts.answers:
             raise ValueError(
                 f"{one.dataset} has {one.num_rows} usable rows with one model's tokenizer and {other.num_rows} with "

@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import numpy as np
 
 from reval_jax import config as config_lib
-from reval_jax import distributed, run_directory, types
+from reval_jax import distributed, model, run_directory, types
 from reval_jax.evaluate import intervals
 from reval_jax.evaluate import results as results_lib
 
@@ -22,7 +21,7 @@ CHOICE_SEED = 0
 """Chooses the problems of a benchmark; not run.seed, so that runs with different seeds are compared on the same problems."""
 
 
-def fingerprint(params: Any) -> str:
+def fingerprint(params: model.Params) -> str:
     """16 hex digits of every parameter's name, shape, dtype and bits, equal on any mesh. Every process must call it.
 
     Fetches one parameter at a time, so that the host never holds a second copy of the model.
@@ -38,10 +37,10 @@ def fingerprint(params: Any) -> str:
 def evaluation_record(
     config: config_lib.Config,
     command: str,
-    policies: Sequence[dict[str, Any]],
-    results: Sequence[dict[str, Any]],
-    comparisons: Sequence[dict[str, Any]],
-) -> dict[str, Any]:
+    policies: Sequence[types.Json],
+    results: Sequence[types.Json],
+    comparisons: Sequence[types.Json],
+) -> types.Json:
     """The whole record.
 
     Args:
@@ -85,8 +84,8 @@ def evaluation_record(
 
 
 def policy_record(
-    params: Any, *, source: str, model_path: str, run_dir: str | None, round: int, stop_ids: Sequence[int]
-) -> dict[str, Any]:
+    params: model.Params, *, source: str, model_path: str, run_dir: str | None, round: int, stop_ids: Sequence[int]
+) -> types.Json:
     """The entry of one policy: which parameters were evaluated."""
     return {
         "source": source,
@@ -98,7 +97,7 @@ def policy_record(
     }
 
 
-def result_record(benchmark: results_lib.Benchmark, result: results_lib.Result, *, policy: int) -> dict[str, Any]:
+def result_record(benchmark: results_lib.Benchmark, result: results_lib.Result, *, policy: int) -> types.Json:
     """The entry of one policy on one benchmark: metrics under their names in metrics.jsonl, and the verdict of each response."""
     counts = np.bincount(result.graded.verdict.ravel(), minlength=len(types.VERDICTS))
     return {
@@ -115,7 +114,7 @@ def result_record(benchmark: results_lib.Benchmark, result: results_lib.Result, 
     }
 
 
-def _problem(benchmark: results_lib.Benchmark, result: results_lib.Result, index: int) -> dict[str, Any]:
+def _problem(benchmark: results_lib.Benchmark, result: results_lib.Result, index: int) -> types.Json:
     graded = result.graded
     return {
         "row": int(benchmark.prompts.row[index]),
@@ -132,7 +131,7 @@ def _problem(benchmark: results_lib.Benchmark, result: results_lib.Result, index
 
 def comparison_record(
     result: results_lib.Result, difference: dict[str, intervals.Estimate], *, policy: int, baseline: int
-) -> dict[str, Any]:
+) -> types.Json:
     """The entry of one comparison: `policy`, to which `result` belongs, minus `baseline`."""
     prefix = f"val-core/{result.name}"
     return {

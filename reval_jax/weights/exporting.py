@@ -7,14 +7,13 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import ml_dtypes
 import numpy as np
 import transformers
 from safetensors import numpy as safetensors_numpy
 
-from reval_jax import model
+from reval_jax import model, types
 from reval_jax.weights import families, layout, rope
 
 _SHARD_BYTES = 4 * 2**30  # a shard is assembled in host memory; Hugging Face's limit is 5 GB
@@ -105,10 +104,10 @@ def _config(
     tokenizer: transformers.PreTrainedTokenizerBase,
     eos_token_ids: tuple[int, ...],
     dtype: str,
-) -> dict[str, Any]:
+) -> types.Json:
     """The content of config.json, in the form that transformers 4 and 5 both read."""
     family = families.FAMILIES[architecture.family]
-    config: dict[str, Any] = {
+    config: types.Json = {
         "architectures": [family.huggingface_class],
         "model_type": architecture.family,
         "vocab_size": architecture.vocab_size,
@@ -130,7 +129,7 @@ def _config(
     return config | _token_ids(tokenizer, eos_token_ids)
 
 
-def _write_json(file: Path, content: dict[str, Any]) -> None:
+def _write_json(file: Path, content: types.Json) -> None:
     file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 

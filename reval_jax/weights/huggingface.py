@@ -15,7 +15,7 @@ import safetensors
 import transformers
 from numpy import typing as npt
 
-from reval_jax import model
+from reval_jax import model, types
 from reval_jax.weights import families, layout, rope
 
 _DTYPES = ("F32", "F16", "BF16")
@@ -92,7 +92,7 @@ def _from_hub(hub_id: str, fetch: Callable[[], str]) -> Path:
         ) from error
 
 
-def read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> types.Json:
     """The object in a JSON file."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -120,7 +120,7 @@ def read_architecture(directory: Path) -> model.Architecture:
     return parse_config(read_json(file), file)
 
 
-def parse_config(config: dict[str, Any], file: Path) -> model.Architecture:
+def parse_config(config: types.Json, file: Path) -> model.Architecture:
     """The architecture that the content of a config.json describes.
 
     Args:
@@ -169,7 +169,7 @@ def parse_config(config: dict[str, Any], file: Path) -> model.Architecture:
     )
 
 
-def _refuse_unhandled(config: dict[str, Any], family: families.Family, file: Path) -> None:
+def _refuse_unhandled(config: types.Json, family: families.Family, file: Path) -> None:
     only_values = {key: (value,) for key, value in family.only_values.items()} | _ONLY_VALUE
     unknown = sorted(config.keys() - _HANDLED - _HARMLESS - only_values.keys())
     if unknown:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
 
-from reval_jax import model
+from reval_jax import model, types
 
 _KEYS = {
     "default": set(),
@@ -20,7 +19,7 @@ _KEYS = {
 
 
 def from_config(
-    config: dict[str, Any], max_positions: int, file: Path, *, default_theta: float = 10000.0
+    config: types.Json, max_positions: int, file: Path, *, default_theta: float = 10000.0
 ) -> tuple[float, model.RopeScaling | None]:
     """(theta, scaling) from the old form (rope_theta, rope_scaling) or the new one (rope_parameters).
 
@@ -59,7 +58,7 @@ def from_config(
     return theta, _scaling(kind, settings, max_positions, file)
 
 
-def _scaling(kind: str, settings: dict[str, Any], max_positions: int, file: Path) -> model.RopeScaling:
+def _scaling(kind: str, settings: types.Json, max_positions: int, file: Path) -> model.RopeScaling:
     numbers = {key: _number(value, key, file) for key, value in settings.items() if key != "truncate"}
     required = {"linear": ["factor"], "llama3": ["factor", "low_freq_factor", "high_freq_factor"], "yarn": ["factor"]}[
         kind
@@ -104,11 +103,11 @@ def _number(value: object, key: str, file: Path) -> float:
     return float(value)
 
 
-def to_config(scaling: model.RopeScaling | None) -> dict[str, Any] | None:
+def to_config(scaling: model.RopeScaling | None) -> types.Json | None:
     """The value of `rope_scaling` for config.json."""
     if scaling is None:
         return None
-    settings: dict[str, Any] = {"rope_type": scaling.kind, "factor": scaling.factor}
+    settings: types.Json = {"rope_type": scaling.kind, "factor": scaling.factor}
     if scaling.kind != "linear":
         settings["original_max_position_embeddings"] = scaling.original_max_positions
     if scaling.kind == "llama3":
