@@ -1,4 +1,4 @@
-"""Reference scores: right, computed once, never of mixed versions in a batch."""
+"""Reference scores are correct, computed once, and of one version in each batch."""
 
 from __future__ import annotations
 
@@ -24,8 +24,10 @@ def scored(tiny, num=8):
 
 
 def score_stale(tiny, score, current, buffer, rows):
-    """As the loop does it, with a clock that is not read."""
-    parts = types_lib.SimpleNamespace(score=score, mesh=tiny.mesh, clock=metrics.Clock())
+    """Scores the stale rows like the loop, with a clock that nobody reads."""
+    parts = types_lib.SimpleNamespace(
+        score=score, meshes=types_lib.SimpleNamespace(learner=tiny.mesh), clock=metrics.Clock()
+    )
     return train.score_stale(parts, current, buffer, rows, limits=tiny.limits)
 
 
@@ -44,15 +46,15 @@ def test_scores_equal_a_loop_over_unpadded_sequences():
 def test_only_rows_that_are_not_scored_by_this_version_are_scored():
     tiny = tiny_programs.tiny()
     buffer, current, score = scored(tiny)
-    seen = []
+    batch_sizes = []
 
     def counting(params, rows):
-        seen.append(int(rows.num_trajectories))
+        batch_sizes.append(int(rows.num_trajectories))
         return score(params, rows)
 
     for rows in (np.array([0, 3, 5]), np.array([3, 5]), np.array([5, 1, 0])):
         buffer = score_stale(tiny, counting, current, buffer, rows)
-    assert seen == [3, 1]
+    assert batch_sizes == [3, 1]
     np.testing.assert_array_equal(buffer.trajectories.reference_version, [0, 0, -1, 0, -1, 0, -1, -1])
 
 
@@ -79,7 +81,7 @@ def test_the_reference_survives_the_donation_of_the_parameters_it_was_made_from(
 
 
 def test_in_bfloat16_the_reference_scores_what_the_policy_it_was_made_from_does():
-    """The learner uses its norms' scales in float32, so a copy that rounded them would be another model."""
+    """The learner uses the scales of norms in float32, so a copy with rounded scales would be a different model."""
     tiny = tiny_programs.tiny(model={"compute_dtype": "bfloat16"})
     current = reference.init(tiny.params, config=tiny.config)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(current.params)} == {"bfloat16", "float32"}

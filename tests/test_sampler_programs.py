@@ -1,4 +1,4 @@
-"""The sampler's compiled programs: how many, what they cost, what they refuse, and what devices exchange."""
+"""The sampler's compiled programs: their number, FLOPs, refusals and collectives."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from support.tiny_sampler import engine_of, generate
 from reval_jax import config as config_lib
 from reval_jax import keys, mesh, model, sampler, weights
 from reval_jax.sampler import steps
-from reval_jax.tools.plan import compilation as plan_programs
-from reval_jax.tools.plan import topology
+from reval_jax.tools.plan import compilation, topology
 
 
 def test_fifty_rounds_of_other_prompts_and_settings_compile_nothing_after_the_first():
@@ -24,10 +23,10 @@ def test_fifty_rounds_of_other_prompts_and_settings_compile_nothing_after_the_fi
     rng = np.random.default_rng(0)
 
     def play(round, sampling, max_tokens=None):
-        asked = tiny_programs.prompts(*(tuple(rng.integers(4, 300, rng.integers(1, 17))) for _ in range(3)))
+        requests = tiny_programs.prompts(*(tuple(rng.integers(4, 300, rng.integers(1, 17))) for _ in range(3)))
         key = keys.named_key(0, "rounds", round)
         return sampler.generate(
-            engine, params, asked, key, samples_per_prompt=2, sampling=sampling, max_tokens=max_tokens
+            engine, params, requests, key, samples_per_prompt=2, sampling=sampling, max_tokens=max_tokens
         )
 
     play(0, sampler.Sampling())
@@ -35,8 +34,8 @@ def test_fifty_rounds_of_other_prompts_and_settings_compile_nothing_after_the_fi
     for round in range(1, 50):
         top_k, stops = int(rng.integers(0, 9)), tuple(rng.integers(0, 320, rng.integers(0, 16)).tolist())
         max_tokens = int(rng.integers(1, 9))
-        made = play(round, sampler.Sampling(rng.uniform(0.3, 2), top_k, rng.uniform(0.2, 1), stops), max_tokens)
-        assert max(len(response.tokens) for response in made) <= max_tokens
+        responses = play(round, sampler.Sampling(rng.uniform(0.3, 2), top_k, rng.uniform(0.2, 1), stops), max_tokens)
+        assert max(len(response.tokens) for response in responses) <= max_tokens
         if round == 1:
             live = len(jax.live_arrays())
     assert sampler.num_programs(engine) == before
@@ -48,9 +47,9 @@ def test_a_prompt_is_prefilled_once_for_all_its_samples(monkeypatch):
     real = steps.compiled
 
     def counting(engine):
-        found = real(engine)
-        return found._replace(
-            prefill=lambda params, tokens: (prefilled.append(tokens), found.prefill(params, tokens))[1]
+        compiled = real(engine)
+        return compiled._replace(
+            prefill=lambda params, tokens: (prefilled.append(tokens), compiled.prefill(params, tokens))[1]
         )
 
     monkeypatch.setattr(steps, "compiled", counting)
@@ -61,7 +60,7 @@ def test_a_prompt_is_prefilled_once_for_all_its_samples(monkeypatch):
 
 
 def test_one_prefill_costs_what_its_samples_cost_together():
-    """FLOPs as the compiler counts them: prefill is of one prompt, whatever the number of samples, and makes no logits."""
+    """FLOPs as the compiler counts them: prefill computes each prompt once for all samples, and no logits."""
     tiny = tiny_programs.tiny(architecture=hf_checkpoints.tiny_architecture(vocab_size=50_000))
     engine = engine_of(tiny, prompt_tokens=1024)
     flops = sampler.lower_prefill(engine, 1024).compile().cost_analysis()["flops"]
@@ -74,27 +73,27 @@ def test_one_prefill_costs_what_its_samples_cost_together():
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"slots": 6}, "multiple of 4, for example 8"),
         ({"slots": 4}, "two or more for each. Use a multiple of 4, for example 8"),
     ],
 )
-def test_slots_that_do_not_divide_over_the_devices_are_refused(changes, said):
-    with pytest.raises(ValueError, match=said):
+def test_slots_that_do_not_divide_over_the_devices_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
         engine_of(tiny_programs.tiny(data=2, fsdp=2), **changes)
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"prompt_tokens": 6}, "prompt 1 has 7 tokens; the sampler takes 1 to 6"),
         ({"max_tokens": 9}, "max_tokens=9"),
         ({"sampling": sampler.Sampling(stop_ids=tuple(range(17)))}, "17 token ids"),
     ],
 )
-def test_what_the_engine_was_not_made_for_is_refused(changes, said):
-    with pytest.raises(ValueError, match=said):
+def test_what_the_engine_was_not_made_for_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
         generate(tiny_programs.tiny(), **changes)
 
 
@@ -110,16 +109,16 @@ def test_a_window_on_many_devices_sends_sums_and_gathers_nothing(layers, attenti
     tiny = tiny_programs.tiny(data=2, fsdp=2, tensor=2)
     engine = engine_of(tiny, slots=16, prompt_tokens=200, layers=layers, attention=attention)
     text = sampler.lower_window(engine).compile().as_text()
-    assert set(plan_programs.count_collectives(text)) == {"all-reduce"}
+    assert set(compilation.count_collectives(text)) == {"all-reduce"}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("slice_name", ["v5e:2x2", "v5p:2x2x1"])
 def test_prefill_and_decode_of_the_7b_models_layers_compile_for_a_tpu(v5e, slice_name):
-    """Two of its layers, in its widths and with its vocabulary, split over the four chips of a host."""
+    """Two layers of the 7B model, with its widths and vocabulary, split over the four chips of a host."""
     del v5e  # skips where there is no compiler
     seven = dataclasses.replace(weights.published.architecture("Qwen/Qwen2.5-Math-7B"), num_layers=2)
-    pod = plan_programs.open_pod(topology.named(slice_name))
+    pod = compilation.open_pod(topology.named(slice_name))
     engine = sampler.make(
         seven,
         mesh.local(mesh.make(config_lib.Mesh(tensor=4), pod.devices)),
@@ -131,8 +130,8 @@ def test_prefill_and_decode_of_the_7b_models_layers_compile_for_a_tpu(v5e, slice
     )
     assert engine.kernels == model.kernels.PLAIN._replace(attend=model.attention.splash.attend)
     for lowered in (sampler.lower_prefill(engine, 1024), sampler.lower_window(engine)):
-        found = plan_programs.measure(lambda lowered=lowered: lowered.compile(plan_programs.LEAST_EFFORT))
-        assert isinstance(found, plan_programs.Measured)
-        assert set(found.collectives) <= {"all-reduce"}
+        result = compilation.measure(lambda lowered=lowered: lowered.compile(compilation.LEAST_EFFORT))
+        assert isinstance(result, compilation.ProgramMemory)
+        assert set(result.collectives) <= {"all-reduce"}
     # The slots' cache is written in place.
-    assert found.aliased >= 2 * 2 * 16 * 9216 * seven.head_size * 2
+    assert result.aliased >= 2 * 2 * 16 * 9216 * seven.head_size * 2

@@ -1,6 +1,6 @@
 """The head's scores against a NumPy float64 softmax that shares no code with them.
 
-Tolerance in float32: relative 1e-6 of the row's largest logit, which is where the product's rounding comes from.
+Tolerance in float32: relative 1e-6 of the row's largest logit, from which the product's rounding comes.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def exact_scores(
 
 
 def gradients_of(arrays: tuple, cotangents: np.ndarray, **settings: int | None) -> tuple[tuple, tuple]:
-    """Like `exact_scores`, by token_scores and JAX; arrays are hidden, head, targets and the temperature."""
+    """The same as `exact_scores`, by token_scores and JAX; `arrays` are hidden, head, targets and the temperature."""
     hidden, head, targets, temperature = arrays
 
     def score(hidden: jax.Array, head: jax.Array, temperature: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -75,8 +75,8 @@ def gradients_of(arrays: tuple, cotangents: np.ndarray, **settings: int | None) 
     return jax.jit(run)(hidden, head, jnp.float32(temperature))
 
 
-def assert_close_to_the_largest(found: tuple, expected: list[np.ndarray], bound: float) -> None:
-    for array, exact in zip(found, expected, strict=True):
+def assert_close_to_the_largest(actual: tuple, expected: list[np.ndarray], bound: float) -> None:
+    for array, exact in zip(actual, expected, strict=True):
         assert array.shape == np.shape(exact)
         assert np.max(np.abs(np.asarray(array, np.float64) - exact)) <= bound * np.max(np.abs(exact))
 
@@ -86,10 +86,10 @@ def assert_close_to_the_largest(found: tuple, expected: list[np.ndarray], bound:
 def test_gradients_equal_the_float64_ones_with_both_cotangents_at_once(chunk_tokens: int | None, temperature: float):
     hidden, head, targets = operands(width=32, vocabulary=501)
     cotangents = np.random.default_rng(1).normal(size=(2, 7))
-    found = gradients_of((hidden, head, targets, temperature), cotangents, chunk_tokens=chunk_tokens)
+    actual = gradients_of((hidden, head, targets, temperature), cotangents, chunk_tokens=chunk_tokens)
     expected = exact_scores(hidden, head, targets, cotangents, temperature)
-    assert_close_to_the_largest(found[0], expected[0], 1e-6)
-    assert_close_to_the_largest(found[1], expected[1], 1e-5)
+    assert_close_to_the_largest(actual[0], expected[0], 1e-6)
+    assert_close_to_the_largest(actual[1], expected[1], 1e-5)
 
 
 @pytest.mark.parametrize("vocabulary", [151_936, 152_064])
@@ -97,10 +97,10 @@ def test_the_vocabularies_of_published_models_are_exact_in_chunks_that_do_not_di
     hidden, head, targets = operands(num_rows=5, width=8, vocabulary=vocabulary)
     targets[:2] = 0, vocabulary - 1
     cotangents = np.random.default_rng(1).normal(size=(2, 5))
-    found = gradients_of((hidden, head, targets, 1.0), cotangents, chunk_tokens=2)
+    actual = gradients_of((hidden, head, targets, 1.0), cotangents, chunk_tokens=2)
     expected = exact_scores(hidden, head, targets, cotangents, 1.0)
-    assert_close_to_the_largest(found[0], expected[0], 1e-6)
-    assert_close_to_the_largest(found[1], expected[1], 1e-5)
+    assert_close_to_the_largest(actual[0], expected[0], 1e-6)
+    assert_close_to_the_largest(actual[1], expected[1], 1e-5)
 
 
 @pytest.mark.parametrize(("num_tokens", "chunk"), [(8192, 512), (1000, 512), (545, 288), (544, 544), (3, 3)])
@@ -120,9 +120,9 @@ def test_a_row_that_no_one_reads_adds_nothing_to_any_gradient_whatever_it_holds(
     cotangents[:, 3] = 0.0
     _, clean = gradients_of((hidden, head, targets, 1.0), cotangents, chunk_tokens=chunk_tokens)
     hidden[3], targets[3] = junk, -1
-    _, found = gradients_of((hidden, head, targets, 1.0), cotangents, chunk_tokens=chunk_tokens)
-    chex.assert_trees_all_equal(found, clean)
-    np.testing.assert_array_equal(found[0][3], 0.0)
+    _, actual = gradients_of((hidden, head, targets, 1.0), cotangents, chunk_tokens=chunk_tokens)
+    chex.assert_trees_all_equal(actual, clean)
+    np.testing.assert_array_equal(actual[0][3], 0.0)
 
 
 def test_a_float32_heads_gradient_is_summed_and_returned_in_float32():
@@ -132,36 +132,38 @@ def test_a_float32_heads_gradient_is_summed_and_returned_in_float32():
     chex.assert_type(one[:2], [jnp.bfloat16, jnp.float32])
     # In bfloat16 a sum of equal numbers stops growing at 256 of them.
     many = (jnp.repeat(hidden, 1024, axis=0), head, np.repeat(targets, 1024), 1.0)
-    _, found = gradients_of(many, np.repeat(cotangents, 1024, axis=1), chunk_tokens=2)
-    assert_close_to_the_largest(found[1:2], [1024.0 * np.asarray(one[1], np.float64)], 1e-6)
+    _, actual = gradients_of(many, np.repeat(cotangents, 1024, axis=1), chunk_tokens=2)
+    assert_close_to_the_largest(actual[1:2], [1024.0 * np.asarray(one[1], np.float64)], 1e-6)
     assert np.any(one[1] != one[1].astype(jnp.bfloat16).astype(jnp.float32))
 
 
 @pytest.mark.parametrize("head_dtype", [jnp.bfloat16, jnp.float32])
 @pytest.mark.parametrize("chunk_tokens", [0, 16])
 def test_bfloat16_scores_depend_on_chunks_by_rounding_only(chunk_tokens: int, head_dtype: type):
-    # Compiled: XLA's CPU backend has bfloat16 products that it optimises into and then cannot run.
+    # Compiled, because without jit XLA's CPU backend chooses bfloat16 products that it cannot run.
     hidden, head, targets = operands(num_rows=40, width=64, vocabulary=257)
     hidden, head = jnp.asarray(hidden, jnp.bfloat16), jnp.asarray(head, jnp.bfloat16).astype(head_dtype)
     cotangents = np.random.default_rng(1).normal(size=(2, 40))
-    found = gradients_of((hidden, head, targets, 1.0), cotangents, chunk_tokens=chunk_tokens)
+    actual = gradients_of((hidden, head, targets, 1.0), cotangents, chunk_tokens=chunk_tokens)
     rounded = np.asarray(hidden, np.float64), np.asarray(head, np.float64)
     expected = exact_scores(*rounded, targets, cotangents, 1.0)
-    assert_close_to_the_largest(found[0], expected[0], 1e-5)
-    assert_close_to_the_largest(found[1][:2], expected[1][:2], 1e-2)  # the temperature's is only rough
+    assert_close_to_the_largest(actual[0], expected[0], 1e-5)
+    assert_close_to_the_largest(actual[1][:2], expected[1][:2], 1e-2)  # the temperature's is only rough
 
 
 @pytest.mark.parametrize("chunk_tokens", [0, 3])
 def test_statistics_are_the_scores_and_the_float64_entropy_and_mean_logit(chunk_tokens: int):
     hidden, head, targets = operands(scale=2.0)
     settings = {"temperature": 0.7, "chunk_tokens": chunk_tokens}
-    found = jax.jit(lambda: scores_sharded.token_statistics(hidden, head, targets, **settings))()
-    chex.assert_trees_all_equal(found[:2], jax.jit(lambda: scores.token_scores(hidden, head, targets, **settings))())
+    actual = jax.jit(lambda: scores_sharded.token_statistics(hidden, head, targets, **settings))()
+    chex.assert_trees_all_equal(actual[:2], jax.jit(lambda: scores.token_scores(hidden, head, targets, **settings))())
     logits = hidden.astype(np.float64) @ head.astype(np.float64) / 0.7
     probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))
     probabilities /= probabilities.sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(found.entropy, -np.sum(probabilities * np.log(probabilities), axis=1), rtol=0, atol=2e-6)
-    np.testing.assert_allclose(found.mean_logit, logits.mean(axis=1), rtol=0, atol=1e-6 * np.abs(logits).max())
+    np.testing.assert_allclose(
+        actual.entropy, -np.sum(probabilities * np.log(probabilities), axis=1), rtol=0, atol=2e-6
+    )
+    np.testing.assert_allclose(actual.mean_logit, logits.mean(axis=1), rtol=0, atol=1e-6 * np.abs(logits).max())
 
 
 def test_statistics_are_differentiable_in_the_scores_and_constant_otherwise():
@@ -172,7 +174,7 @@ def test_statistics_are_differentiable_in_the_scores_and_constant_otherwise():
 
 
 def full_logits_scores(hidden: jax.Array, head: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """token_scores as one writes it down: all logits in float32, gradients left to JAX."""
+    """A direct token_scores: all logits in float32, gradients by JAX."""
     logits = jnp.matmul(hidden, head, preferred_element_type=jnp.float32)
     row_max = jax.lax.stop_gradient(jnp.max(logits, axis=-1))
     shifted = logits - row_max[:, None]
@@ -312,8 +314,8 @@ def test_rounding_of_a_log_prob_does_not_grow_with_a_common_offset_of_the_logits
 def test_the_log_prob_of_a_response_of_8192_tokens_is_good_to_a_thousandth_of_a_nat():
     hidden, head, _ = operands(num_rows=8192, width=64, vocabulary=128, scale=1.2)
     logits = hidden.astype(np.float64) @ head.astype(np.float64)
-    assert logits.max() > 30.0  # of the size a language model's have
-    # Sampled from the model, by the Gumbel trick, as a trajectory is: below 8192 nats float32 can hold the sum to 1e-3.
+    assert logits.max() > 30.0  # of the size of a language model's logits
+    # Sampled from the model by the Gumbel trick, like a trajectory: below 8192 nats float32 can represent the sum to 1e-3.
     targets = np.argmax(logits + np.random.default_rng(1).gumbel(size=logits.shape), axis=-1).astype(np.int32)
     log_prob, logsumexp = scores.token_scores(hidden, head, targets)
     exact = logits[np.arange(8192), targets] - np.log(np.exp(logits).sum(axis=-1))
@@ -343,7 +345,7 @@ def test_operands_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match=r"targets \[6\].*do not fit"):
         scores.token_scores(hidden, head, targets[:6])
     with pytest.raises(
-        ValueError, match=r"hidden's dtype, float32, but found a head of bfloat16.*Pass the head in float32"
+        ValueError, match=r"hidden's dtype, float32, but the head is bfloat16.*Pass the head in float32"
     ):
         scores.token_scores(hidden, jnp.asarray(head, jnp.bfloat16), targets)
     with pytest.raises(ValueError, match=r"chunk_tokens=-1.*Use None"):
