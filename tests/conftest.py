@@ -1,7 +1,7 @@
-"""What every test runs on: CPU, eight fake devices, strict promotion, and one compilation cache for all runs.
+"""Environment of every test: CPU, eight fake devices, strict promotion, and one compilation cache for all runs.
 
-A subprocess that a test starts inherits the environment below but not jax's settings: it sees one device and the
-default promotion, as a user's process does.
+A subprocess of a test inherits the environment below but not jax's settings: it has one device and the
+default promotion, like a user's process.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "reval_jax" / "xla"))
 # Most programs of the tests compile in less than jax's default threshold of a second.
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
-# No test may ask a hub; one that tests the asking says so itself.
+# No test may contact a hub; a test of the requests overrides this.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MPLBACKEND", "agg")
@@ -68,7 +68,7 @@ def smollm2() -> Path:
 
 @pytest.fixture(scope="module")
 def v5e():
-    """Eight chips of a v5e that need not be there: libtpu compiles for them on any machine."""
+    """Eight chips of an absent v5e: libtpu compiles for them on any machine."""
     pytest.importorskip("libtpu", reason="libtpu is not installed, so nothing compiles for a TPU here")
     from jax.experimental import topologies
     from jax.experimental.compilation_cache import compilation_cache
@@ -76,7 +76,7 @@ def v5e():
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no chip is used, so none has to be locked
     devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4").devices
-    # What is compiled for chips that are not there can be written to the persistent cache, but not read from it.
+    # Programs for absent chips can be written to the persistent cache, but not read from it.
     jax.config.update("jax_enable_compilation_cache", False)
     compilation_cache.reset_cache()
     yield devices

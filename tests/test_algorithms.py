@@ -1,4 +1,4 @@
-"""The record of each algorithm: its rows, its rewards; and objectives of a user's own, trained with or refused."""
+"""The record of each algorithm (rows, rewards), and user-defined objectives: training with them, and refusals."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def squares(config):
 
 @pytest.fixture
 def path(monkeypatch):
-    """sys.path and sys.modules as they were, once the test is over; no bytecode beside the modules meanwhile."""
+    """Restores sys.path and sys.modules after the test; until then Python writes no bytecode beside modules."""
     monkeypatch.setattr(sys, "path", sys.path.copy())
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     yield
@@ -109,7 +109,7 @@ def train(files, run_dir, *options):
 
 
 def test_a_toy_objective_is_one_file_whose_loss_numpy_agrees_with_and_which_resumes(tmp_path, capsys, path):
-    """At the first update the policy is the sampler's, so log pi(tau) is the sum that the rollouts file holds."""
+    """At the first update the learner has the sampler's parameters, so log pi(tau) is the sum in the rollouts file."""
     files = tiny_runs.write_files(tmp_path).parent
     (tmp_path / "objectives").mkdir()
     (tmp_path / "objectives" / "toy_objective.py").write_text(TOY)
@@ -155,8 +155,8 @@ def test_the_example_is_revals_loss_where_residuals_are_small_and_a_line_beyond(
     small = scores._replace(
         trajectory_log_prob=rows.reference_log_prob + rows.reward * 10, soft_value=rows.reference_value + 2
     )
-    ours, _ = algorithms.choose(tiny_programs.settings()).loss(small, rows)
-    np.testing.assert_allclose(own.loss(small, rows)[0], ours, rtol=1e-5)
+    expected, _ = algorithms.choose(tiny_programs.settings()).loss(small, rows)
+    np.testing.assert_allclose(own.loss(small, rows)[0], expected, rtol=1e-5)
 
 
 def test_the_example_runs_by_itself(capsys):

@@ -50,16 +50,16 @@ def assert_close(result, expected, tolerance):
 
 
 def exact_attention(query, keys, values, segment_ids):
-    """By loops, in float64."""
+    """Attention by loops, in float64."""
     query, keys, values = (np.asarray(array, np.float64) for array in (query, keys, values))
     segments, attended = np.asarray(segment_ids), np.zeros_like(query)
     rows, length, num_heads, size = query.shape
     for row, column, head in np.ndindex(rows, length, num_heads):
-        seen = [other for other in range(column + 1) if segments[row, other] == segments[row, column]]
+        visible = [other for other in range(column + 1) if segments[row, other] == segments[row, column]]
         shared = head * keys.shape[2] // num_heads
-        scores = np.array([query[row, column, head] @ keys[row, other, shared] for other in seen]) / np.sqrt(size)
+        scores = np.array([query[row, column, head] @ keys[row, other, shared] for other in visible]) / np.sqrt(size)
         weights = np.exp(scores - scores.max())
-        attended[row, column, head] = (weights / weights.sum()) @ values[row, seen, shared]
+        attended[row, column, head] = (weights / weights.sum()) @ values[row, visible, shared]
     return attended
 
 
@@ -174,7 +174,7 @@ def test_no_gradient_flows_from_the_future_nor_from_another_segment(attend):
 
 
 def mesh_of(platform):
-    """Only what the choice looks at."""
+    """A mesh with the attributes that the choice reads."""
     devices = np.array([[types.SimpleNamespace(platform=platform)]])
     return types.SimpleNamespace(devices=devices, shape=dict.fromkeys(mesh.AXES, 1))
 
@@ -262,7 +262,7 @@ def test_the_backward_pass_runs_the_splash_kernel_again_only_when_nothing_is_kep
 
 @pytest.fixture
 def pretended_cudnn(monkeypatch):
-    """jax asks the GPU's driver for versions while tracing; without one, it is told what an A100 would answer."""
+    """While tracing, jax reads versions from the GPU's driver; without a driver, this returns those of an A100."""
     from jax._src.cudnn import fused_attention_stablehlo
 
     monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)

@@ -1,4 +1,4 @@
-"""What a user can get wrong: exit code 2, one message that names what to change, and nothing written over."""
+"""Wrong input gives exit code 2 and one message that names the correction, and nothing is overwritten."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def pristine(tmp_path_factory):
 
 @pytest.fixture
 def files(pristine, tmp_path):
-    """A directory of its own with a tiny model, its data and config.yaml, all free to be damaged."""
+    """A new directory with a tiny model, its data and config.yaml, which a test may damage."""
     directory = tmp_path / "files"
     shutil.copytree(pristine, directory)
     text = (directory / "config.yaml").read_text().replace(str(pristine), str(directory))
@@ -44,31 +44,31 @@ def edit_config(files, section, **fields):
 
 
 def refused(files, capsys, *options, run_dir=None, config=None):
-    """The message of a refused `reval train`, after checking how it was refused."""
+    """The message of a refused `reval train`; checks the exit code, and that nothing was written."""
     before = tiny_runs.tree_hash(files.parent)
     arguments = ["--config", str(config or files / "config.yaml"), "--run-dir", str(run_dir or files.parent / "run")]
     code = cli.main(["train", *arguments, *options])
-    said = capsys.readouterr()
-    assert code == 2, said
-    assert said.out == ""
-    assert said.err.count("reval: ") == 1
-    assert said.err.startswith("reval: ")
-    assert "Traceback" not in said.err
+    captured = capsys.readouterr()
+    assert code == 2, captured
+    assert captured.out == ""
+    assert captured.err.count("reval: ") == 1
+    assert captured.err.startswith("reval: ")
+    assert "Traceback" not in captured.err
     assert tiny_runs.tree_hash(files.parent) == before, "a refused command wrote something"
-    return said.err
+    return captured.err
 
 
 def refused_flag(files, capsys, *options):
-    """The message of flags that were refused as such, which the flag library frames."""
+    """The message of tyro about wrong flags, without its frame."""
     before = tiny_runs.tree_hash(files.parent)
     code = cli.main(["train", "--config", str(files / "config.yaml"), "--run-dir", str(files.parent / "run"), *options])
-    said = capsys.readouterr()
-    assert code == 2, said
-    assert said.out == ""
-    assert said.err.count("For full helptext") == 1
-    assert "Traceback" not in said.err
+    captured = capsys.readouterr()
+    assert code == 2, captured
+    assert captured.out == ""
+    assert captured.err.count("For full helptext") == 1
+    assert "Traceback" not in captured.err
     assert tiny_runs.tree_hash(files.parent) == before
-    return " ".join(re.sub("[│─╭╮╰╯]", " ", said.err).split())
+    return " ".join(re.sub("[│─╭╮╰╯]", " ", captured.err).split())
 
 
 GRPO = ("--update.objective", "grpo", "--update.reference_reset_every", "0")
@@ -150,9 +150,9 @@ def test_settings_that_cannot_train_are_refused(files, capsys, name):
     ],
 )
 def test_flags_that_do_not_exist_or_parse_are_refused_with_the_nearest(files, capsys, options, message):
-    said = refused_flag(files, capsys, *options)
-    assert options[0] in said
-    assert message in said
+    stderr = refused_flag(files, capsys, *options)
+    assert options[0] in stderr
+    assert message in stderr
 
 
 @pytest.mark.parametrize(
@@ -218,9 +218,9 @@ def test_weights_of_a_wrong_dtype_are_refused(files, capsys):
     tensors = safetensors.numpy.load_file(path)
     tensors["model.norm.weight"] = tensors["model.norm.weight"].astype(np.int32)
     safetensors.numpy.save_file(tensors, path)
-    said = refused(files, capsys)
-    assert "model.norm.weight" in said
-    assert "I32" in said
+    stderr = refused(files, capsys)
+    assert "model.norm.weight" in stderr
+    assert "I32" in stderr
 
 
 @pytest.mark.parametrize(
@@ -239,8 +239,8 @@ def test_a_data_set_without_usable_rows_is_refused(files, capsys, text, message)
 
 
 def test_a_run_directory_below_a_file_is_refused(files, capsys):
-    said = refused(files, capsys, run_dir=files / "train.jsonl" / "run")
-    assert f"{files / 'train.jsonl'} is not a writable directory" in said
+    stderr = refused(files, capsys, run_dir=files / "train.jsonl" / "run")
+    assert f"{files / 'train.jsonl'} is not a writable directory" in stderr
 
 
 def test_a_run_directory_that_is_a_file_is_refused(files, capsys):
@@ -275,9 +275,9 @@ def claimed(files):
     ],
 )
 def test_going_on_with_other_settings_is_refused(files, claimed, capsys, option, value, message):
-    said = refused(files, capsys, option, value, run_dir=claimed)
-    assert message in said
-    assert "--run-dir" in said
+    stderr = refused(files, capsys, option, value, run_dir=claimed)
+    assert message in stderr
+    assert "--run-dir" in stderr
 
 
 def test_going_on_with_another_data_set_behind_the_same_name_is_refused(files, claimed, capsys):
@@ -313,9 +313,9 @@ def test_a_model_whose_vocabulary_is_smaller_than_its_tokenizers_is_refused(file
 def test_every_command_refuses_with_code_2_and_one_message(arguments, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert cli.main(list(arguments)) == 2
-    said = capsys.readouterr().err
-    assert message in said
-    assert said.count("reval: ") == bool(message)
+    stderr = capsys.readouterr().err
+    assert message in stderr
+    assert stderr.count("reval: ") == bool(message)
     assert not list(Path(tmp_path).iterdir())
 
 
@@ -342,9 +342,9 @@ def test_a_run_without_that_checkpoint_is_refused(files, claimed, capsys, comman
 )
 def test_a_sample_that_cannot_be_drawn_is_refused(files, capsys, options, message):
     assert cli.main(["sample", "--config", str(files / "config.yaml"), *options]) == 2
-    said = capsys.readouterr()
-    assert message in said.err
-    assert len(said.err.splitlines()) == 1
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert len(captured.err.splitlines()) == 1
 
 
 @pytest.mark.parametrize("text", ["a: [unclosed", "3", "model: {path: x}"])

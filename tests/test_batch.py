@@ -88,8 +88,8 @@ def test_the_abstract_batch_is_the_packed_ones_shape_and_placement():
     trajectories = tiny_programs.random_trajectories(16)
     packed = batch.pack(trajectories, tiny.mesh, limits=tiny.limits)
     shape = batch.arrange(trajectories, tiny.mesh, limits=tiny.limits).shape
-    for ours, expected in zip(packed, batch.abstract(shape, tiny.mesh), strict=True):
-        assert (ours.shape, ours.dtype, ours.sharding) == (expected.shape, expected.dtype, expected.sharding)
+    for actual, expected in zip(packed, batch.abstract(shape, tiny.mesh), strict=True):
+        assert (actual.shape, actual.dtype, actual.sharding) == (expected.shape, expected.dtype, expected.sharding)
 
 
 def test_unused_micro_batches_are_not_run():

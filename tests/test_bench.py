@@ -1,4 +1,4 @@
-"""The benchmarks run what they say they run, and say it in JSON; no figure is asserted."""
+"""The benchmarks run the described work and write it as JSON; no time is asserted."""
 
 from __future__ import annotations
 

@@ -39,7 +39,8 @@ def run_dir(files, tmp_path_factory):
     return path
 
 
-def said(capsys, *arguments, code=0):
+def output_of(capsys, *arguments, code=0):
+    """Standard output of the command, which must end with this exit code."""
     assert cli.main([str(argument) for argument in arguments]) == code
     return capsys.readouterr().out
 
@@ -52,7 +53,7 @@ def with_flags_joined(text):
 @pytest.mark.parametrize("command", cli.COMMANDS)
 @pytest.mark.parametrize("flag", ["--help", "-h"])
 def test_every_command_has_help(command, flag, capsys):
-    text = said(capsys, command, flag)
+    text = output_of(capsys, command, flag)
     assert f"reval {command}" in text
     for field in dataclasses.fields(cli.ARGUMENTS[command]):
         if field.name in ("prediction", "gold"):  # words, not flags
@@ -63,13 +64,13 @@ def test_every_command_has_help(command, flag, capsys):
 
 @pytest.mark.parametrize("flag", ["--help", "-h"])
 def test_the_overview_names_every_command(flag, capsys):
-    text = said(capsys, flag)
+    text = output_of(capsys, flag)
     assert all(f"\n  {command} " in text for command in cli.COMMANDS)
 
 
 @pytest.mark.parametrize("command", ["train", "eval", "sample"])
 def test_help_names_every_setting_with_its_default_and_its_comment(command, capsys):
-    text = with_flags_joined(said(capsys, command, "--help"))
+    text = with_flags_joined(output_of(capsys, command, "--help"))
     for section, field in FIELDS:
         name = f"--{section}.{field.name}"
         assert name in text
@@ -87,7 +88,7 @@ def test_help_names_every_setting_with_its_default_and_its_comment(command, caps
 
 
 def test_help_shows_the_config_files_values_as_defaults(files, capsys):
-    text = with_flags_joined(said(capsys, "train", "--config", files / "config.yaml", "--help"))
+    text = with_flags_joined(output_of(capsys, "train", "--config", files / "config.yaml", "--help"))
     assert re.search(r"--update\.beta FLOAT [^-]*\(default: 0\.5\)", text)
 
 
@@ -133,12 +134,12 @@ def test_a_reader_that_goes_away_ends_the_command_quietly(arguments):
     ],
 )
 def test_verify_grades_what_may_begin_with_a_minus(arguments, reward, verdict, capsys):
-    first = said(capsys, "verify", *arguments)
-    found = json.loads(said(capsys, "verify", "--json", "/dev/stdout", *arguments))
-    assert first.startswith(f"reward {found['reward']:g}, verdict {found['verdict']}: ")
-    assert isinstance(found["reward"], float)
+    first = output_of(capsys, "verify", *arguments)
+    grade = json.loads(output_of(capsys, "verify", "--json", "/dev/stdout", *arguments))
+    assert first.startswith(f"reward {grade['reward']:g}, verdict {grade['verdict']}: ")
+    assert isinstance(grade["reward"], float)
     if reward is not None:
-        assert (found["reward"], found["verdict"]) == (reward, verdict)
+        assert (grade["reward"], grade["verdict"]) == (reward, verdict)
 
 
 @pytest.mark.parametrize(
@@ -154,28 +155,28 @@ def test_verify_does_not_grade_one_of_its_own_flags(arguments, capsys):
 
 
 def test_the_help_of_verify_teaches_its_words(capsys):
-    text = with_flags_joined(said(capsys, "verify", "--help"))
+    text = with_flags_joined(output_of(capsys, "verify", "--help"))
     assert "usage: reval verify [-h] [OPTIONS] PREDICTION GOLD" in text
     _, _, example = text.partition("For example: ")
-    assert said(capsys, *example.split()[1:5]).startswith("reward 1, verdict ok")
+    assert output_of(capsys, *example.split()[1:5]).startswith("reward 1, verdict ok")
 
 
 def test_sample_prints_as_many_responses_as_asked_and_repeats_itself(files, run_dir, capsys, tmp_path):
     base = ("sample", "--run-dir", run_dir, "--prompt", "1+1=", "--samples", "3")
-    text = said(capsys, *base, "--json", tmp_path / "s.json")
-    found = json.loads((tmp_path / "s.json").read_text())
+    text = output_of(capsys, *base, "--json", tmp_path / "s.json")
+    results = json.loads((tmp_path / "s.json").read_text())
     assert [f"--- {index} of 3" in text for index in (1, 2, 3)] == [True] * 3
-    assert len(found["responses"]) == 3
-    assert all(1 <= response["num_tokens"] <= 8 for response in found["responses"])
-    assert "round 2" in found["model"]
-    assert said(capsys, *base) == text
-    assert said(capsys, *base, "--run.seed", "1") != text
-    assert said(capsys, *base, "--round", "1") != text
+    assert len(results["responses"]) == 3
+    assert all(1 <= response["num_tokens"] <= 8 for response in results["responses"])
+    assert "round 2" in results["model"]
+    assert output_of(capsys, *base) == text
+    assert output_of(capsys, *base, "--run.seed", "1") != text
+    assert output_of(capsys, *base, "--round", "1") != text
 
 
 @pytest.fixture
 def prints(monkeypatch):
-    """What commands print for a person, call by call, with their line ends."""
+    """The texts that commands print for a person, one item per call, with line ends."""
     printed, show = [], cli.output.show
 
     def recorded(json_path, text, *, end="\n"):
@@ -187,9 +188,9 @@ def prints(monkeypatch):
 
 
 def test_one_sample_is_printed_as_it_grows(run_dir, prints, capsys, tmp_path):
-    """Windows of one token, so that there is something to print after each."""
+    """With windows of one token, every window has a text to print."""
     base = ("sample", "--run-dir", run_dir, "--prompt", "1+1=", "--rollout.decode_window", "1")
-    text = said(capsys, *base, "--json", tmp_path / "s.json")
+    text = output_of(capsys, *base, "--json", tmp_path / "s.json")
     (response,) = json.loads((tmp_path / "s.json").read_text())["responses"]
     *grown, facts = prints
     assert len(grown) == response["num_tokens"] > 1
@@ -197,13 +198,13 @@ def test_one_sample_is_printed_as_it_grows(run_dir, prints, capsys, tmp_path):
     assert "".join(grown) == response["text"] + "\n"
     assert facts.startswith(f"--- 1 of 1: {response['num_tokens']} tokens")
     assert text == "".join(prints)
-    # How far the host lets the devices run ahead is nothing that a response depends on.
-    assert said(capsys, *base[:-1], "5") == text
+    # The window must not change the response.
+    assert output_of(capsys, *base[:-1], "5") == text
 
 
 def test_several_samples_are_each_printed_whole_when_they_are_complete(run_dir, prints, capsys, tmp_path):
     arguments = ("--prompt", "1+1=", "--samples", "3", "--rollout.decode_window", "1", "--json", tmp_path / "s.json")
-    said(capsys, "sample", "--run-dir", run_dir, *arguments)
+    output_of(capsys, "sample", "--run-dir", run_dir, *arguments)
     responses = json.loads((tmp_path / "s.json").read_text())["responses"]
     whole = [f"--- {index + 1} of 3\n{response['text']}\n" for index, response in enumerate(responses)]
     assert sorted(prints[:3]) == sorted(whole)
@@ -222,7 +223,7 @@ def test_json_on_standard_output_is_alone_there_while_the_text_goes_to_standard_
 
 
 def test_sample_speaks_for_a_model_without_a_run(files, capsys):
-    text = said(capsys, "sample", "--config", files / "config.yaml", "--prompt", "1+1=")
+    text = output_of(capsys, "sample", "--config", files / "config.yaml", "--prompt", "1+1=")
     assert "--- 1 of 1" in text
 
 
@@ -232,13 +233,13 @@ def test_sample_names_the_rounds_there_are(run_dir, capsys):
 
 
 def test_eval_measures_what_the_run_measured(run_dir, capsys, tmp_path):
-    text = said(capsys, "eval", "--run-dir", run_dir, "--json", tmp_path / "e.json")
-    assert said(capsys, "eval", "--run-dir", run_dir, "--round", "2") == text
-    found = json.loads((tmp_path / "e.json").read_text())
+    text = output_of(capsys, "eval", "--run-dir", run_dir, "--json", tmp_path / "e.json")
+    assert output_of(capsys, "eval", "--run-dir", run_dir, "--round", "2") == text
+    evaluation = json.loads((tmp_path / "e.json").read_text())
     assert text.startswith("held_out: avg@4 = ")
-    assert found["settings"]["eval"]["samples_per_prompt"] == 4
+    assert evaluation["settings"]["eval"]["samples_per_prompt"] == 4
     in_run = tiny_runs.metrics_lines(run_dir)[-1]
-    (result,) = found["results"]
+    (result,) = evaluation["results"]
     measured = {name: value for name, value in in_run.items() if name.startswith("val-core/")}
     assert measured
     assert {name: result[name] for name in measured} == measured
@@ -246,16 +247,16 @@ def test_eval_measures_what_the_run_measured(run_dir, capsys, tmp_path):
 
 
 def test_export_writes_the_checkpoints_weights(run_dir, capsys, tmp_path):
-    said(capsys, "export", "--run-dir", run_dir, "--output", tmp_path / "out")
+    output_of(capsys, "export", "--run-dir", run_dir, "--output", tmp_path / "out")
     loaded = weights.load(str(tmp_path / "out"))
     saved = {name: value for name, value in tiny_runs.saved_arrays(run_dir).items() if name.startswith("['params']")}
-    found = {
+    exported = {
         f"['params']{jax.tree_util.keystr(path)}": leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(loaded.params)
     }
-    assert found.keys() == saved.keys()
+    assert exported.keys() == saved.keys()
     for name, value in saved.items():
-        np.testing.assert_array_equal(found[name], value)
+        np.testing.assert_array_equal(exported[name], value)
     before = tiny_runs.tree_hash(tmp_path)
     assert cli.main(["export", "--run-dir", str(run_dir), "--output", str(tmp_path / "out")]) == 2
     assert tiny_runs.tree_hash(tmp_path) == before
@@ -263,13 +264,13 @@ def test_export_writes_the_checkpoints_weights(run_dir, capsys, tmp_path):
 
 def test_reading_a_run_writes_nothing_into_it(run_dir, capsys):
     before = tiny_runs.tree_hash(run_dir)
-    said(capsys, "sample", "--run-dir", run_dir, "--prompt", "1+1=")
+    output_of(capsys, "sample", "--run-dir", run_dir, "--prompt", "1+1=")
     assert tiny_runs.tree_hash(run_dir) == before
 
 
 def test_the_report_is_one_file_without_outside_references(run_dir, capsys, tmp_path):
     pytest.importorskip("matplotlib")
-    text = said(capsys, "report", "--run-dir", run_dir, "--output", tmp_path / "report.html")
+    text = output_of(capsys, "report", "--run-dir", run_dir, "--output", tmp_path / "report.html")
     assert text == f"{tmp_path / 'report.html'}\n"
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
     page = (tmp_path / "report.html").read_text()
@@ -283,24 +284,24 @@ def test_the_report_is_one_file_without_outside_references(run_dir, capsys, tmp_
 
 
 def test_doctor_finds_this_machine_fit_and_says_what_it_looked_at(capsys, tmp_path, monkeypatch):
-    # The disk of the machine that runs the tests is not what is tested.
+    # The result must not depend on the free disk of the machine that runs the tests.
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("usage", (), {"free": 2**40}))
-    text = said(capsys, "doctor", "--json", tmp_path / "d.json")
+    text = output_of(capsys, "doctor", "--json", tmp_path / "d.json")
     findings = json.loads((tmp_path / "d.json").read_text())
     assert len(text.splitlines()) == len(findings)
     assert {"devices", "jaxlib CPU fault 39103", "token scores", "compilation cache"} <= {
-        found["name"] for found in findings
+        finding["name"] for finding in findings
     }
     assert "BAD" not in text
 
 
 def test_doctor_exits_1_where_something_is_wrong(capsys, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("usage", (), {"free": 2**20}))
-    assert "BAD  free disk" in said(capsys, "doctor", code=1)
+    assert "BAD  free disk" in output_of(capsys, "doctor", code=1)
 
 
 def test_a_train_command_says_where_the_run_is(files, run_dir, capsys):
-    text = said(
+    text = output_of(
         capsys,
         "train",
         "--config",

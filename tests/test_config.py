@@ -1,4 +1,4 @@
-"""Settings: what is written loads back, the hash follows results and nothing else, and no field escapes the checks."""
+"""Settings: written files load back, the hash changes only with fields that affect results, and every field is checked."""
 
 from __future__ import annotations
 
@@ -83,9 +83,9 @@ def test_the_hash_changes_exactly_for_fields_that_alter_results(section, field):
     is_free = (section, field) in FREE
     assert (config.results_hash(before) == config.results_hash(after)) == is_free
     assert bool(config.changed_results(before, after)) == (not is_free)
-    found = config.changed(before, after)
-    assert len(found) == 1
-    assert found[0].startswith(f"{section}.{field}: ")
+    changes = config.changed(before, after)
+    assert len(changes) == 1
+    assert changes[0].startswith(f"{section}.{field}: ")
 
 
 def test_the_hash_does_not_depend_on_the_order_of_the_file(tmp_path):

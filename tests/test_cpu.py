@@ -1,4 +1,4 @@
-"""Workarounds for XLA:CPU change no bit, keep nothing twice, do what they are for, and stay out of other programs."""
+"""Workarounds for XLA:CPU change no bit, store nothing twice, have their intended effect, and are absent from other programs."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def pulled_back(dtype, wrap):
         return (mixed @ weight.astype(dtype)).astype(dtype)
 
     def loss(hidden, weights):
-        bias, kept = jnp.linspace(-1, 1, TOKENS), wrap(layer)
-        outputs, _ = jax.lax.scan(lambda hidden, weight: (kept(bias, hidden, weight), None), hidden, weights)
+        bias, wrapped = jnp.linspace(-1, 1, TOKENS), wrap(layer)
+        outputs, _ = jax.lax.scan(lambda hidden, weight: (wrapped(bias, hidden, weight), None), hidden, weights)
         return outputs.astype(jnp.float32).sum()
 
     rng = np.random.default_rng(0)
@@ -38,7 +38,7 @@ def pulled_back(dtype, wrap):
 
 
 def stacked(function, arguments):
-    """Shapes and dtypes of what the forward loop hands to the backward one, layer by layer."""
+    """Shapes and dtypes of the arrays that the forward loop saves for the backward loop, layer by layer."""
     loops = [eqn for eqn in jax.make_jaxpr(function)(*arguments).jaxpr.eqns if eqn.primitive.name == "scan"]
     forward, _ = loops
     return sorted((leaf.aval.shape, leaf.aval.dtype.name) for leaf in forward.outvars if leaf.aval.shape[0] == LAYERS)
@@ -129,7 +129,7 @@ def lowered(tiny, platforms):
 
 
 def bfloat16_on(devices, **model_settings):
-    """A bfloat16 policy, abstract, on any mesh."""
+    """Abstract parameters of a bfloat16 policy on a mesh."""
     config = tiny_programs.settings(model={"compute_dtype": "bfloat16", **model_settings})
     return tiny_programs.Tiny(config, hf_checkpoints.tiny_architecture(head_size=64), devices, None)
 
@@ -150,7 +150,7 @@ def test_no_program_lowered_for_a_tpu_holds_bfloat16_as_integers(v5e):
 
 
 def test_no_program_lowered_for_a_gpu_holds_bfloat16_as_integers(monkeypatch):
-    """On a mesh that says it is a GPU's; cuDNN is left out, which is only lowered where its library is."""
+    """Lowers for a mesh that claims to have GPUs; without cuDNN, which is lowered only where its library is installed."""
     monkeypatch.setattr(model.kernels, "platform_of", lambda mesh: "gpu")
     devices = jax.sharding.Mesh(np.array(jax.devices()).reshape(2, 2, 2), mesh.AXES)
     for text in lowered(bfloat16_on(devices, attention="xla"), ("cuda",)):

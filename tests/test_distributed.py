@@ -1,4 +1,4 @@
-"""Exchange between processes and preemption, as one process sees them; test_processes starts two."""
+"""Exchange between processes and preemption, tested in one process; test_processes starts two."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def test_one_process_agrees_with_itself():
 
 def test_processes_that_disagree_are_listed(monkeypatch):
     monkeypatch.setattr(distributed, "gather_bytes", lambda payload: [payload, b"other"])
-    with pytest.raises(ValueError, match=r"do not have the same settings \(process 0: mine; process 1: other\)"):
-        distributed.check_agreement("mine", "settings")
+    with pytest.raises(ValueError, match=r"do not have the same settings \(process 0: this; process 1: other\)"):
+        distributed.check_agreement("this", "settings")
 
 
 def test_sigterm_is_agreed_on_at_the_next_agree_and_its_handler_is_restored():

@@ -1,4 +1,4 @@
-"""docs/ stays true: its code runs, what it names exists, and docs/metrics.md lists exactly the metrics of a run."""
+"""docs/ is correct: its code runs, the names in it exist, and docs/metrics.md lists exactly the metrics of a run."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_the_checks_find_what_does_not_exist(tmp_path, monkeypatch):
 
 
 def test_every_page_is_in_the_site_and_the_site_asks_no_network():
-    # MkDocs' own configuration has tags for Python objects; a plain reader needs none of ours.
+    # The file has none of MkDocs' tags for Python objects, so a plain YAML reader can load it.
     site = yaml.safe_load((pages.ROOT / "mkdocs.yml").read_text())
     named = set(re.findall(r"[\w/]+\.md", json.dumps(site["nav"])))
     assert named == set(pages.PAGES)
@@ -104,7 +104,7 @@ def test_yaml_is_a_config(page):
 
 @pytest.fixture
 def guide(tmp_path, monkeypatch):
-    """A function that writes a page's titled blocks into a directory on the path; their modules are forgotten afterwards."""
+    """A function that writes the titled blocks of a page into a directory on the path; unloads their modules afterwards."""
     written = []
 
     def write(page):

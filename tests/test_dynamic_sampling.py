@@ -1,4 +1,4 @@
-"""Prompts that teach nothing are replaced by others, and what a response's length costs."""
+"""Prompts whose responses have equal rewards are replaced by others; long responses are masked or penalised."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from reval_jax import algorithms, config, config_checks, trajectories, types, ve
 
 
 def with_rewards(rewards, samples):
-    """Trajectories of len(rewards) / samples groups, of which only prompt and reward matter."""
+    """Trajectories of len(rewards) / samples groups; only their prompts and rewards matter."""
     num = len(rewards)
     fields = {name: np.zeros(num, np.float32) for name in types.Trajectories._fields}
     fields |= {
@@ -36,9 +36,9 @@ def test_groups_whose_rewards_differ_come_first_and_others_fill_what_is_missing(
     num_groups = data.draw(strategies.integers(1, len(groups)))
     mixed = [index for index, group in enumerate(groups) if 0 < sum(group) < 3]
     others = [index for index in range(len(groups)) if index not in mixed]
-    kept = sorted((mixed + others)[:num_groups])
+    chosen = sorted((mixed + others)[:num_groups])
     assert trajectories.choose_groups(sampled, num_groups).tolist() == [
-        3 * index + sample for index in kept for sample in range(3)
+        3 * index + sample for index in chosen for sample in range(3)
     ]
 
 
@@ -79,7 +79,7 @@ def test_a_round_samples_waves_until_enough_prompts_have_both_and_resumes_alike(
         assert line["training/sampled"] == line["filter_groups/waves"] * size
         assert line["filter_groups/filled"] == 0 or line["filter_groups/waves"] == 8
     assert max(line["filter_groups/waves"] for line in whole.lines) > 1
-    # Every response is written down, whether it was trained on or not.
+    # The rollouts file has every response, trained on or not.
     written = [len(rows.splitlines()) for rows in tiny_runs.rollouts(tmp_path / "whole").values()]
     assert written == [line["training/sampled"] for line in whole.lines]
     tiny_runs.play(file, tmp_path / "parts", **settings, run__rounds=1)
@@ -104,11 +104,11 @@ def test_a_round_that_is_stopped_in_its_second_wave_keeps_the_first_and_ends_ali
 @pytest.mark.slow
 def test_a_masked_response_is_sampled_and_counted_and_not_learned_from(tmp_path, chance):
     file = tiny_runs.write_files(tmp_path)
-    kept = tiny_runs.play(file, tmp_path / "keep", run__rounds=1, eval__every=0).lines[0]
+    unmasked = tiny_runs.play(file, tmp_path / "keep", run__rounds=1, eval__every=0).lines[0]
     masked = tiny_runs.play(file, tmp_path / "mask", run__rounds=1, eval__every=0, rollout__truncated="mask").lines[0]
-    assert masked["critic/score/mean"] == kept["critic/score/mean"]
-    assert masked["overlong/masked"] == kept["response_length/clip_ratio"] > 0
-    assert masked["training/update_tokens"] < kept["training/update_tokens"]
+    assert masked["critic/score/mean"] == unmasked["critic/score/mean"]
+    assert masked["overlong/masked"] == unmasked["response_length/clip_ratio"] > 0
+    assert masked["training/update_tokens"] < unmasked["training/update_tokens"]
 
 
 @pytest.mark.parametrize(

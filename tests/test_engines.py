@@ -1,4 +1,4 @@
-"""A sampler's engine of one's own touches no file of the package: it is a function, named in `rollout.engine`."""
+"""A user-defined sampler engine needs no change of the package: `rollout.engine` names its function."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The example of use in another trainer runs, and needs nothing but jax."""
+"""The example of another trainer runs, and imports only jax."""
 
 from __future__ import annotations
 

@@ -18,27 +18,27 @@ DESIGN = ROOT / "docs" / "design.md"
 
 
 def read_rows(text: str) -> dict[str, int]:
-    """Module to row, from the table of docs/design.md; a folder stands for its files that have no row of their own."""
-    found = re.findall(r"^\| (\d+) \| `([\w.]+)` \|", text, flags=re.MULTILINE)
-    names = [name for _, name in found]
+    """Module to row, from the table of docs/design.md; the row of a folder applies to its files without a row."""
+    rows = re.findall(r"^\| (\d+) \| `([\w.]+)` \|", text, flags=re.MULTILINE)
+    names = [name for _, name in rows]
     assert len(set(names)) == len(names), "a module is listed twice"
-    return {name: int(row) for row, name in found}
+    return {name: int(row) for row, name in rows}
 
 
 ROW = read_rows(DESIGN.read_text(encoding="utf-8"))
 
-# Importable by other trainers: of others only jax, and of ours only these.
+# Importable by other trainers: these import jax only, and from this package only the listed modules.
 JAX_ONLY = {"objective": set(), "scores": set(), "scores_sharded": {"scores"}, "parallel": set()}
 
 
 def dotted(path: Path) -> str:
-    """The name of a file inside the package: `model.rope`; `model` for model/__init__.py, "" for the package's own."""
+    """The name of a file inside the package: `model.rope`; `model` for model/__init__.py, "" for reval_jax/__init__.py."""
     parts = path.relative_to(PACKAGE).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 def module_of(name: str) -> str | None:
-    """The row of the table that a file belongs to: the longest listed name that begins its own."""
+    """The module in the table that a file belongs to: the longest listed name that is a prefix of the file's name."""
     parts = name.split(".")
     prefixes = (".".join(parts[:end]) for end in range(len(parts), 0, -1))
     return next((prefix for prefix in prefixes if prefix in ROW), None)
@@ -49,7 +49,7 @@ def sources() -> list[Path]:
 
 
 def imported(path: Path) -> set[str]:
-    """Absolute dotted names of all that a file imports, inside functions too; `from a import b` gives a.b."""
+    """Absolute dotted names of all imports of a file, including those inside functions; `from a import b` gives a.b."""
     names: set[str] = set()
     inside = ("reval_jax", *path.relative_to(PACKAGE).parts[:-1])
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -63,21 +63,21 @@ def imported(path: Path) -> set[str]:
 
 
 def imported_files(path: Path, files: set[str]) -> set[str]:
-    """Files of the package, as `dotted` names them, that a file imports; a name that a file defines is that file."""
-    found = set()
+    """Files of the package that a file imports, named as by `dotted`; a name defined in a file counts as that file."""
+    files_imported = set()
     for name in imported(path):
         parts = name.split(".")
         if parts[0] == "reval_jax":
-            found.add(
+            files_imported.add(
                 next(".".join(parts[1:end]) for end in range(len(parts), 0, -1) if ".".join(parts[1:end]) in files)
             )
-    return found
+    return files_imported
 
 
 def imported_modules(path: Path, files: set[str]) -> set[str]:
-    """Rows of the table that a file imports from, its own left out; the package's own file counts as none."""
-    found = {module_of(name) or name for name in imported_files(path, files) if name}
-    return found - {module_of(dotted(path))}
+    """Modules of the table that a file imports from, except its own; reval_jax/__init__.py does not count."""
+    modules = {module_of(name) or name for name in imported_files(path, files) if name}
+    return modules - {module_of(dotted(path))}
 
 
 def imported_libraries(path: Path) -> set[str]:
@@ -106,7 +106,7 @@ def test_every_row_of_the_table_is_a_module():
 
 
 def test_no_file_imports_itself_through_others():
-    """Files, not folders: a folder's __init__ and the files that it exports are told apart."""
+    """Compares files, not folders, so that a folder's __init__ and the files that it exports are distinct."""
     graph = {dotted(path): imported_files(path, FILES) for path in sources()}
     try:
         list(graphlib.TopologicalSorter(graph).static_order())
@@ -166,7 +166,7 @@ def test_a_cycle_between_an_init_and_its_file_is_seen(tmp_path, monkeypatch):
 
 
 def loaded_by(statement: str) -> set[str]:
-    """Top-level modules that are loaded after the statement ran in a fresh interpreter."""
+    """Top-level modules that are loaded after the statement has run in a new interpreter."""
     program = f"import sys\n{statement}\nprint(*sorted({{name.split('.')[0] for name in sys.modules}}))"
     result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     return set(result.stdout.split())

@@ -1,4 +1,4 @@
-"""`benchmarks.interrupted` stops a run as it says, ends it, and quotes nothing of a problem."""
+"""`benchmarks.interrupted` stops a run at the requested rounds, completes it, and writes no problem's text."""
 
 from __future__ import annotations
 
@@ -40,7 +40,9 @@ def test_a_run_that_is_stopped_twice_is_ended_evaluated_and_drawn(tmp_path):
     assert [stop["exit"] for stop in record["interruptions"]] == [75, -9]
     assert len(record["curves"]["actor/loss"]) == 40
     assert len(record["ends"]) == 2
-    assert [stop["rounds"] >= asked for stop, asked in zip(record["interruptions"], (1, 8), strict=True)] == [True] * 2
+    assert [stop["rounds"] >= minimum for stop, minimum in zip(record["interruptions"], (1, 8), strict=True)] == [
+        True
+    ] * 2
     assert '"question"' not in text
     assert "0+3=" not in text
     assert not any("problems" in end for end in record["ends"])
@@ -48,7 +50,7 @@ def test_a_run_that_is_stopped_twice_is_ended_evaluated_and_drawn(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (("--stops", "TERM"), "--stops TERM"),
         (("--stops", "FOO:5"), "--stops FOO:5"),
@@ -56,12 +58,12 @@ def test_a_run_that_is_stopped_twice_is_ended_evaluated_and_drawn(tmp_path):
         (("--config", "absent.yaml"), "absent.yaml"),
     ],
 )
-def test_wrong_input_is_said_in_one_line_before_anything_runs(options, said, monkeypatch, tmp_path):
+def test_wrong_input_is_said_in_one_line_before_anything_runs(options, message, monkeypatch, tmp_path):
     pytest.importorskip("matplotlib")
     from benchmarks import interrupted
 
     monkeypatch.setattr(sys, "argv", ["interrupted", "--runs", str(tmp_path), *options])
-    with pytest.raises(SystemExit, match=said) as caught:
+    with pytest.raises(SystemExit, match=message) as caught:
         interrupted.main()
     assert "\n" not in str(caught.value.code)
     assert not list(tmp_path.iterdir())

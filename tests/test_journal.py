@@ -1,4 +1,4 @@
-"""The journal of a round under way: what is read is what was added, and nothing that belongs elsewhere."""
+"""The journal of an unfinished round returns exactly the responses that were added for this round and policy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from reval_jax import journal, types
 
 
 def make(lengths, seed=0):
-    """Responses of these lengths; (prompt, sample) counts up, and the numbers have no short decimal form."""
+    """Responses of these lengths with random log-probabilities; (prompt, sample) counts up."""
     rng = np.random.default_rng(seed)
     return [
         types.Response(
@@ -31,7 +31,7 @@ def make(lengths, seed=0):
 
 
 def assert_same(actual, expected):
-    """The same responses bit for bit, in whatever order."""
+    """Checks that these are the same responses bit for bit, in any order."""
     assert actual.keys() == {(response.prompt, response.sample) for response in expected}
     for response in expected:
         other = actual[response.prompt, response.sample]
@@ -42,8 +42,12 @@ def assert_same(actual, expected):
         )
         assert isinstance(other.is_truncated, bool)
         for name in ("tokens", "log_prob", "truncated_log_prob"):
-            value, wanted = getattr(other, name), getattr(response, name)
-            assert (value.dtype, value.shape, value.tobytes()) == (wanted.dtype, wanted.shape, wanted.tobytes())
+            value, expected_value = getattr(other, name), getattr(response, name)
+            assert (value.dtype, value.shape, value.tobytes()) == (
+                expected_value.dtype,
+                expected_value.shape,
+                expected_value.tobytes(),
+            )
 
 
 def files_of(directory):
@@ -61,7 +65,7 @@ def test_what_is_read_is_what_was_added_bit_for_bit(lengths, cuts, seed):
     edges = [0, *sorted(cut for cut in cuts if cut < len(responses)), len(responses)]
     with tempfile.TemporaryDirectory() as directory:
         for start, end in itertools.pairwise(edges):
-            # A journal opened again goes on where the last one stopped.
+            # A reopened journal continues after the files of the previous one.
             journal.Journal(Path(directory) / "process", "a").add(responses[start:end], 0)
         assert_same(journal.Journal(Path(directory) / "process", "a").read(0, 1000), responses)
         assert len(files_of(Path(directory))) == len(edges) - 1
@@ -70,9 +74,9 @@ def test_what_is_read_is_what_was_added_bit_for_bit(lengths, cuts, seed):
 def test_numbers_that_are_no_numbers_come_back_as_they_were(tmp_path):
     odd = np.array([-0.0, np.nan, -np.inf, 1e-45, -3.4e38], np.float32)
     response = types.Response(2, 5, np.arange(5, dtype=np.int32), odd, -odd, True)
-    kept = journal.Journal(tmp_path, "a")
-    kept.add([response], 0)
-    assert_same(kept.read(0, 1000), [response])
+    store = journal.Journal(tmp_path, "a")
+    store.add([response], 0)
+    assert_same(store.read(0, 1000), [response])
 
 
 def test_a_journal_that_nothing_was_added_to_is_empty_and_writes_nothing(tmp_path):
@@ -83,9 +87,9 @@ def test_a_journal_that_nothing_was_added_to_is_empty_and_writes_nothing(tmp_pat
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])
 def test_a_torn_file_is_skipped_and_what_is_added_next_does_not_stand_in_its_place(tmp_path, share):
     responses = make([4, 2, 7, 1, 3, 5])
-    kept = journal.Journal(tmp_path, "a")
+    store = journal.Journal(tmp_path, "a")
     for start in (0, 2, 4):
-        kept.add(responses[start : start + 2], 0)
+        store.add(responses[start : start + 2], 0)
     torn = files_of(tmp_path)[1]
     torn.write_bytes(torn.read_bytes()[: int(share * torn.stat().st_size)])
     again = journal.Journal(tmp_path, "a")
@@ -95,24 +99,24 @@ def test_a_torn_file_is_skipped_and_what_is_added_next_does_not_stand_in_its_pla
 
 
 def test_a_flipped_byte_is_found(tmp_path):
-    """A file that reads but says something else would change the run: its checksum is looked at."""
-    kept = journal.Journal(tmp_path, "a")
-    kept.add(make([50]), 0)
+    """A readable file with wrong content would change the run, so its checksum must be checked."""
+    store = journal.Journal(tmp_path, "a")
+    store.add(make([50]), 0)
     (file,) = files_of(tmp_path)
     whole = bytearray(file.read_bytes())
     at = whole.index(make([50])[0].tokens.tobytes())
     whole[at + 8] ^= 1
     file.write_bytes(whole)
-    assert kept.read(0, 1000) == {}
+    assert store.read(0, 1000) == {}
 
 
 def test_a_write_that_was_cut_short_is_not_read_and_is_written_over(tmp_path, monkeypatch):
-    kept, responses = journal.Journal(tmp_path, "a"), make([3, 4])
-    kept.add(responses[:1], 0)
+    store, responses = journal.Journal(tmp_path, "a"), make([3, 4])
+    store.add(responses[:1], 0)
     with monkeypatch.context() as patch:
         patch.setattr(journal.os, "fsync", lambda _: (_ for _ in ()).throw(OSError("no space")))
         with pytest.raises(OSError, match="no space"):
-            kept.add(responses[1:], 0)
+            store.add(responses[1:], 0)
     again = journal.Journal(tmp_path, "a")
     assert_same(again.read(0, 1000), responses[:1])
     again.add(responses[1:], 0)
@@ -123,19 +127,19 @@ def test_a_write_that_was_cut_short_is_not_read_and_is_written_over(tmp_path, mo
 def test_opening_a_journal_deletes_what_other_rounds_and_policies_left_and_keeps_its_own(tmp_path):
     journal.Journal(tmp_path / "process_0_of_2", "round_1_policy_2").add(make([3]), 0)
     journal.Journal(tmp_path / "process_1_of_2", "round_1_policy_2").add(make([4]), 0)
-    kept = journal.Journal(tmp_path / "process_0_of_2", "round_1_policy_2")
-    assert_same(kept.read(0, 1000), make([3]))
+    store = journal.Journal(tmp_path / "process_0_of_2", "round_1_policy_2")
+    assert_same(store.read(0, 1000), make([3]))
     assert journal.Journal(tmp_path / "process_0_of_2", "round_1_policy_3").read(0, 1000) == {}
-    assert kept.read(0, 1000) == {}
-    # What the other process keeps is its own.
+    assert store.read(0, 1000) == {}
+    # The journal of the other process is unchanged.
     assert_same(journal.Journal(tmp_path / "process_1_of_2", "round_1_policy_2").read(0, 1000), make([4]))
 
 
 def test_prompts_are_counted_from_where_a_wave_begins(tmp_path):
     responses = make([4, 2, 7, 1, 3, 5])
-    kept = journal.Journal(tmp_path, "a")
-    kept.add(responses[:4], 0)
-    kept.add(responses[4:], 1000)
-    assert_same(kept.read(0, 1000), responses[:4])
-    assert_same(kept.read(1000, 1000), responses[4:])
-    assert kept.read(2000, 1000) == {}
+    store = journal.Journal(tmp_path, "a")
+    store.add(responses[:4], 0)
+    store.add(responses[4:], 1000)
+    assert_same(store.read(0, 1000), responses[:4])
+    assert_same(store.read(1000, 1000), responses[4:])
+    assert store.read(2000, 1000) == {}

@@ -56,11 +56,11 @@ def writer(path: Path, keep_bytes: int = 0) -> metrics.Writer:
 
 
 def test_what_is_written_is_read_back_and_on_disk_at_once(tmp_path):
-    ours = writer(tmp_path / "m.jsonl")
+    opened = writer(tmp_path / "m.jsonl")
     lines = [{"a": 1, "b": 0.1 + 0.2, "c": "text"}, {"a": np.int64(2), "b": np.float32(0.5), "c": True}]
     for line in lines:
-        ours.write(line)
-        assert ours.num_bytes == (tmp_path / "m.jsonl").stat().st_size
+        opened.write(line)
+        assert opened.num_bytes == (tmp_path / "m.jsonl").stat().st_size
     assert metrics.read(tmp_path / "m.jsonl") == [lines[0], {"a": 2, "b": 0.5, "c": True}]
 
 
@@ -73,22 +73,24 @@ def test_numbers_that_are_not_finite_become_null_so_that_the_file_stays_json(tmp
 @hypothesis.settings(
     deadline=None, max_examples=30, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture]
 )
-@hypothesis.given(kept=strategies.integers(0, 5), lost=strategies.integers(0, 5), torn=strategies.booleans())
-def test_lines_behind_the_last_save_are_dropped_also_a_torn_one(tmp_path, kept, lost, torn):
+@hypothesis.given(
+    num_saved=strategies.integers(0, 5), num_lost=strategies.integers(0, 5), is_torn=strategies.booleans()
+)
+def test_lines_behind_the_last_save_are_dropped_also_a_torn_one(tmp_path, num_saved, num_lost, is_torn):
     path = tmp_path / "m.jsonl"
     path.unlink(missing_ok=True)
-    ours = writer(path)
-    for index in range(kept):
-        ours.write({"index": index})
-    saved = ours.num_bytes
-    for index in range(lost):
-        ours.write({"index": -index})
-    if torn:
+    opened = writer(path)
+    for index in range(num_saved):
+        opened.write({"index": index})
+    saved = opened.num_bytes
+    for index in range(num_lost):
+        opened.write({"index": -index})
+    if is_torn:
         with path.open("a") as file:
             file.write('{"index": ')
     again = writer(path, saved)
-    again.write({"index": kept})
-    assert [line["index"] for line in metrics.read(path)] == list(range(kept + 1))
+    again.write({"index": num_saved})
+    assert [line["index"] for line in metrics.read(path)] == list(range(num_saved + 1))
     assert again.num_bytes == path.stat().st_size
 
 
@@ -101,8 +103,8 @@ def test_a_file_shorter_than_at_the_last_save_is_refused_and_kept(tmp_path):
 
 
 def test_a_process_that_does_not_write_touches_nothing(tmp_path):
-    ours = metrics.Writer(tmp_path / "m.jsonl", keep_bytes=0, is_active=False)
-    ours.write({"a": 1})
+    opened = metrics.Writer(tmp_path / "m.jsonl", keep_bytes=0, is_active=False)
+    opened.write({"a": 1})
     assert not list(tmp_path.iterdir())
 
 
@@ -162,5 +164,5 @@ def test_a_runs_lines_have_the_names_dashboards_know(tmp_path):
     assert rounds[0]["replay/fresh_fraction"] == 1.0
     assert rounds[0]["replay/age_max"] == 0
     assert rounds[0]["replay/reuse_mean"] == 2.0
-    # Before the first update the policy is the reference: what is left is the sampler's rounding.
+    # Before the first update the policy is the reference, so only the sampler's rounding remains.
     assert abs(rounds[0]["actor/kl_ref"]) < 1e-3

@@ -94,7 +94,7 @@ def test_logits_equal_transformers(case, tmp_path):
     expected = hf_checkpoints.transformers_logits(directory, tokens)
     loaded = weights.load(directory)
     result = logits_of(loaded.architecture, loaded.params, tokens)
-    assert np.abs(expected).max() > 0.5  # the comparison below is not of zeros
+    assert np.abs(expected).max() > 0.5  # makes the compared values nonzero
     np.testing.assert_allclose(result, expected, rtol=0, atol=1e-4)
 
 
@@ -127,13 +127,13 @@ def test_rope_frequencies_of_a_real_size_equal_transformers(kind):
 # --- cached decoding -------------------------------------------------------------------------------------------------
 
 
-def filled_cache(architecture, params, prompts, length, *, dtype=jnp.float32, kept="float32"):
+def filled_cache(architecture, params, prompts, length, *, dtype=jnp.float32, cache_dtype="float32"):
     """A cache of `length` positions a row that begins with the prompts."""
     padded = jnp.pad(prompts, ((0, 0), (0, length - prompts.shape[1])), constant_values=77)
-    return model.prefill(architecture, params, padded, compute_dtype=dtype, cache_dtype=kept)
+    return model.prefill(architecture, params, padded, compute_dtype=dtype, cache_dtype=cache_dtype)
 
 
-def decoded_logits(family, *, length=cache_lib.BLOCK, kept="float32"):
+def decoded_logits(family, *, length=cache_lib.BLOCK, cache_dtype="float32"):
     """Logits of five more tokens after prompts of unequal lengths, and those of the full forward pass."""
     architecture, params = tiny(family)
     lengths, steps, prompt_columns = np.array([3, 7, 1, 6], np.int32), 5, 7
@@ -144,7 +144,7 @@ def decoded_logits(family, *, length=cache_lib.BLOCK, kept="float32"):
         prompts[row, prompt_length:] = 99  # padding that would be seen if it were not masked
     expected = logits_of(architecture, params, full)
     output_head = np.asarray(model.head(architecture, params, compute_dtype=jnp.float32))
-    cache = filled_cache(architecture, params, prompts, length, kept=kept)
+    cache = filled_cache(architecture, params, prompts, length, cache_dtype=cache_dtype)
     decode = jax.jit(functools.partial(model.decode, architecture, compute_dtype=jnp.float32), donate_argnums=1)
     rows, result, exact = np.arange(4), [], []
     # Decoding begins at the prompt's last token, whose keys and values it writes again.
@@ -165,7 +165,7 @@ def test_prefill_and_decode_equal_the_full_forward_with_unequal_prompt_lengths(f
 def test_an_int8_cache_changes_logits_little_and_an_exact_one_not_at_all_with_its_length():
     whole, exact = decoded_logits("llama")
     np.testing.assert_array_equal(decoded_logits("llama", length=3 * cache_lib.BLOCK)[0], whole)
-    rounded, _ = decoded_logits("llama", kept="int8")
+    rounded, _ = decoded_logits("llama", cache_dtype="int8")
     assert 0 < np.abs(rounded - exact).max() < 0.02 * np.abs(exact).max()
 
 
@@ -192,13 +192,15 @@ def test_attention_over_several_blocks_is_the_softmax_over_all_of_them():
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 2), (3, 1), (2, 2), (1, 1)])
-@pytest.mark.parametrize(("dtype", "kept"), [("float32", "float32"), ("float32", "int8"), ("bfloat16", "bfloat16")])
-def test_attention_per_row_is_that_of_all_rows_together(heads, kv_heads, dtype, kept):
+@pytest.mark.parametrize(
+    ("dtype", "cache_dtype"), [("float32", "float32"), ("float32", "int8"), ("bfloat16", "bfloat16")]
+)
+def test_attention_per_row_is_that_of_all_rows_together(heads, kv_heads, dtype, cache_dtype):
     rng = np.random.default_rng(0)
     rows, size, length = 5, 8, 3 * cache_lib.BLOCK
     query = jnp.asarray(rng.normal(size=(rows, heads, size)), dtype)
     keys, values = jnp.asarray(rng.normal(size=(2, rows, length, kv_heads, size)), dtype)
-    cache = cache_lib.from_prefill(keys, values, kept)
+    cache = cache_lib.from_prefill(keys, values, cache_dtype)
     lengths = jnp.array([1, 128, 0, 129, 384])
     batched, per_row = (
         np.asarray(attend(query, cache, lengths), np.float32) for attend in (cache_lib.batched, cpu.per_row)
@@ -315,12 +317,12 @@ def test_the_remat_policies_keep_less_and_less(remat):
         )
         return jnp.sum(jnp.square(hidden))
 
-    def kept(remat):
+    def num_kept(remat):
         _, pullback = jax.eval_shape(lambda params: jax.vjp(lambda params: loss(params, remat), params), params)
         return sum(leaf.size for leaf in jax.tree.leaves(pullback))
 
     order = ["full", "attention", "dots", "none"]
-    assert all(kept(less) < kept(remat) for less in order[: order.index(remat)])
+    assert all(num_kept(less) < num_kept(remat) for less in order[: order.index(remat)])
 
 
 def test_an_unknown_remat_policy_is_refused():
@@ -331,7 +333,7 @@ def test_an_unknown_remat_policy_is_refused():
 
 @pytest.mark.slow
 def test_gradients_equal_finite_differences():
-    # Biases and head norms at once, which no family has, so that one compilation differentiates every term.
+    # No family has both biases and head norms; with both, one compilation differentiates every term.
     architecture, params = tiny("qwen3", qkv_bias=True)
     tokens = jnp.asarray(random_tokens(1, 5))
     positions = jnp.arange(5, dtype=jnp.int32)[None]
@@ -372,7 +374,7 @@ def test_bfloat16_is_close_to_float32_and_its_gradients_are_float32():
 def test_bfloat16_decoding_keeps_a_bfloat16_cache():
     architecture, params = tiny()
     tokens, lengths = jnp.asarray(random_tokens(2, 4)), jnp.array([4, 2])
-    cache = filled_cache(architecture, params, tokens, cache_lib.BLOCK, dtype=jnp.bfloat16, kept="bfloat16")
+    cache = filled_cache(architecture, params, tokens, cache_lib.BLOCK, dtype=jnp.bfloat16, cache_dtype="bfloat16")
     hidden, cache = model.decode(architecture, params, cache, tokens[:, 0], lengths, compute_dtype=jnp.bfloat16)
     assert hidden.dtype == jnp.bfloat16
     assert cache.keys.dtype == cache.values.dtype == jnp.uint16  # their bits
@@ -386,7 +388,7 @@ def test_bfloat16_traces_under_strict_promotion_in_every_family():
             for dtype in (jnp.float32, jnp.bfloat16):
                 settings = {"compute_dtype": dtype}
                 fill = functools.partial(filled_cache, architecture, length=cache_lib.BLOCK, dtype=dtype)
-                cache = jax.eval_shape(functools.partial(fill, kept=jnp.dtype(dtype).name), params, tokens)
+                cache = jax.eval_shape(functools.partial(fill, cache_dtype=jnp.dtype(dtype).name), params, tokens)
                 jax.eval_shape(
                     functools.partial(model.decode, architecture, **settings), params, cache, lengths, lengths
                 )

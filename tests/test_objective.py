@@ -1,6 +1,7 @@
 """The loss equations against loops in NumPy float64 that share no code with them.
 
-Tolerance: relative 1e-6 of the sum of the terms' sizes. The terms cancel, so the result's own size is no yardstick.
+Tolerance: relative 1e-6 of the sum of the terms' sizes. The terms cancel, so a tolerance relative to the result would be too
+strict.
 """
 
 from __future__ import annotations
@@ -174,7 +175,7 @@ def scalar_grpo(log_prob: float, behaviour: float, advantage: float, low: float,
     """One token's loss, branch by branch instead of by max and min."""
     log_ratio = log_prob - behaviour
     ratio = np.exp(20.0 if log_ratio > 20.0 else -20.0 if log_ratio < -20.0 else log_ratio)
-    if advantage >= 0.0:  # a gain stops counting above 1 + high
+    if advantage >= 0.0:  # above 1 + high a gain no longer counts
         return -advantage * (1.0 + high if ratio > 1.0 + high else ratio)
     if ratio < 1.0 - low:
         return -advantage * (1.0 - low)

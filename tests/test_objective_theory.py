@@ -1,4 +1,4 @@
-"""What the paper and the algebra say of the objectives, tested on a policy small enough to enumerate.
+"""Statements of the paper and of algebra about the objectives, tested on a policy small enough to enumerate.
 
 The world: two prompts, an alphabet of three tokens of which token 0 ends the response, and a limit of two tokens. A
 prompt has seven responses, of one token or two, and all of them are in the batch, so expectations are sums and nothing
@@ -166,7 +166,7 @@ def test_the_displayed_bellman_operator_telescopes_to_equation_2():
 
 
 def test_the_printed_reward_shaping_is_not_calibrated_where_the_displayed_operator_is():
-    """Section 4.2 prints V_theta(s_h) - V_ref(s_h), which is 0 at the reference and leaves V_ref(s1) standing."""
+    """Section 4.2 prints V_theta(s_h) - V_ref(s_h), which is 0 at the reference but does not cancel V_ref(s1)."""
     nothing = np.zeros(WORLD.size)
     np.testing.assert_allclose(bellman_sum(displayed_shaping, REFERENCE, REFERENCE, nothing), 0.0, rtol=0, atol=1e-12)
     printed = bellman_sum(lambda state, after: 0.0, REFERENCE, REFERENCE, nothing)
@@ -270,7 +270,7 @@ def exact_minimizer(prompt: int, reward: np.ndarray, beta: float) -> tuple[np.nd
 @pytest.mark.parametrize("reward", [BINARY, GRADED], ids=["binary", "graded"])
 @pytest.mark.parametrize("counts", ["even", "uneven"])
 def test_gradient_descent_reaches_the_tilted_reference_and_the_log_partition_function(reward: np.ndarray, counts: str):
-    """Whatever the mix of trajectories, if it has full support: the data need not come from the policy."""
+    """Holds for every distribution of trajectories with full support: the data need not come from the policy."""
     times = np.ones(WORLD.size, int) if counts == "even" else 1 + np.arange(WORLD.size) % 4
     rows = np.repeat(np.arange(WORLD.size), times)
 

@@ -16,6 +16,7 @@ from reval_jax.tools.plan import compilation, estimate, memory, topology
 
 
 def needs(needed: int) -> compilation.ProgramMemory:
+    """A compiled program that needs this many bytes of temporaries."""
     return compilation.ProgramMemory(0, 0, 0, needed, code=0, seconds=0.0, collectives={})
 
 
@@ -23,7 +24,7 @@ def needs(needed: int) -> compilation.ProgramMemory:
 
 
 def test_a_published_shape_needs_no_network(monkeypatch, tmp_path):
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_, **__: pytest.fail("asked the hub"))
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_, **__: pytest.fail("a request to the hub"))
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_, **__: None)
     for path, parameters in [
         ("Qwen/Qwen2.5-Math-7B", 7_615_616_512),
@@ -47,13 +48,13 @@ def test_what_is_on_this_machine_comes_before_the_published_shapes(monkeypatch, 
 def test_of_another_hub_id_only_the_configuration_is_fetched(monkeypatch, tmp_path):
     architecture = hf_checkpoints.tiny_architecture()
     directory = Path(hf_checkpoints.tiny_checkpoint(tmp_path / "tiny", architecture.family))
-    asked = []
+    requests = []
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_, **__: None)
     monkeypatch.setattr(
-        "huggingface_hub.hf_hub_download", lambda *names: asked.append(names) or str(directory / "config.json")
+        "huggingface_hub.hf_hub_download", lambda *names: requests.append(names) or str(directory / "config.json")
     )
     assert weights.find_architecture("some/model")[0] == architecture
-    assert asked == [("some/model", "config.json")]
+    assert requests == [("some/model", "config.json")]
 
 
 # --- accounting ------------------------------------------------------------------------------------------------------
@@ -65,25 +66,32 @@ def test_bytes_from_shapes_equal_sums_by_hand():
         width=16, num_heads=4, num_kv_heads=2, head_size=8, mlp_width=24, tied_head=False
     )
     config = tiny_programs.settings(mesh={"fsdp": 4, "tensor": 2}, model={"compute_dtype": "bfloat16", "remat": "full"})
-    found = {phase.name: phase.kinds for phase in memory.lower_bounds(architecture, fake_pods.fake_pod(), config)}
-    # Split over both axes: embedding, head, query, output, key, value, gate, up, down; the norms are whole everywhere.
+    bytes_by_phase = {
+        phase.name: phase.kinds for phase in memory.lower_bounds(architecture, fake_pods.fake_pod(), config)
+    }
+    # Split over both axes: embedding, head, query, output, key, value, gate, up, down. Every device holds the whole norms.
     split = 2 * 320 * 16 + 2 * (2 * 16 * 4 * 8 + 2 * 16 * 2 * 8 + 3 * 16 * 24)
     norms = 2 * 2 * 16 + 16
     params = 4 * (split // 8 + norms)
-    assert found["update"]["params"] == found["update"]["gradients"] == params
-    assert found["update"]["optimizer"] == 2 * params + 4 + 4  # Adam's two moments, its count and the schedule's
-    assert found["score"]["reference"] == 2 * split // 8 + 4 * norms
-    assert found["sync_weights"]["sampler_copy"] == 2 * split // 2 + 4 * norms
+    assert bytes_by_phase["update"]["params"] == bytes_by_phase["update"]["gradients"] == params
+    assert (
+        bytes_by_phase["update"]["optimizer"] == 2 * params + 4 + 4
+    )  # Adam's two moments, its count and the schedule's
+    assert bytes_by_phase["score"]["reference"] == 2 * split // 8 + 4 * norms
+    assert bytes_by_phase["sync_weights"]["sampler_copy"] == 2 * split // 2 + 4 * norms
     # 2 layers' keys and values of 4 slots a device, 16 + 8 positions as one block of 128, one head of 8 a device, bfloat16.
-    assert found["generate"]["kv_cache"] == 2 * 2 * 4 * 128 * 1 * 8 * 2
-    # 8 prompts of 16 tokens are prefilled at once and lie whole on every device.
-    assert found["generate"]["prompt_cache"] == 2 * 2 * 8 * 16 * 1 * 8 * 2
+    assert bytes_by_phase["generate"]["kv_cache"] == 2 * 2 * 4 * 128 * 1 * 8 * 2
+    # 8 prompts of 16 tokens are prefilled together, and every device holds the whole result.
+    assert bytes_by_phase["generate"]["prompt_cache"] == 2 * 2 * 8 * 16 * 1 * 8 * 2
     # A batch has rows of 32 tokens, 8 responses and 4 slots; 2 micro-batches would be one row a device too many: M = 1, R = 8.
     shape = batch.shape_of(batch.row_length(24), 4, limits=tiny_programs.limits(config))
     rows = shape.micro_batches * shape.rows // 4
-    assert found["update"]["batch"] == 4 * rows * (3 * shape.tokens + 3 * shape.responses + 5 * shape.slots) + 3 * 4
+    assert (
+        bytes_by_phase["update"]["batch"]
+        == 4 * rows * (3 * shape.tokens + 3 * shape.responses + 5 * shape.slots) + 3 * 4
+    )
     tokens = shape.rows // 4 * shape.tokens
-    assert found["update"]["temporaries"] == 2 * tokens * 16 * 2 + 16 * 320 // 2 * (2 + 4)
+    assert bytes_by_phase["update"]["temporaries"] == 2 * tokens * 16 * 2 + 16 * 320 // 2 * (2 + 4)
 
 
 def test_a_phase_is_what_its_program_holds_and_what_lies_beside_it():
@@ -114,11 +122,11 @@ def test_a_refusal_for_want_of_memory_is_a_result_and_any_other_an_error():
 
         return build
 
-    found = compilation.measure(
+    result = compilation.measure(
         fail("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 18.25G of 15.75G hbm.")
     )
-    assert isinstance(found, compilation.TooLarge)
-    assert found.needed == int(18.25 * fake_pods.GIB)
+    assert isinstance(result, compilation.TooLarge)
+    assert result.needed == int(18.25 * fake_pods.GIB)
     with pytest.raises(jax.errors.JaxRuntimeError):
         compilation.measure(fail("INTERNAL: Mosaic failed to compile"))
 
@@ -129,8 +137,8 @@ def test_grpo_keeps_no_reference_and_the_config_decides_where_reval_does():
     assert memory.phases(grpo) == ["update", "sync_weights", "generate"]
     for place, expected in [("host", {"score"}), ("device", {"score", "update", "sync_weights", "generate"})]:
         config = tiny_programs.settings(update={"reference_memory": place})
-        found = memory.lower_bounds(architecture, pod, config)
-        assert {phase.name for phase in found if phase.kinds["reference"]} == expected
+        phases = memory.lower_bounds(architecture, pod, config)
+        assert {phase.name for phase in phases if phase.kinds["reference"]} == expected
 
 
 def test_collectives_are_counted_by_kind_and_once_each():
@@ -171,7 +179,7 @@ def config_file(tmp_path):
 
 @pytest.fixture
 def no_tpu(monkeypatch):
-    """The command with fake chips and a compiler that finds 3 GiB in every program."""
+    """Replaces the chips by fake ones, and the compiler by one that reports 3 GiB for every program."""
     monkeypatch.setattr(topology, "require_compiler", lambda: None)
     monkeypatch.setattr(compilation, "open_pod", lambda slice_: fake_pods.fake_pod()._replace(topology=slice_))
     monkeypatch.setattr(compilation, "compiler", lambda *_: lambda program, config: needs(3 * fake_pods.GIB))
@@ -181,11 +189,11 @@ def test_json_holds_the_contract(config_file, no_tpu, capsys, tmp_path):
     arguments = ["plan", "--config", str(config_file), "--topology", "v5e-8", "--model.remat", "dots"]
     assert cli.main([*arguments, "--json", str(tmp_path / "p.json")]) == 0
     text = capsys.readouterr().out
-    found = json.loads((tmp_path / "p.json").read_text())
-    assert found["fits"] is True
-    assert found["settings"]["model"]["remat"] == "dots"
-    assert config_lib.from_tree(found["settings"])
-    bytes_per_device = dict(found["bytes_per_device"])
+    plan = json.loads((tmp_path / "p.json").read_text())
+    assert plan["fits"] is True
+    assert plan["settings"]["model"]["remat"] == "dots"
+    assert config_lib.from_tree(plan["settings"])
+    bytes_per_device = dict(plan["bytes_per_device"])
     assert bytes_per_device.pop("capacity") == 10 * fake_pods.GIB
     assert list(bytes_per_device) == ["score", "update", "sync_weights", "generate"]
     for kinds in bytes_per_device.values():
@@ -194,7 +202,7 @@ def test_json_holds_the_contract(config_file, no_tpu, capsys, tmp_path):
     assert "fits; the fullest phase: " in text
     assert "assumed: 8 trajectories, every one 24 tokens long" in text
     assert cli.main([*arguments, "--json", "/dev/stdout"]) == 0
-    assert json.loads(capsys.readouterr().out) == found
+    assert json.loads(capsys.readouterr().out) == plan
 
 
 def test_a_plan_that_does_not_fit_says_which_phase_and_what_to_change(config_file, no_tpu, capsys, monkeypatch):
@@ -215,13 +223,13 @@ def test_a_plan_that_does_not_fit_says_which_phase_and_what_to_change(config_fil
     assert "does not fit: update needs 30.00 of 10.00 GiB" in captured.err
     assert "update: train on fewer rows at once: set --update.micro_batch_tokens " in captured.err
     assert cli.main([*arguments, "--search"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["fits"] is True
-    assert found["settings"]["model"]["remat"] == "full"
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["fits"] is True
+    assert plan["settings"]["model"]["remat"] == "full"
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--topology", "v5e-255"], "--topology 'v5e-255' is not known"),
         ([], "--topology is missing"),
@@ -229,9 +237,9 @@ def test_a_plan_that_does_not_fit_says_which_phase_and_what_to_change(config_fil
         (["--topology", "v5e-8", "--mesh.tensor", "3"], "mesh.tensor=3"),
     ],
 )
-def test_bad_input_is_refused(config_file, no_tpu, capsys, arguments, said):
+def test_bad_input_is_refused(config_file, no_tpu, capsys, arguments, message):
     assert cli.main(["plan", "--config", str(config_file), *arguments]) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_without_a_compiler_the_command_says_how_to_get_it(config_file, capsys, monkeypatch):

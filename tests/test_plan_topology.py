@@ -1,4 +1,4 @@
-"""Names of TPU slices, and real programs compiled for a TPU that is not there."""
+"""Names of TPU slices, and real programs compiled for an absent TPU."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from reval_jax.tools.plan import compilation, topology
     ],
 )
 def test_a_slice_is_known_by_its_common_name_and_by_its_topology(name, full, chips, of_host):
-    found = topology.named(name)
-    assert (found.name, found.num_chips, found.host.num_chips) == (full, chips, of_host)
+    slice_ = topology.named(name)
+    assert (slice_.name, slice_.num_chips, slice_.host.num_chips) == (full, chips, of_host)
 
 
 def test_common_names_count_chips_or_tensorcores():
-    for name, found in topology.common_names().items():
+    for name, slice_ in topology.common_names().items():
         generation, count = name.split("-")
-        assert int(count) == found.num_chips * (2 if generation in ("v4", "v5p") else 1)
+        assert int(count) == slice_.num_chips * (2 if generation in ("v4", "v5p") else 1)
 
 
 @pytest.mark.parametrize("name", ["v5e-255", "v5p-129", "v7e-8", "v5e:4x4x4", "v5p:4x4", "v5e:0x4", "a100", "", "v5e:"])
@@ -112,19 +112,19 @@ def test_a_tpu_mesh_gets_its_own_attention(v5e_4):
 def test_a_small_run_fits_four_chips_and_its_bytes_are_those_by_hand(v5e_4):
     config = real_settings(mesh={"fsdp": 2, "tensor": 2})
     with jax.numpy_dtype_promotion("standard"):
-        found = plan.examine(SMALL, "small", v5e_4, config, compilation.compiler(SMALL, v5e_4, lambda _: None))
-    assert found.fits
-    assert found.advice == ""
+        result = plan.examine(SMALL, "small", v5e_4, config, compilation.compiler(SMALL, v5e_4, lambda _: None))
+    assert result.fits
+    assert result.advice == ""
     matrices = 2 * 1024 * 256 + 2 * (2 * 256 * 512 + 2 * 256 * 256 + 3 * 256 * 512)
     params = 4 * (matrices // 4 + 2 * 2 * 256 + 256)
-    for phase in found.phases:
+    for phase in result.phases:
         assert phase.is_compiled
         assert phase.kinds["params"] == params
         assert phase.kinds["temporaries"] > 0
         assert phase.kinds["programs"] > 0
-    compiled = found.update
+    compiled = result.update
     assert isinstance(compiled, compilation.ProgramMemory)
-    kinds = {phase.name: phase.kinds for phase in found.phases}["update"]
+    kinds = {phase.name: phase.kinds for phase in result.phases}["update"]
     arguments = kinds["params"] + kinds["optimizer"] + kinds["batch"]
     # Arrays with few rows are padded to the chip's tiles; the new state is written over the old one.
     assert arguments <= compiled.arguments < 1.05 * arguments
@@ -139,17 +139,17 @@ def test_a_model_that_is_too_large_is_ruled_out_without_compiling(v5e_4):
     def never(program, config):
         pytest.fail(f"compiled {program}")
 
-    found = plan.examine(seven, "7B", v5e_4, real_settings(), never)
-    assert not found.fits
-    assert found.update is None
-    assert "--topology v5e-" in found.advice
-    assert "by shapes alone" in plan.summary(found)
+    result = plan.examine(seven, "7B", v5e_4, real_settings(), never)
+    assert not result.fits
+    assert result.update is None
+    assert "--topology v5e-" in result.advice
+    assert "by shapes alone" in plan.summary(result)
 
 
 @pytest.mark.tpu_compile
 def test_a_program_too_large_for_the_chip_is_a_result(v5e_4):
     array = jax.ShapeDtypeStruct((2**36,), jnp.int8, sharding=jax.sharding.SingleDeviceSharding(v5e_4.devices[0]))
-    found = compilation.measure(jax.jit(lambda array: array + jnp.int8(1)).lower(array).compile)
-    assert isinstance(found, compilation.TooLarge)
-    assert found.needed > 2**36
-    assert "available HBM" in found.reason
+    result = compilation.measure(jax.jit(lambda array: array + jnp.int8(1)).lower(array).compile)
+    assert isinstance(result, compilation.TooLarge)
+    assert result.needed > 2**36
+    assert "available HBM" in result.reason

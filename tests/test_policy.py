@@ -12,7 +12,7 @@ from reval_jax import batch, policy
 
 
 def scored(tiny, trajectories, *, temperature=1.0, packer=batch.first_fit, **overrides):
-    """Scores of the first micro-batch, what was packed, and where each trajectory lies."""
+    """Scores of the first micro-batch, the packed trajectories, and the place of each trajectory."""
     where = batch.arrange(trajectories, tiny.mesh, limits=tiny.limits, packer=packer)
     packed = batch.pack(trajectories, tiny.mesh, limits=tiny.limits, arrangement=where)
     rows = batch.micro_batch(packed, 0)._replace(**overrides)
@@ -103,5 +103,5 @@ def test_a_sum_of_8192_token_log_probabilities_keeps_a_thousandth_of_a_nat():
     slot = np.repeat(np.int32([[0, 1]]), [8000, 192], axis=1).repeat(4, axis=0)
     exact = log_prob.astype(np.float64)
     exact = np.stack([exact[:, :8000].sum(axis=1), exact[:, 8000:].sum(axis=1)], axis=1)
-    found = jax.jit(policy.sum_by_slot, static_argnums=2)(log_prob, slot, 2)
-    np.testing.assert_allclose(found, exact, atol=1e-3, rtol=0)
+    sums = jax.jit(policy.sum_by_slot, static_argnums=2)(log_prob, slot, 2)
+    np.testing.assert_allclose(sums, exact, atol=1e-3, rtol=0)

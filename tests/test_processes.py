@@ -1,4 +1,4 @@
-"""Two processes over loopback train as one process with two devices does."""
+"""Two processes over loopback train like one process with two devices."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def responses(run_dir):
 
 
 def addresses(count):
-    """Environments by which so many processes find each other over loopback."""
+    """Environment variables of each of `count` processes that connect over loopback."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -55,7 +55,7 @@ def addresses(count):
 
 
 def loss_and_gradients(tmp_path, *, processes, devices, tensor):
-    """What tests/sharded_loss.py writes, computed by processes over loopback with so many fake devices each."""
+    """The output of tests/support/sharded_loss.py, computed by processes over loopback, each with this number of fake devices."""
     file = tmp_path / f"{processes}_{tensor}.npz"
     started = [
         subprocess.Popen(
@@ -112,7 +112,7 @@ def test_two_processes_sample_and_learn_as_one_does_and_go_on(tmp_path):
 
 
 def play_in_two(file, run_dir, *options, ends=("never", "never")):
-    """Trains in two processes, each with its own end; returns their exit codes and what they printed."""
+    """Trains in two processes, each ended in its own way; returns their exit codes and output."""
     started = [
         tiny_runs.start(file, run_dir, *options, end=end, joined=joined)
         for end, joined in zip(ends, addresses(2), strict=True)
@@ -127,7 +127,7 @@ FEW_SLOTS = ("--rollout.decode_slots", "2", "--run.rounds", "3")
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
-    """The config file and a run of two processes that none has stopped."""
+    """The config file, and a run of two processes without interruption."""
     directory = tmp_path_factory.mktemp("straight")
     file = tiny_runs.write_files(directory)
     codes, output = play_in_two(file, directory / "run", *FEW_SLOTS)
@@ -143,10 +143,10 @@ def test_one_process_asked_to_stop_stops_both_and_they_go_on_as_if_never_stopped
     assert codes == [75, 75], output
     assert output.count("preempted and saved; run the same command again to resume: 1 rounds") == 2
     assert tiny_runs.saved_rounds(tmp_path / "run") == [1]
-    kept = [tiny_runs.journals(tmp_path / "run", f"process_{index}_of_2") for index in range(2)]
-    for end, files in zip(ends, kept, strict=True):
+    journals = [tiny_runs.journals(tmp_path / "run", f"process_{index}_of_2") for index in range(2)]
+    for end, files in zip(ends, journals, strict=True):
         finished = tiny_runs.journalled(files)
-        # The other learns of it where they meet, after its own share is sampled.
+        # The other process learns of it at the next collective call, after it has sampled its own share.
         assert len(finished) == 4 if end == "never" else 0 < len(finished) < 4
 
     codes, output = play_in_two(file, tmp_path / "run", *FEW_SLOTS)

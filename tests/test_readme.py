@@ -1,4 +1,4 @@
-"""README.md stays true: its Python runs, its tree matches the disk, its functions and links exist. So does CITATION.cff."""
+"""README.md is correct: its Python runs, its tree matches the disk, its functions and links exist. So is CITATION.cff."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PAGES = ["README.md", "BUILD.md", "CONTRIBUTING.md", "CHANGELOG.md", "launch/REA
 
 
 def tree_paths(text: str) -> list[str]:
-    """Paths that the tree under "The files" names, those inside a folder with the folder in front."""
+    """Paths in the tree under "The files", with the folder of a file in front."""
     block = re.search(r"^## The files\n.*?^```\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
     assert block, "README.md has no tree under '## The files'"
     paths: list[str] = []
@@ -39,7 +39,7 @@ def tree_paths(text: str) -> list[str]:
 
 
 def missing_modules(paths: list[str]) -> list[str]:
-    """Modules of the package that neither stand in the tree nor are in a folder that is a leaf of it."""
+    """Modules of the package that are not in the tree, and not in a folder that is a leaf of the tree."""
     files = {path for path in paths if not path.endswith("/")}
     leaves = {path for path in paths if path.endswith("/") and not any(path != p and p.startswith(path) for p in paths)}
     modules = [path.relative_to(ROOT).as_posix() for path in sorted(PACKAGE.rglob("*.py"))]

@@ -18,7 +18,7 @@ UNHURRIED = settings(deadline=None, derandomize=True, database=None)  # the mach
 
 
 def trajectories_of(lengths: list[tuple[int, int]], *, first: int = 0) -> types.Trajectories:
-    """Trajectories of these (prompt, response) lengths whose every number names its trajectory and field."""
+    """Trajectories of these (prompt, response) lengths; every number identifies its trajectory and field."""
     ids = np.arange(first, first + len(lengths))
     prompt = np.array([length for length, _ in lengths], np.int32)
     response = np.array([length for _, length in lengths], np.int32)
@@ -48,7 +48,7 @@ def trajectories_of(lengths: list[tuple[int, int]], *, first: int = 0) -> types.
 
 
 def split(trajectories: types.Trajectories) -> list[tuple]:
-    """One tuple of plain values a trajectory, by a loop that shares no code with the buffer's."""
+    """One tuple of plain values per trajectory, by a loop that shares no code with the buffer."""
     rows, token, response = [], 0, 0
     for i in range(trajectories.size):
         num_response = int(trajectories.response_length[i])
@@ -66,7 +66,7 @@ def split(trajectories: types.Trajectories) -> list[tuple]:
 
 
 def frozen(trajectories: types.Trajectories) -> types.Trajectories:
-    """The same trajectories, which raise when something writes to them."""
+    """The same trajectories as read-only arrays."""
     copies = [field.copy() for field in trajectories]
     for copy in copies:
         copy.flags.writeable = False
@@ -156,7 +156,7 @@ def test_a_sample_holds_different_rows_and_depends_on_the_key_alone(size: int, s
     assert (rows.shape, rows.dtype) == ((n,), np.int64)
     assert len(set(rows.tolist())) == n
     assert set(rows.tolist()) <= set(range(size))
-    # Neither the contents nor earlier draws matter.
+    # Neither the contents nor earlier draws affect the rows.
     scored = replay.with_uses(buffer, rows)
     np.testing.assert_array_equal(rows, replay.sample(scored, keys.named_key(seed, "replay", 3), n))
 

@@ -1,4 +1,4 @@
-"""A run is the same run however often it is stopped: killed, preempted, extended after its end, moved to other devices."""
+"""A run gives the same results however it is stopped: killed, preempted, extended after its end, moved to other devices."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from support import tiny_programs, tiny_runs
 from reval_jax import console, distributed, metrics, reference, rollout, setup, train, weights
 
 LIVES = {
-    # Each word ends one process; the same command then starts the next, and the last goes on to the end.
+    # Each word names the end of one process; the same command then starts the next, and the last one finishes the run.
     "one": ("KILL:claim:0", "KILL:generate:1", "KILL:commit:2", "KILL:saved:2", "TERM:generate:3", "KILL:line:4"),
     "two": ("KILL:eval:0", "KILL:verify:2", "KILL:reference:3", "KILL:update:4", "KILL:eval:4"),
 }
@@ -34,7 +34,7 @@ def file(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def straight(file, tmp_path_factory):
-    """The run that is never stopped, on eight devices, with every round saved."""
+    """A run without interruption, on eight devices, with every round saved."""
     run_dir = tmp_path_factory.mktemp("straight") / "run"
     tiny_runs.play(file, run_dir, checkpoint__every=1)
     return run_dir
@@ -42,7 +42,7 @@ def straight(file, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def straight_of_few_slots(file, tmp_path_factory):
-    """The same with two slots, so that a round's responses finish one after the other."""
+    """The same with two slots, so that the responses of a round finish one after the other."""
     run_dir = tmp_path_factory.mktemp("straight_of_few_slots") / "run"
     code, output = tiny_runs.finish(tiny_runs.start(file, run_dir, *FEW_SLOTS))
     assert code == 0, output
@@ -51,13 +51,13 @@ def straight_of_few_slots(file, tmp_path_factory):
 
 @pytest.fixture
 def copy(straight, tmp_path):
-    """The finished run in a directory of its own, free to be damaged."""
+    """A copy of the finished run that a test may damage."""
     return Path(shutil.copytree(straight, tmp_path / "copy"))
 
 
 @pytest.fixture(scope="module")
 def straight_process(file, tmp_path_factory):
-    """The same in a process of its own, on one device."""
+    """The same in a separate process, on one device."""
     run_dir = tmp_path_factory.mktemp("straight_process") / "run"
     code, output = tiny_runs.finish(tiny_runs.start(file, run_dir))
     assert code == 0, output
@@ -68,7 +68,7 @@ def test_a_run_killed_between_two_updates_ends_as_one_never_killed(file, straigh
     run_dir = tmp_path / "run"
     code, output = tiny_runs.finish(tiny_runs.start(file, run_dir, end="KILL:update:3", devices=8))
     assert code == -9, output
-    # Whether the save of round 2 was committed by then is a race, and either way is right.
+    # The save of round 2 may or may not be committed by then; both outcomes are correct.
     assert set(tiny_runs.rollouts(run_dir)) == {"round_000001.jsonl", "round_000002.jsonl"}
     tiny_runs.play(file, run_dir)
     tiny_runs.assert_same_run(run_dir, straight)
@@ -76,7 +76,7 @@ def test_a_run_killed_between_two_updates_ends_as_one_never_killed(file, straigh
 
 @pytest.mark.slow
 def test_a_run_killed_in_every_phase_ends_as_one_never_killed(file, straight_process, tmp_path):
-    """SIGKILL takes the process where it stands; after SIGTERM it saves what is finished, and exits with 75."""
+    """SIGKILL ends the process at once; after SIGTERM it saves the finished rounds, and exits with 75."""
 
     def live_and_die(name: str, ends: tuple[str, ...]) -> Path:
         run_dir = tmp_path / name
@@ -84,7 +84,7 @@ def test_a_run_killed_in_every_phase_ends_as_one_never_killed(file, straight_pro
             code, output = tiny_runs.finish(tiny_runs.start(file, run_dir, end=end))
             assert code == (75 if end.startswith("TERM") else -9), f"{end}: {output}"
             if code == 75:
-                # The signal came as the round was about to be sampled, so it was not.
+                # The signal came just before the round was sampled, so the round was not sampled.
                 assert "preempted and saved; run the same command again to resume: 2 rounds" in output
                 assert tiny_runs.saved_rounds(run_dir) == [2]
                 assert "round_000003.jsonl" not in tiny_runs.rollouts(run_dir)
@@ -104,7 +104,7 @@ def test_a_run_killed_in_every_phase_ends_as_one_never_killed(file, straight_pro
 def test_a_round_cut_while_sampling_goes_on_from_its_journal_and_samples_nothing_twice(
     file, straight_of_few_slots, tmp_path, name, round
 ):
-    """A round that has no checkpoint before it is saved on SIGTERM; SIGKILL comes after one that has."""
+    """SIGTERM comes in a round without a checkpoint before it, which is then saved; SIGKILL comes in a round with one."""
     run_dir = tmp_path / "run"
     code, output = tiny_runs.finish(tiny_runs.start(file, run_dir, *FEW_SLOTS, end=f"{name}:journal:{round}"))
     left_at = time.time()
@@ -113,7 +113,7 @@ def test_a_round_cut_while_sampling_goes_on_from_its_journal_and_samples_nothing
     first = tiny_runs.journals(run_dir)
     before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in first}
     assert 0 < len(tiny_runs.journalled(first)) < 8
-    # The signal was sent as soon as the last file was written. A platform kills what has not left after a while.
+    # The signal was sent when the last file was written. A platform kills a process that does not exit soon after the signal.
     assert left_at - max(path.stat().st_mtime for path in first) < 15
 
     code, output = tiny_runs.finish(tiny_runs.start(file, run_dir, *FEW_SLOTS, end=f"TERM:sampled:{round}"))
@@ -148,7 +148,7 @@ def test_a_journal_file_that_was_torn_is_sampled_again_and_the_run_is_the_same(f
 
 @pytest.mark.slow
 def test_sampling_stops_between_two_windows_and_what_was_finished_is_given_back_to_the_sampler(file, tmp_path):
-    # 24 responses to 16 slots, so that some have not begun when the first are finished.
+    # 24 responses for 16 slots, so that some have not begun when the first are finished.
     settings = {"rollout__samples_per_prompt": 6, "update__batch_size": 24, "replay__capacity": 40, "run__rounds": 2}
     settings |= {"eval__every": 0, "update__reference_reset_every": 0}
     tiny_runs.play(file, tmp_path / "straight", **settings)
@@ -182,23 +182,23 @@ def test_the_journal_of_another_round_policy_or_config_is_deleted_and_never_used
     ):
         shutil.copytree(current, current.with_name(name))
     tiny_runs.play(file, run_dir, checkpoint__every=1)
-    # What is left is called as this test takes a round's journal to be called.
+    # Checks the assumption of this test about the name of a round's journal.
     assert [path.name for path in current.parent.iterdir()] == [fourth]
     tiny_runs.assert_same_run(run_dir, straight)
 
 
 def test_a_journal_is_used_where_it_belongs(file, straight, tmp_path):
-    """The last test could not see a journal that is never used: one with another text of the same name changes the run."""
+    """The test above would pass if no journal were ever used. Here a journal with other tokens changes the run."""
     run_dir = tmp_path / "run"
     tiny_runs.play(file, run_dir, run__rounds=1, eval__every=0)
-    (kept,) = tiny_runs.journals(run_dir)
-    with np.load(kept) as stored:
+    (journal_file,) = tiny_runs.journals(run_dir)
+    with np.load(journal_file) as stored:
         arrays = dict(stored)
     shutil.rmtree(run_dir / "checkpoints")
     shutil.rmtree(run_dir / "rollouts")
     (run_dir / "metrics.jsonl").unlink()
     arrays["tokens"][0] = 99 if arrays["tokens"][0] != 99 else 98
-    np.savez(kept, **arrays)
+    np.savez(journal_file, **arrays)
     tiny_runs.play(file, run_dir, run__rounds=1, eval__every=0)
     actual, expected = (tiny_runs.rollouts(path)["round_000001.jsonl"].splitlines() for path in (run_dir, straight))
     assert [one == other for one, other in zip(actual, expected, strict=True)] == [False, *[True] * 7]
@@ -271,7 +271,7 @@ def test_more_rounds_go_on_are_recorded_and_end_as_if_asked_for_at_once(file, st
 
 
 def test_a_background_save_holds_the_round_it_was_begun_in(file, straight, tmp_path, monkeypatch):
-    """What Orbax writes late must not be in memory that the next updates received by donation."""
+    """Orbax writes late: the memory must not be donated to the next updates before."""
     write, late = serialization.async_serialize_from_host, []
 
     async def write_late(*arguments, **settings):
@@ -291,7 +291,7 @@ def test_a_background_save_holds_the_round_it_was_begun_in(file, straight, tmp_p
 
 @pytest.mark.slow
 def test_no_batch_mixes_reference_versions_across_a_reset(file, tmp_path, monkeypatch):
-    """After a reset every row a batch is packed from carries the new reference's scores, also in a resumed run."""
+    """After a reset every row of a batch has the new reference's scores, also in a resumed run."""
     versions, step = [], train.batch.pack
 
     def noted_pack(rows, mesh, **settings):
@@ -299,7 +299,7 @@ def test_no_batch_mixes_reference_versions_across_a_reset(file, tmp_path, monkey
             versions.append(np.unique(rows.reference_version).tolist())
         return step(rows, mesh, **settings)
 
-    # The rows that `reference.score` packs are stale by definition, so only the learner's packing is watched.
+    # The rows that `reference.score` packs are stale by definition, so only the learner's packing is recorded.
     monkeypatch.setattr(train, "batch", type("batch", (), {"pack": noted_pack, "limits": train.batch.limits}))
     tiny_runs.play(file, tmp_path / "run", update__reference_reset_every=2, run__rounds=3, checkpoint__every=1)
     tiny_runs.play(file, tmp_path / "run", update__reference_reset_every=2, run__rounds=5, checkpoint__every=1)
@@ -318,7 +318,7 @@ def test_stored_scores_are_what_the_reference_of_their_version_says(file, copy):
     chosen = train.replay.gather(rows, fresh[:8])
     params, limits = reference.load(run.reference), tiny_programs.limits(config)
     log_prob, value = reference.score(components.score, params, chosen, components.meshes.learner, limits=limits)
-    # Rows of another batch stand at other places of a product: float32 rounding.
+    # In another batch the rows have other places in a product, which changes float32 rounding.
     np.testing.assert_allclose(chosen.reference_log_prob, log_prob, atol=1e-4)
     np.testing.assert_allclose(chosen.reference_value, value, atol=1e-4)
     stale = train.replay.gather(rows, np.setdiff1d(np.arange(rows.size), fresh)[:8])
@@ -329,19 +329,22 @@ def test_stored_scores_are_what_the_reference_of_their_version_says(file, copy):
 @pytest.mark.slow
 def test_a_reset_makes_the_policy_the_reference_and_can_forget_the_optimizer(file, tmp_path):
     settings = {"update__reference_reset_every": 2, "run__rounds": 2, "checkpoint__every": 1}
-    tiny_runs.play(file, tmp_path / "kept", **settings)
-    tiny_runs.play(file, tmp_path / "forgotten", **settings, update__reset_optimizer=True)
-    before, kept, forgotten = (
-        tiny_runs.saved_arrays(tmp_path / name, round) for name, round in (("kept", 1), ("kept", 2), ("forgotten", 2))
+    tiny_runs.play(file, tmp_path / "without_reset", **settings)
+    tiny_runs.play(file, tmp_path / "with_reset", **settings, update__reset_optimizer=True)
+    before, without_reset, with_reset = (
+        tiny_runs.saved_arrays(tmp_path / name, round)
+        for name, round in (("without_reset", 1), ("without_reset", 2), ("with_reset", 2))
     )
-    names = [name.removeprefix("['params']") for name in kept if name.startswith("['params']")]
+    names = [name.removeprefix("['params']") for name in without_reset if name.startswith("['params']")]
     assert any(np.any(before[f"['params']{name}"] != before[f"['reference']{name}"]) for name in names)
     for name in names:
-        np.testing.assert_array_equal(kept[f"['params']{name}"], kept[f"['reference']{name}"])
-        np.testing.assert_array_equal(kept[f"['params']{name}"], forgotten[f"['params']{name}"])
-    moments = [name for name in kept if ".mu" in name or ".nu" in name]
+        np.testing.assert_array_equal(without_reset[f"['params']{name}"], without_reset[f"['reference']{name}"])
+        np.testing.assert_array_equal(without_reset[f"['params']{name}"], with_reset[f"['params']{name}"])
+    moments = [name for name in without_reset if ".mu" in name or ".nu" in name]
     assert moments
-    assert all(np.any(kept[name]) and not np.any(forgotten[name]) for name in moments if kept[name].ndim)
+    assert all(
+        np.any(without_reset[name]) and not np.any(with_reset[name]) for name in moments if without_reset[name].ndim
+    )
 
 
 def test_lost_metrics_lines_are_refused_not_invented(file, copy):

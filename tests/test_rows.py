@@ -1,4 +1,4 @@
-"""Rows of a data set: every bad one is named by line, and messages name the settings to change."""
+"""Rows of a data set: messages name every bad row by line, and the settings to change."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_a_path_without_a_data_set_is_refused(tmp_path: Path) -> None:
 def test_messages_about_a_benchmark_name_the_settings_of_benchmarks(
     tmp_path: Path, chatml: transformers.PreTrainedTokenizerFast
 ) -> None:
-    """Every way in which a data set can be refused."""
+    """Every reason for which a data set is refused."""
     (tmp_path / "folder").mkdir()
     prompt_sets.write(tmp_path / "empty.jsonl", [])
     prompt_sets.write(tmp_path / "bad.jsonl", ["{"])

@@ -1,4 +1,4 @@
-"""The directory of a run: claimed once, taken up again by the same settings, never by others."""
+"""The directory of a run is claimed once and can be resumed only with the same settings."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_another_data_set_is_refused(tmp_path):
 
 
 def test_a_claim_that_was_killed_can_be_made_again(tmp_path):
-    """The config is written beside its place and moved: until then the directory belongs to nobody."""
+    """The config is written to a temporary file and moved; until then no run owns the directory."""
     (tmp_path / "config.tmp").write_text("model:")
     assert run_directory.inspect(tmp_path, SETTINGS) == []
     run = claim(tmp_path)

@@ -1,4 +1,4 @@
-"""Responses are exact: how they are sampled, what is recorded of them, and what they do not depend on."""
+"""Responses are exact: their distribution, their recorded log-probabilities, and their independence of the schedule."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_the_stop_token_is_the_last_action_and_only_a_cut_response_lacks_it():
 @hypothesis.settings(max_examples=20, deadline=None)
 @hypothesis.given(data=strategies.data())
 def test_no_response_depends_on_the_schedule_bit_for_bit(data):
-    """Any order of admission, any slots filled or left empty, any window, with the same parameters, slots and devices."""
+    """Any order of admission, filled slots and window give the same responses, with the same parameters, slots and devices."""
     tiny = tiny_programs.tiny()
     expected = generate(tiny, samples=4, slots=6, sampling=sampler.Sampling(stop_ids=STOPS))
     requests = data.draw(strategies.permutations([(prompt, sample) for prompt in range(4) for sample in range(4)]))
@@ -117,15 +117,15 @@ def test_a_cut_round_goes_on_from_its_finished_responses_bit_for_bit():
     tiny = tiny_programs.tiny()
     settings = {"samples": 6, "slots": 4, "sampling": sampler.Sampling(stop_ids=STOPS)}
     expected = generate(tiny, **settings)
-    kept = {}
+    finished_before = {}
 
     def keep(responses):
-        kept.update({(response.prompt, response.sample): response for response in responses})
+        finished_before.update({(response.prompt, response.sample): response for response in responses})
 
     with pytest.raises(sampler.Interrupted):
-        generate(tiny, **settings, on_finished=keep, should_stop=lambda: len(kept) > 6)
-    assert 6 < len(kept) < 24
-    assert_same(generate(tiny, **settings, finished=kept), expected)
+        generate(tiny, **settings, on_finished=keep, should_stop=lambda: len(finished_before) > 6)
+    assert 6 < len(finished_before) < 24
+    assert_same(generate(tiny, **settings, finished=finished_before), expected)
     assert_same(generate(tiny, **settings, finished={}), expected)
 
 
@@ -136,9 +136,9 @@ def test_draws_depend_on_neither_slots_nor_company():
     for slots in (3, 8):
         np.testing.assert_array_equal(generate(tiny, samples=4, slots=slots).tokens, whole.tokens)
     alone = generate(tiny, samples=4, prompts=tiny_programs.prompts((8, 9, 10, 11, 12, 13, 14), first_cursor=1))
-    mine = whole.prompt == 1
+    is_second = whole.prompt == 1
     np.testing.assert_array_equal(
-        np.concatenate([part for part, use in zip(responses_of(whole)[0], mine, strict=True) if use]), alone.tokens
+        np.concatenate([part for part, use in zip(responses_of(whole)[0], is_second, strict=True) if use]), alone.tokens
     )
 
 
@@ -146,8 +146,8 @@ def test_each_response_is_cut_at_its_own_limit_and_is_the_longer_ones_beginning(
     tiny = tiny_programs.tiny()
     limits = np.random.default_rng(0).integers(1, 9, (4, 3))
     whole, cut = generate(tiny, slots=4), generate(tiny, slots=4, max_tokens=limits)
-    for mine, all_of_it, limit in zip(responses_of(cut)[0], responses_of(whole)[0], limits.reshape(-1), strict=True):
-        np.testing.assert_array_equal(mine, all_of_it[:limit])
+    for short, all_of_it, limit in zip(responses_of(cut)[0], responses_of(whole)[0], limits.reshape(-1), strict=True):
+        np.testing.assert_array_equal(short, all_of_it[:limit])
 
 
 def test_stacked_layers_sample_what_unrolled_layers_do():
@@ -160,7 +160,7 @@ def test_stacked_layers_sample_what_unrolled_layers_do():
 
 @pytest.mark.parametrize("layers", ["stacked", "auto"])
 def test_attention_per_row_samples_what_all_rows_together_do(layers):
-    """Prompts on both sides of a block's end, over which responses go on; fewer slots than responses."""
+    """Prompts end before and after a block boundary, which responses cross; there are fewer slots than responses."""
     tiny = tiny_programs.tiny()
     long = {"prompts": LONG_PROMPTS, "prompt_tokens": 256, "limit": 16, "layers": layers}
     assert engine_of(tiny, prompt_tokens=256).kernels.attend_cached is model.cpu.per_row  # on CPU
@@ -181,7 +181,7 @@ def first_divergences(rollouts):
 
 
 def boundary_gap(noise, logits, tokens):
-    """How far one row of logits is from drawing the second token in place of the first, by two-level Gumbel-max in float64."""
+    """Distance of a row of logits from sampling the second token instead of the first, by two-level Gumbel-max in float64."""
     log_probs = tiny_programs.log_softmax(logits)
     groups = np.arange(logits.size) // sampling_op.GROUP
     masses = np.array([np.log(np.exp(log_probs[groups == group]).sum()) for group in range(groups[-1] + 1)])
@@ -195,13 +195,13 @@ def boundary_gap(noise, logits, tokens):
 
 
 def test_every_first_divergence_lies_within_rounding_of_a_boundary(monkeypatch):
-    """The same random bits on other slots and in another dtype, whose rounding is large enough to see draws differ."""
+    """Uses the same random bits with other slots and in another dtype, whose rounding is large enough for draws to differ."""
     architecture = hf_checkpoints.tiny_architecture(vocab_size=1001)
-    real_sample_token, seen = sampling_op.sample_token, []
+    real_sample_token, logits_by_key = sampling_op.sample_token, []
 
     def sample_token(row_keys, logits, sampling, *, axis=None):
         def record(words, rows):
-            seen[-1].update(
+            logits_by_key[-1].update(
                 {tuple(word): row for word, row in zip(words.tolist(), np.asarray(rows, np.float64), strict=True)}
             )
 
@@ -212,7 +212,7 @@ def test_every_first_divergence_lies_within_rounding_of_a_boundary(monkeypatch):
     rollouts = []
     for dtype, slots in (("float32", 16), ("bfloat16", 8)):
         tiny = tiny_programs.tiny(architecture=architecture, model={"compute_dtype": dtype})
-        seen.append({})
+        logits_by_key.append({})
         rollouts.append(generate(tiny, samples=64, slots=slots, limit=16, sampling=sampler.Sampling()))
         jax.effects_barrier()
     actual = list(first_divergences(rollouts))
@@ -221,7 +221,7 @@ def test_every_first_divergence_lies_within_rounding_of_a_boundary(monkeypatch):
         key = keys.named_key(0, "test")
         for number in (prompt, sample, place):
             key = jax.random.fold_in(key, int(number))
-        one, other = (logits[tuple(jax.random.key_data(key).tolist())].astype(np.float64) for logits in seen)
+        one, other = (logits[tuple(jax.random.key_data(key).tolist())].astype(np.float64) for logits in logits_by_key)
         error = np.abs(tiny_programs.log_softmax(one) - tiny_programs.log_softmax(other)).max()
         noise = np.asarray(jax.random.gumbel(key, (-(-one.size // sampling_op.GROUP) + sampling_op.GROUP,)), np.float64)
         assert 0 < error < 0.1
@@ -270,7 +270,7 @@ def test_responses_of_several_blocks_on_eight_devices_are_those_of_one():
 def test_an_int8_cache_draws_nearly_the_same():
     tiny = tiny_programs.tiny()
     exact, rounded = generate(tiny, samples=8), generate(tiny, samples=8, cache="int8")
-    # First tokens are drawn from prompts alone; where both drew the same, their log-probabilities differ, and little.
+    # First tokens depend on the prompts only; where both are equal, their log-probabilities differ slightly.
     first = np.cumsum(exact.length) - exact.length, np.cumsum(rounded.length) - rounded.length
     is_same = exact.tokens[first[0]] == rounded.tokens[first[1]]
     gap = np.abs(exact.log_prob[first[0]] - rounded.log_prob[first[1]])[is_same]

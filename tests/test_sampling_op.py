@@ -58,9 +58,9 @@ def kept_by_sorting(logits, top_k, top_p):
     [
         sampler.Sampling(top_k=1),
         sampler.Sampling(top_k=3),
-        sampler.Sampling(top_k=2),  # tokens 1 and 5 tie: the lower id stays
+        sampler.Sampling(top_k=2),  # tokens 1 and 5 tie: the lower id is kept
         sampler.Sampling(top_p=0.01),
-        sampler.Sampling(top_p=0.51),  # token 0 holds 0.497
+        sampler.Sampling(top_p=0.51),  # token 0 has probability 0.497
         sampler.Sampling(top_p=0.9),
         sampler.Sampling(top_k=3, top_p=0.99),
         sampler.Sampling(top_k=99, top_p=0.6),
@@ -68,11 +68,11 @@ def kept_by_sorting(logits, top_k, top_p):
 )
 def test_truncation_keeps_exactly_the_tokens_of_the_definition(sampling):
     logits = np.array([2.0, 1.0, 0.0, -1.0, 0.5, 1.0])
-    kept = kept_by_sorting(logits, sampling.top_k, sampling.top_p)
+    allowed = kept_by_sorting(logits, sampling.top_k, sampling.top_p)
     sampled = sample_tokens(logits, 4_000, sampling)
-    assert set(np.asarray(sampled.token).tolist()) == kept
+    assert set(np.asarray(sampled.token).tolist()) == allowed
     np.testing.assert_allclose(sampled.log_prob, tiny_programs.log_softmax(logits)[sampled.token], atol=1e-6)
-    truncated = np.where(np.isin(np.arange(6), list(kept)), logits, -np.inf)
+    truncated = np.where(np.isin(np.arange(6), list(allowed)), logits, -np.inf)
     np.testing.assert_allclose(
         sampled.truncated_log_prob, tiny_programs.log_softmax(truncated)[sampled.token], atol=1e-6
     )
@@ -89,16 +89,16 @@ def test_truncation_keeps_exactly_the_tokens_of_the_definition(sampling):
 def test_truncation_with_many_ties_equals_the_oracle(values, top_k, top_p):
     logits = np.array(values)
     sampled = sample_tokens(logits, 64, sampler.Sampling(top_k=top_k, top_p=top_p))
-    kept = np.array(sorted(kept_by_sorting(logits, top_k, top_p)))
+    allowed = np.array(sorted(kept_by_sorting(logits, top_k, top_p)))
     chance = np.exp(logits - logits.max())
     # Masses are float32 sums: a token within rounding of top_p may be kept or not.
-    mass, slack = chance[kept].sum(), 1e-5 * chance.sum()
+    mass, slack = chance[allowed].sum(), 1e-5 * chance.sum()
     kept_mass = (
         np.exp(tiny_programs.log_softmax(logits)[sampled.token] - np.asarray(sampled.truncated_log_prob)) * chance.sum()
     )
-    assert np.all(np.abs(kept_mass - mass) <= slack + chance[kept].min() * (1 + 1e-6))
+    assert np.all(np.abs(kept_mass - mass) <= slack + chance[allowed].min() * (1 + 1e-6))
     ranks = np.lexsort((np.arange(len(logits)), -logits))
-    assert set(np.asarray(sampled.token).tolist()) <= set(ranks[: len(kept) + 1].tolist())
+    assert set(np.asarray(sampled.token).tolist()) <= set(ranks[: len(allowed) + 1].tolist())
 
 
 def test_zeros_of_both_signs_tie():

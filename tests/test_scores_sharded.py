@@ -1,4 +1,4 @@
-"""The score head spread over eight fake devices: equal to one device's, and nothing but small arrays crosses the wire."""
+"""The score head on eight fake devices equals that on one device, and communicates only small arrays."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ def dense() -> tuple:
     hidden, head, targets, temperature, weights = operands()
 
     def loss(hidden: jax.Array, head: jax.Array, temperature: jax.Array) -> tuple:
-        found = scores.token_scores(hidden, head, targets, temperature=temperature)
-        return jnp.sum(weights * jnp.stack(found)), found
+        results = scores.token_scores(hidden, head, targets, temperature=temperature)
+        return jnp.sum(weights * jnp.stack(results)), results
 
-    (_, found), gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))(
+    (_, results), gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))(
         hidden, head, temperature
     )
-    return *found, *gradients
+    return *results, *gradients
 
 
-def assert_close_to_the_largest(found: tuple, expected: tuple, bound: float) -> None:
-    for array, exact in zip(found, expected, strict=True):
+def assert_close_to_the_largest(results: tuple, expected: tuple, bound: float) -> None:
+    for array, exact in zip(results, expected, strict=True):
         array, exact = np.asarray(array), np.asarray(exact)
         assert array.shape == exact.shape
         assert np.max(np.abs(array - exact)) <= bound * np.max(np.abs(exact))
@@ -62,13 +62,13 @@ def test_scores_and_gradients_of_whole_arrays_equal_one_devices(shape: tuple[int
 
     def loss(hidden: jax.Array, head: jax.Array, temperature: jax.Array) -> tuple:
         settings = {"temperature": temperature, "chunk_tokens": chunk_tokens}
-        found = scores_sharded.sharded_token_scores(mesh, hidden, head, targets, **settings)
-        return jnp.sum(weights * jnp.stack(found)), found
+        results = scores_sharded.sharded_token_scores(mesh, hidden, head, targets, **settings)
+        return jnp.sum(weights * jnp.stack(results)), results
 
-    (_, found), gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))(
+    (_, results), gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))(
         hidden, head, temperature
     )
-    assert_close_to_the_largest((*found, *gradients), dense(), 1e-6)
+    assert_close_to_the_largest((*results, *gradients), dense(), 1e-6)
     assert gradients[0].sharding.is_equivalent_to(NamedSharding(mesh, P(ROWS, None)), 2)
     assert gradients[1].sharding.is_equivalent_to(NamedSharding(mesh, P("fsdp", "tensor")), 2)
 
@@ -80,11 +80,11 @@ def test_gradients_taken_inside_the_region_equal_one_devices(shape: tuple[int, i
     ) -> tuple:
         def loss(hidden: jax.Array, head: jax.Array, temperature: jax.Array) -> tuple:
             axes = {"vocab_axis": "tensor", "gather_axis": "fsdp"}
-            found = scores.token_scores(hidden, head, targets, temperature=temperature, chunk_tokens=3, **axes)
-            return jnp.sum(weights * jnp.stack(found)), found
+            results = scores.token_scores(hidden, head, targets, temperature=temperature, chunk_tokens=3, **axes)
+            return jnp.sum(weights * jnp.stack(results)), results
 
-        (_, found), gradients = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(hidden, head, temperature)
-        return *found, gradients[0], jax.lax.psum(gradients[1], "data"), jax.lax.psum(gradients[2], ROWS)
+        (_, results), gradients = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(hidden, head, temperature)
+        return *results, gradients[0], jax.lax.psum(gradients[1], "data"), jax.lax.psum(gradients[2], ROWS)
 
     head_spec = P("fsdp", "tensor")
     region = jax.shard_map(
@@ -106,9 +106,9 @@ def test_statistics_of_a_split_vocabulary_equal_one_devices(chunk_tokens: int):
         return scores_sharded.token_statistics(hidden, head, targets, temperature=temperature, **settings)
 
     specs = {"in_specs": (P(ROWS), P(None, "tensor"), P(ROWS)), "out_specs": P(ROWS), "check_vma": False}
-    found = jax.jit(jax.shard_map(local, mesh=mesh_of((2, 1, 4)), **specs))(hidden, head, targets)
+    results = jax.jit(jax.shard_map(local, mesh=mesh_of((2, 1, 4)), **specs))(hidden, head, targets)
     expected = jax.jit(scores_sharded.token_statistics)(hidden, head, targets, temperature=temperature)
-    assert_close_to_the_largest(found, expected, 2e-6)
+    assert_close_to_the_largest(results, expected, 2e-6)
 
 
 def test_a_target_outside_the_whole_vocabulary_is_not_a_number():
@@ -127,7 +127,7 @@ COLLECTIVE = re.compile(
 
 
 def collectives(text: str) -> tuple[list[tuple[str, tuple[int, ...]]], list[tuple[str, tuple[int, ...]]]]:
-    """(kind, result shape) of each collective outside and inside of the loops of a compiled program's text."""
+    """(kind, result shape) of each collective in a compiled program's text, outside and inside its loops."""
     computations: dict[str, list[str]] = {}
     for line in text.splitlines():
         if header := re.match(r"(?:ENTRY )?%(\S+) \(.*\{$", line):
@@ -141,12 +141,12 @@ def collectives(text: str) -> tuple[list[tuple[str, tuple[int, ...]]], list[tupl
         called = {name for body in looped for line in computations[body] for name in re.findall(r"=%([^\s,}]+)", line)}
         grown = not called & computations.keys() <= looped
         looped |= called & computations.keys()
-    found: tuple[list, list] = ([], [])
+    collected: tuple[list, list] = ([], [])
     for name, lines in computations.items():
         for match in filter(None, map(COLLECTIVE.search, lines)):
             for shape in re.findall(r"\w+\[([\d,]*)\]", match["shapes"]):
-                found[name in looped].append((match["kind"], tuple(map(int, filter(None, shape.split(","))))))
-    return found
+                collected[name in looped].append((match["kind"], tuple(map(int, filter(None, shape.split(","))))))
+    return collected
 
 
 def test_only_the_gradient_of_the_hidden_states_crosses_the_wire_in_the_loop_and_logits_never():

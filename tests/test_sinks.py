@@ -1,4 +1,4 @@
-"""Metric sinks: a sink of one's own gets every line, and no sink can fail, block or change a run."""
+"""Metric sinks: a user-defined sink gets every line, and no sink can fail, block or change a run."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def open_sink(config, run_dir):
 """
 
 
-def started(tmp_path, messages=None, **opens):
+def open_sinks(tmp_path, messages=None, **opens):
     log = (messages if messages is not None else []).append
     return sinks.Sinks(opens, config_lib.Config(), tmp_path, log=log)
 
 
 @pytest.fixture
 def toy_module(tmp_path, monkeypatch):
-    """The sink of a file of its own, in the working directory, importable by no other test."""
+    """A sink in a file of the working directory, which no other test can import."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     (tmp_path / "toy_metric_sink.py").write_text(TOY_SINK)
@@ -40,39 +40,39 @@ def toy_module(tmp_path, monkeypatch):
 
 
 def test_a_sink_gets_every_line_in_order(tmp_path):
-    got = []
-    ours = started(tmp_path, own=lambda config, run_dir: lambda round, values: got.append((round, values)))
+    received = []
+    opened = open_sinks(tmp_path, own=lambda config, run_dir: lambda round, values: received.append((round, values)))
     lines = [{**LINE, "training/round": round} for round in range(5)]
     for line in lines:
-        ours.write(line)
-    ours.close()
-    assert got == [(line["training/round"], line) for line in lines]
+        opened.write(line)
+    opened.close()
+    assert received == [(line["training/round"], line) for line in lines]
 
 
 def test_a_sink_that_raises_is_named_once_and_the_others_go_on(tmp_path):
-    messages, got = [], []
+    messages, received = [], []
 
     def fail(round, values):
         raise ConnectionError("no network")
 
-    ours = started(
+    opened = open_sinks(
         tmp_path,
         messages,
         bad=lambda config, run_dir: fail,
-        good=lambda config, run_dir: lambda round, values: got.append(round),
+        good=lambda config, run_dir: lambda round, values: received.append(round),
     )
     for _ in range(3):
-        ours.write(LINE)
-    ours.close()
-    assert got == [3, 3, 3]
+        opened.write(LINE)
+    opened.close()
+    assert received == [3, 3, 3]
     assert len(messages) == 1
     assert "run.sinks=bad failed: ConnectionError: no network" in messages[0]
 
 
 def test_a_sink_that_cannot_open_is_named_and_dropped(tmp_path):
     messages = []
-    ours = started(tmp_path, messages, bad=lambda config, run_dir: {}["missing"])
-    ours.close()
+    opened = open_sinks(tmp_path, messages, bad=lambda config, run_dir: {}["missing"])
+    opened.close()
     assert len(messages) == 1
     assert "run.sinks=bad failed: KeyError" in messages[0]
 
@@ -81,13 +81,13 @@ def test_a_sink_that_hangs_delays_neither_a_line_nor_the_end_for_long(tmp_path, 
     monkeypatch.setattr(sinks, "CLOSE_SECONDS", 0.05)
     monkeypatch.setattr(sinks, "MAX_WAITING", 2)
     messages, forever = [], threading.Event()
-    ours = started(tmp_path, messages, slow=lambda config, run_dir: lambda round, values: forever.wait())
+    opened = open_sinks(tmp_path, messages, slow=lambda config, run_dir: lambda round, values: forever.wait())
     for _ in range(5):
-        ours.write(LINE)
-    ours.close()
+        opened.write(LINE)
+    opened.close()
     assert len(messages) == 1
     assert "run.sinks=slow is 2 rounds behind" in messages[0]
-    other = started(tmp_path, messages, slow=lambda config, run_dir: lambda round, values: forever.wait())
+    other = open_sinks(tmp_path, messages, slow=lambda config, run_dir: lambda round, values: forever.wait())
     other.write(LINE)
     other.close()
     assert "run.sinks=slow did not finish within 0.05 s" in messages[1]
@@ -108,21 +108,21 @@ def test_a_sink_that_does_not_exist_is_refused(name, message):
 
 def test_the_example_writes_a_table(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tiny_runs.TESTS.parent / "docs" / "examples")
-    ours = started(tmp_path, **sinks.choose(["own_sink:table"]))
+    opened = open_sinks(tmp_path, **sinks.choose(["own_sink:table"]))
     for round in (0, 1):
-        ours.write({"training/round": round, "timing_s/round": 2.5, **({"critic/score/mean": 0.5} if round else {})})
-    ours.close()
+        opened.write({"training/round": round, "timing_s/round": 2.5, **({"critic/score/mean": 0.5} if round else {})})
+    opened.close()
     header, *rows = (tmp_path / "table.csv").read_text().splitlines()
     assert header == "round,critic/score/mean,actor/loss,response_length/mean,timing_s/round"
     assert rows == ["0,,,,2.5", "1,0.5,,,2.5"]
 
 
 def test_a_toy_sink_takes_a_file_of_its_own_and_a_name(tmp_path, toy_module, monkeypatch):
-    """In a run: MODULE:FUNCTION needs no more; a built-in is one more entry of SINKS."""
+    """A run uses MODULE:FUNCTION without further changes, and a built-in sink after adding an entry to SINKS."""
     monkeypatch.setitem(sinks.SINKS, "toy", sinks.choose([toy_module])[toy_module])
     file = tiny_runs.write_files(tmp_path)
     for name in (toy_module, "toy"):
         run_dir = tmp_path / name.partition(":")[0]
         tiny_runs.play(file, run_dir, run__sinks=[name], run__rounds=1)
-        wanted = [[line["training/round"], 0, line] for line in metrics.read(run_dir / "metrics.jsonl")]
-        assert metrics.read(run_dir / "toy.jsonl") == wanted
+        expected = [[line["training/round"], 0, line] for line in metrics.read(run_dir / "metrics.jsonl")]
+        assert metrics.read(run_dir / "toy.jsonl") == expected

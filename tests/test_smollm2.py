@@ -35,18 +35,18 @@ def test_sampling_log_probabilities_are_the_learners_in_float32(smollm2):
         decode_slots=32,
         decode_window=5,
     )
-    asked = tiny_programs.prompts(*(tuple(loaded.tokenizer(text)["input_ids"]) for text in PROMPTS))
+    requests = tiny_programs.prompts(*(tuple(loaded.tokenizer(text)["input_ids"]) for text in PROMPTS))
     responses = sampler.generate(
         engine,
         sampler.sync_weights(params, engine),
-        asked,
+        requests,
         keys.named_key(0, "test"),
         samples_per_prompt=16,
         sampling=sampler.Sampling(stop_ids=loaded.eos_token_ids),
     )
     verdicts = types.Verdicts(np.zeros(48, np.float32), np.ones(48, np.int8), ("",) * 48)
     trajectories = trajectories_lib.join(
-        asked,
+        requests,
         responses,
         verdicts,
         round=0,
@@ -72,7 +72,7 @@ def test_sampling_log_probabilities_are_the_learners_in_float32(smollm2):
 
 @pytest.mark.slow
 def test_other_slots_change_logits_by_rounding_and_only_draws_that_lie_within_it(smollm2, capsys):
-    """Teacher-forced decoding with 48 slots and with 16: the logits' difference, and how often each way of drawing tells."""
+    """Teacher-forced decoding with 48 and with 16 slots: the difference of logits, and the share of draws that differ."""
     loaded = weights.load(str(smollm2))
     tokens = jnp.asarray(
         [(loaded.tokenizer(text)["input_ids"] * 8)[:24] for text in PROMPTS * 16], jnp.int32
@@ -115,6 +115,6 @@ def test_other_slots_change_logits_by_rounding_and_only_draws_that_lie_within_it
         rates[draw.__name__] = differing / (num_keys * len(tokens))
     with capsys.disabled():
         print(f"\nlogits differ by up to {error:.1e}; draws that differ, of {num_keys * len(tokens)}: {rates}")
-    # Two candidates within the error of each other: a chance of some times the error a draw.
+    # Draws differ only if two candidates are within the error of each other, with a probability of a few times the error.
     assert rates["two_level"] <= 20 * error
     assert rates["gumbel_max"] <= 20 * error

@@ -1,4 +1,4 @@
-"""Text is passed on as tokens come, and what was passed on is in the end the response's text."""
+"""Text is passed on as tokens arrive, and the pieces add up to the response's text."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ def new(sample, tokens, *, is_finished=False, prompt=0):
 
 
 def stream(windows, tokenizer=None):
-    """What a listener passes on for the windows, call by call."""
-    said = []
-    listen = inference.streamed_text(tokenizer or Bytes(), lambda *heard: said.append(heard))
+    """The arguments of each call of the listener for these windows."""
+    texts = []
+    listen = inference.streamed_text(tokenizer or Bytes(), lambda *arguments: texts.append(arguments))
     for window in windows:
         listen(window)
-    return said
+    return texts
 
 
 def test_a_character_whose_bytes_are_not_all_there_waits_for_them():
     euro = list("a€".encode())
-    said = stream([[new(0, euro[:2])], [new(0, euro[2:3])], [new(0, euro[3:])], [new(0, [98, 256], is_finished=True)]])
-    assert said == [(0, "a", False), (0, "", False), (0, "€", False), (0, "b", True)]
+    texts = stream([[new(0, euro[:2])], [new(0, euro[2:3])], [new(0, euro[3:])], [new(0, [98, 256], is_finished=True)]])
+    assert texts == [(0, "a", False), (0, "", False), (0, "€", False), (0, "b", True)]
 
 
 def test_a_response_that_ends_inside_a_character_says_so():
@@ -44,20 +44,20 @@ def test_a_response_that_ends_inside_a_character_says_so():
 
 
 def test_bytes_that_are_no_character_are_passed_on_when_the_next_shows_it():
-    said = stream([[new(0, [97, 0xE2])], [new(0, [98])], [new(0, [256], is_finished=True)]])
-    assert said == [(0, "a", False), (0, "\ufffdb", False), (0, "", True)]
+    texts = stream([[new(0, [97, 0xE2])], [new(0, [98])], [new(0, [256], is_finished=True)]])
+    assert texts == [(0, "a", False), (0, "\ufffdb", False), (0, "", True)]
 
 
 def test_samples_that_grow_together_are_kept_apart():
-    said = stream([[new(0, [97]), new(1, [120])], [new(1, [121], is_finished=True), new(0, [98])]])
-    assert said == [(0, "a", False), (1, "x", False), (1, "y", True), (0, "b", False)]
+    texts = stream([[new(0, [97]), new(1, [120])], [new(1, [121], is_finished=True), new(0, [98])]])
+    assert texts == [(0, "a", False), (1, "x", False), (1, "y", True), (0, "b", False)]
 
 
 windows = strategies.lists(strategies.integers(1, 4), max_size=30)
 
 
 def cut(tokens, sizes):
-    """The tokens as windows of these sizes, one after another; the last takes what is left and ends the response."""
+    """The tokens as successive windows of these sizes; the last window has the remaining tokens and ends the response."""
     pieces = np.split(np.array(tokens), np.cumsum(sizes)[np.cumsum(sizes) < len(tokens)])
     return [[new(0, piece.tolist(), is_finished=index == len(pieces) - 1)] for index, piece in enumerate(pieces)]
 
@@ -65,9 +65,9 @@ def cut(tokens, sizes):
 @hypothesis.settings(deadline=None)
 @hypothesis.given(strategies.binary(min_size=1, max_size=30), windows)
 def test_what_was_passed_on_is_the_text_whatever_the_bytes_and_windows(tokens, sizes):
-    said = stream(cut(list(tokens), sizes))
-    assert "".join(text for _, text, _ in said) == Bytes().decode(tokens, skip_special_tokens=True)
-    assert [is_complete for *_, is_complete in said] == [False] * (len(said) - 1) + [True]
+    texts = stream(cut(list(tokens), sizes))
+    assert "".join(text for _, text, _ in texts) == Bytes().decode(tokens, skip_special_tokens=True)
+    assert [is_complete for *_, is_complete in texts] == [False] * (len(texts) - 1) + [True]
 
 
 TOKENIZER = hf_checkpoints.tiny_tokenizer()
@@ -78,5 +78,5 @@ TOKENIZER = hf_checkpoints.tiny_tokenizer()
     strategies.lists(strategies.integers(0, hf_checkpoints.VOCABULARY - 1), min_size=1, max_size=20), windows
 )
 def test_a_real_tokenizers_stream_is_its_text(tokens, sizes):
-    said = stream(cut(tokens, sizes), TOKENIZER)
-    assert "".join(text for _, text, _ in said) == TOKENIZER.decode(tokens, skip_special_tokens=True)
+    texts = stream(cut(tokens, sizes), TOKENIZER)
+    assert "".join(text for _, text, _ in texts) == TOKENIZER.decode(tokens, skip_special_tokens=True)

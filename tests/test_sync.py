@@ -1,4 +1,4 @@
-"""The sampler's copy of the parameters, on the learner's devices or on others, is the same numbers."""
+"""The sampler's copy of the parameters has the same values, on the learner's devices or on others."""
 
 from __future__ import annotations
 

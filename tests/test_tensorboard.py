@@ -12,7 +12,7 @@ from reval_jax import tensorboard
 
 
 def crc32c(data):
-    """Bit by bit, from the definition."""
+    """CRC-32C bit by bit, from the definition."""
     crc = 0xFFFFFFFF
     for byte in data:
         for bit in range(8):
@@ -26,7 +26,7 @@ def masked(data):
 
 
 def payloads(data):
-    """The records of a file, their checksums compared."""
+    """The records of a file; checks their checksums."""
     while data:
         (length,) = struct.unpack("<Q", data[:8])
         assert data[8:12] == masked(data[:8])
@@ -48,7 +48,7 @@ def varint(data):
 
 def fields(data):
     """(number, value) of each field of a protocol buffer."""
-    found = []
+    parsed = []
     while data:
         tag, data = varint(data)
         size = {1: 8, 5: 4}.get(tag & 7)
@@ -58,8 +58,8 @@ def fields(data):
             if size is None:
                 size, data = varint(data)
             value, data = data[:size], data[size:]
-        found.append((tag >> 3, value))
-    return found
+        parsed.append((tag >> 3, value))
+    return parsed
 
 
 def scalars(summary):

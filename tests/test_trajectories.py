@@ -15,7 +15,7 @@ PROMPTS, SAMPLES = 5, 3
 
 
 def make(seed=0):
-    """Prompts, rollout and verdicts of unequal lengths, and the pieces that they were joined from."""
+    """Prompts, rollout and verdicts of unequal lengths, and the pieces of their responses."""
     rng = np.random.default_rng(seed)
     prompts = types.Prompts(
         cursor=np.arange(70, 70 + PROMPTS, dtype=np.int64),
@@ -41,44 +41,44 @@ def make(seed=0):
 
 def finished(seed=0, **settings):
     prompts, rollout, verdicts, _ = make(seed)
-    every = config.Config(update=config.Update(**settings))
+    whole_config = config.Config(update=config.Update(**settings))
     return trajectories_lib.join(
         prompts,
         responses.unflat(rollout),
         verdicts,
         round=4,
         policy_version=9,
-        config=every,
-        shape_reward=algorithms.choose(every).shape_reward,
+        config=whole_config,
+        shape_reward=algorithms.choose(whole_config).shape_reward,
     )
 
 
 def test_each_trajectory_is_its_prompt_followed_by_its_response():
     prompts, rollout, verdicts, pieces = make()
-    ours = finished()
+    joined = finished()
     start = 0
     for index in range(PROMPTS * SAMPLES):
         prompt = index // SAMPLES
         expected = [*prompts.tokens[prompt], *pieces[index]]
-        assert ours.tokens[start : start + len(expected)].tolist() == expected
+        assert joined.tokens[start : start + len(expected)].tolist() == expected
         start += len(expected)
-        assert (ours.prompt_length[index], ours.response_length[index]) == (
+        assert (joined.prompt_length[index], joined.response_length[index]) == (
             len(prompts.tokens[prompt]),
             len(pieces[index]),
         )
-        assert (ours.cursor[index], ours.sample[index]) == (70 + prompt, index % SAMPLES)
-        assert (ours.verdict[index], ours.raw_reward[index]) == (verdicts.kind[index], verdicts.reward[index])
-        assert ours.is_truncated[index] == rollout.is_truncated[index]
-    assert start == ours.tokens.size
-    np.testing.assert_array_equal(ours.log_prob, rollout.log_prob)
+        assert (joined.cursor[index], joined.sample[index]) == (70 + prompt, index % SAMPLES)
+        assert (joined.verdict[index], joined.raw_reward[index]) == (verdicts.kind[index], verdicts.reward[index])
+        assert joined.is_truncated[index] == rollout.is_truncated[index]
+    assert start == joined.tokens.size
+    np.testing.assert_array_equal(joined.log_prob, rollout.log_prob)
 
 
 def test_a_new_trajectory_has_no_uses_and_no_reference_scores():
-    ours = finished()
-    assert set(ours.round) == {4}
-    assert set(ours.policy_version) == {9}
-    assert not ours.use_count.any()
-    assert set(ours.reference_version) == {types.NOT_SCORED}
+    joined = finished()
+    assert set(joined.round) == {4}
+    assert set(joined.policy_version) == {9}
+    assert not joined.use_count.any()
+    assert set(joined.reference_version) == {types.NOT_SCORED}
 
 
 rewards = strategies.lists(strategies.tuples(strategies.integers(0, 3), strategies.booleans()), min_size=1, max_size=24)
@@ -87,8 +87,10 @@ rewards = strategies.lists(strategies.tuples(strategies.integers(0, 3), strategi
 def shaped(pairs, **settings):
     group = np.array([group for group, _ in pairs], np.int32)
     raw = np.array([right for _, right in pairs], np.float32)
-    every = config.Config(update=config.Update(**settings))
-    return algorithms.choose(every).shape_reward(trajectories_lib.designed_reward(raw, every.update), group)
+    whole_config = config.Config(update=config.Update(**settings))
+    return algorithms.choose(whole_config).shape_reward(
+        trajectories_lib.designed_reward(raw, whole_config.update), group
+    )
 
 
 @hypothesis.settings(deadline=None, max_examples=25)
@@ -123,10 +125,10 @@ def test_grpo_gets_the_groups_advantage(pairs):
 
 def test_the_raw_reward_is_kept_beside_the_shaped_one():
     _, _, verdicts, _ = make()
-    ours = finished(reward_design="signed")
-    np.testing.assert_array_equal(ours.raw_reward, verdicts.reward)
-    np.testing.assert_array_equal(ours.reward, 2 * verdicts.reward - 1)
-    assert ours.reward.dtype == np.float32
+    joined = finished(reward_design="signed")
+    np.testing.assert_array_equal(joined.raw_reward, verdicts.reward)
+    np.testing.assert_array_equal(joined.reward, 2 * verdicts.reward - 1)
+    assert joined.reward.dtype == np.float32
 
 
 @pytest.mark.parametrize("count", [1, 5])
@@ -151,10 +153,10 @@ def test_gathering_in_one_process_changes_nothing_and_several_join_in_process_or
     for actual, expected in zip(trajectories_lib.gather(first), first, strict=True):
         np.testing.assert_array_equal(actual, expected)
         assert actual.dtype == expected.dtype
-    own = trajectories_lib.distributed.gather_bytes
+    gather_bytes = trajectories_lib.distributed.gather_bytes
     other: list[bytes] = []
     monkeypatch.setattr(
-        trajectories_lib.distributed, "gather_bytes", lambda payload: other.append(payload) or own(payload)
+        trajectories_lib.distributed, "gather_bytes", lambda payload: other.append(payload) or gather_bytes(payload)
     )
     trajectories_lib.gather(second)
     monkeypatch.setattr(trajectories_lib.distributed, "gather_bytes", lambda payload: [payload, other[0]])

@@ -1,4 +1,4 @@
-"""benchmarks/two_versions.py: sees every difference of bits, ignores times, and speaks to each checkout in its own names."""
+"""benchmarks/two_versions.py: finds every difference of bits, ignores times, and uses the setting names of each checkout."""
 
 from __future__ import annotations
 

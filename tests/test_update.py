@@ -185,7 +185,7 @@ def test_a_width_and_a_vocabulary_that_do_not_divide_give_the_same_gradients():
 
 @pytest.mark.parametrize("remat", ["none", pytest.param("full", marks=pytest.mark.slow)])
 def test_weights_are_gathered_and_gradients_scattered_in_the_loop_and_nothing_crosses_data_there(remat):
-    """Reads the compiled program: every micro-batch pays for the collectives inside the loop over them."""
+    """Reads the compiled program, because every micro-batch repeats the collectives inside the loop."""
     tiny = tiny_programs.tiny(data=2, fsdp=2, tensor=2, model={"remat": remat})
     rows = batch.pack(tiny_programs.random_trajectories(8), tiny.mesh, limits=tiny.limits)
     loss = tiny.algorithm.loss
@@ -298,7 +298,7 @@ def test_a_step_on_eight_devices_moves_as_one_device_does():
         with jax.numpy_dtype_promotion("standard"):
             state, _ = step(state, batch.pack(trajectories, tiny.mesh, limits=tiny.limits))
         moved.append(distributed.fetch(state.params))
-    # Adam's first step is lr·sign(g), so an entry whose gradient is all rounding may go either way.
+    # Adam's first step is lr·sign(g), so the sign of an entry whose gradient is only rounding is arbitrary.
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-3), *moved)
 
 
@@ -313,7 +313,7 @@ def test_the_donated_state_is_updated_in_place():
 
 
 def test_the_update_takes_no_reference_parameters():
-    """A replayed update runs no reference forward pass: its program has no argument to run one with."""
+    """A replayed update runs no reference forward pass: its program has no argument for the reference's parameters."""
     tiny = tiny_programs.tiny()
     step, state = stepper(tiny)
     with jax.numpy_dtype_promotion("standard"):

@@ -1,4 +1,4 @@
-"""The guard against the CPU fault of jaxlib 0.10.2 (jax issue 39103), seen from fresh processes."""
+"""The guard against the CPU fault of jaxlib 0.10.2 (jax issue 39103), tested in new processes."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ START_BACKEND = """
 
 
 def run_python(*parts: str, xla_flags: str | None = None, path: tuple[pathlib.Path, ...] = ()) -> list[str]:
-    """Runs the parts as one program in a new process; returns its lines of output and then of error."""
+    """Runs the parts as one program in a new process; returns the lines of standard output, then of standard error."""
     # Without the compilation cache: each process has to compile under its own flags.
     unwanted = ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR")
     environment = {name: value for name, value in os.environ.items() if name not in unwanted}
@@ -60,7 +60,7 @@ def run_python(*parts: str, xla_flags: str | None = None, path: tuple[pathlib.Pa
 
 
 def fake_jaxlib(directory: pathlib.Path, version: str) -> pathlib.Path:
-    """A directory that makes importlib.metadata report this jaxlib; the module that is imported stays the real one."""
+    """A directory that makes importlib.metadata report this version of jaxlib; imports still load the real one."""
     metadata = directory / f"jaxlib-{version}.dist-info" / "METADATA"
     metadata.parent.mkdir(parents=True)
     metadata.write_text(f"Metadata-Version: 2.1\nName: jaxlib\nVersion: {version}\n")
