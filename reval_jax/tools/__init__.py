@@ -1,1 +1,1 @@
-"""Commands beside training: plan, bench, report, doctor and the demo."""
+"""Tools around training: plan, bench, report, doctor and the demo."""

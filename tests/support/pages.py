@@ -80,7 +80,7 @@ def paths(page: str) -> set[str]:
 
 
 def settings(page: str) -> set[tuple[str, str]]:
-    """(section, field) of each `--section.field`, and of each `section.field` whose section has not a module's name."""
+    """(section, field) of each `--section.field`, and of each `section.field` whose section is not also a module."""
     names = {match for span in spans(page) for match in re.findall(r"^(\w+)\.(\w+)(?:[=:].*)?$", span)}
     flags = set(re.findall(r"--(\w+)\.(\w+)", read(page))) - {("section", "field")}
     names = {name for name in names if name[0] in SECTIONS and not _is_module(name[0])}
@@ -88,7 +88,7 @@ def settings(page: str) -> set[tuple[str, str]]:
 
 
 def unknown_names(page: str) -> set[str]:
-    """`module.name` of the page where neither the module has the name nor a section of the settings the field."""
+    """Each `module.name` of the page that is neither a name in the module nor a setting."""
     unknown = set()
     for span in spans(page):
         match = re.fullmatch(r"(?:reval_jax\.)?(\w+)\.(\w+)(?:[(=:].*)?", span)

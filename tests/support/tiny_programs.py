@@ -1,4 +1,4 @@
-"""A tiny policy with everything that the tests of the learner and the sampler need of it."""
+"""A tiny policy, for tests of the learner and the sampler."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def random_trajectories(num: int, *, seed: int = 0, max_prompt: int = 7, max_res
 
 
 def prompts(*texts: tuple[int, ...], first_cursor: int = 0) -> types.Prompts:
-    """Prompts of the given token ids."""
+    """Prompts with these token ids."""
     return types.Prompts(
         cursor=np.arange(first_cursor, first_cursor + len(texts), dtype=np.int64),
         row=np.arange(len(texts), dtype=np.int64),
@@ -163,9 +163,9 @@ def collectives(text: str) -> tuple[set[tuple[str, str]], set[tuple[str, str]]]:
     looped: set[str] = set()
     waiting = set(re.findall(r"body=%?([\w.-]+)", text))
     while waiting:
-        found = waiting.pop()
-        looped.add(found)
-        waiting |= called.get(found, set()) - looped
+        computation = waiting.pop()
+        looped.add(computation)
+        waiting |= called.get(computation, set()) - looped
     inside: set[tuple[str, str]] = set()
     outside: set[tuple[str, str]] = set()
     kinds = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"

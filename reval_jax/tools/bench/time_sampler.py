@@ -216,7 +216,7 @@ def _program_seconds(
 def _step_floor(engine: sampler.Engine, params: model.Params, positions: float, peak: float, bandwidth: float) -> float:
     """Lower bound of the seconds of one decode step on the devices of one process, from products and from memory traffic."""
     architecture, devices = engine.architecture, engine.mesh.devices.size
-    # The embedding table costs no product where the sampler holds a head of its own; a tied table without one is also the head.
+    # A separate head means that the embedding table takes part in no product; without one the tied table is the head.
     embedding = architecture.vocab_size * architecture.width if "head" in params else 0
     leaves = jax.tree.leaves(params)
     used = sum(leaf.size for leaf in leaves) - embedding

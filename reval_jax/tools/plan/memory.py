@@ -133,7 +133,7 @@ def _prompt_bytes(engine: sampler.Engine) -> int:
 def _residual_bytes(
     architecture: model.Architecture, mesh: jax.sharding.Mesh, shape: batch.Shape, config: config_lib.Config
 ) -> int:
-    """Bytes that the layers keep for their backward pass: each layer's input, and what `model.remat` keeps beside it.
+    """Bytes that the layers keep for their backward pass: each layer's input, and what `model.remat` keeps in addition.
 
     The policies are in `model.forward`, the arrays that they name are marked by SAVED_PRODUCT and SAVED_ATTENTION of
     `model.linear`: a change there has to be repeated here, as the sizes of those arrays.
@@ -175,7 +175,7 @@ _HELD_BY_PROGRAM = {
 
 
 def with_programs(bound: Phase, results: dict[str, compilation.Result]) -> Phase:
-    """The phase with the memory of its compiled programs: their own arrays, and those that stay on the device beside them.
+    """The phase with the memory of its compiled programs: their own arrays, and the other arrays on the device.
 
     Args:
       bound: from `lower_bounds`.
