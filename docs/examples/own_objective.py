@@ -1,15 +1,15 @@
-"""An objective of your own: ReVal's residual under Huber's loss, so that no residual pulls harder than DELTA does.
+"""A user-defined objective: Huber's loss of ReVal's residual, so that no residual has a larger gradient than DELTA.
 
-At a small beta a right answer's residual is hundreds of nats (r / beta), and its square dominates the batch. Huber's loss is
-the square within DELTA and a line beyond it:
+At a small beta the residual of a right answer is hundreds of nats (r / beta), and its square dominates the batch. Huber's loss is
+the square up to DELTA and a line beyond it:
 
     h(x) = x^2 where |x| <= DELTA, else 2 DELTA |x| - DELTA^2          (Huber, 1964; times 2, so that it begins as ReVal's)
 
     reval train --config configs/one_shot_medium.yaml --update.objective own_objective:huber --update.objective_path docs/examples
 
-`huber` is all that reval_jax needs: a function of the config that returns an Algorithm. The others are its parts.
+reval_jax calls only `huber`, a function of the config that returns an Algorithm; the other functions are its parts.
 
-    python docs/examples/own_objective.py        prints h beside the square
+    python docs/examples/own_objective.py        prints h and the square
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ def huber(settings: config.Config) -> algorithms.Algorithm:
             rows.reward,
             beta=settings.update.beta,
         )
-        is_real = rows.response_length > 0  # False in a slot that holds no trajectory
+        is_real = rows.response_length > 0  # False in an empty slot
         is_line = is_real & (jnp.abs(residual) > DELTA)
-        # Divided by the whole batch's count: the micro-batches' losses and metrics are added up.
+        # Divided by the whole batch's count, because the losses and metrics of the micro-batches are added.
         return (
             jnp.where(is_real, huber_loss(residual), 0.0).sum() / rows.num_trajectories,
             {"huber/line_fraction": is_line.sum(dtype=jnp.float32) / rows.num_trajectories},

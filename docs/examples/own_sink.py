@@ -1,9 +1,9 @@
-"""A metric sink of your own: a table of a few metrics, one row per round, in the run directory.
+"""A user-defined metric sink: a table of a few metrics in the run directory, one row per round.
 
     PYTHONPATH=docs/examples reval train --config configs/one_shot_easy.yaml --run.sinks tensorboard own_sink:table
 
-`table` is all that reval_jax needs: a function of the config and the run directory that returns the sink, a function of a round
-and its metrics. For Weights & Biases the same shape is enough:
+reval_jax calls only `table`, a function of the config and the run directory that returns the sink, which is a function of a round
+and its metrics. A sink for Weights & Biases has the same form:
 
     def wandb_sink(config, run_dir):
         run = wandb.init(project="reval", name=run_dir.name, id=run_dir.name, resume="allow")
@@ -22,7 +22,7 @@ COLUMNS = ("critic/score/mean", "actor/loss", "response_length/mean", "timing_s/
 
 
 def table(settings: config.Config, run_dir: Path) -> sinks.Sink:
-    """A sink that appends COLUMNS to table.csv; a metric that a round lacks is left empty."""
+    """A sink that appends COLUMNS to table.csv; the cell of an absent metric is empty."""
     path = run_dir / "table.csv"
 
     def write(round: int, metrics: Mapping[str, float | str]) -> None:

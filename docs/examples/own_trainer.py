@@ -1,7 +1,7 @@
-"""The equations in a trainer of your own: jax, reval_jax.objective and reval_jax.scores, nothing else.
+"""The equations in another trainer, with only jax, reval_jax.objective and reval_jax.scores.
 
-A policy with one state and six actions is a 1 x D hidden state times a D x V head. ReVal's loss on sampled actions takes it
-to the closed-form minimizer: pi = pi_ref exp(r / beta) / Z, and V - V_ref = log Z.
+A policy with one state and six actions is a 1 x D hidden state times a D x V head. ReVal's loss on sampled actions trains it to
+the closed-form minimizer: pi = pi_ref exp(r / beta) / Z, and V - V_ref = log Z.
 
     python docs/examples/own_trainer.py
 """
@@ -21,7 +21,7 @@ hidden = jnp.ones((1, 1))
 
 
 def values(head: jax.Array, actions: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The pair log pi(a), V of each sampled action."""
+    """Returns log pi(a) and V of each sampled action."""
     return scores.token_scores(jnp.broadcast_to(hidden, (actions.size, 1)), head, actions)
 
 
@@ -37,7 +37,7 @@ def loss(head: jax.Array, actions: jax.Array) -> jax.Array:
 
 @jax.jit
 def step(head: jax.Array, key: jax.Array) -> jax.Array:
-    """One gradient step on actions of the current policy: any others would do, the loss needs no ratio."""
+    """One gradient step on actions of the current policy; actions of any other policy would also do, without a ratio."""
     actions = jax.random.categorical(key, (hidden @ head)[0], shape=(64,))
     return head - 0.1 * jax.grad(loss)(head, actions)
 
