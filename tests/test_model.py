@@ -127,10 +127,10 @@ def test_rope_frequencies_of_a_real_size_equal_transformers(kind):
 # --- cached decoding -------------------------------------------------------------------------------------------------
 
 
-def filled_cache(architecture, params, prompts, length, *, dtype=jnp.float32, cache_dtype="float32"):
+def filled_cache(architecture, params, prompts, length, *, dtype=jnp.float32, cache_dtype="float32", **kernels):
     """A cache of `length` positions a row that begins with the prompts."""
     padded = jnp.pad(prompts, ((0, 0), (0, length - prompts.shape[1])), constant_values=77)
-    return model.prefill(architecture, params, padded, compute_dtype=dtype, cache_dtype=cache_dtype)
+    return model.prefill(architecture, params, padded, compute_dtype=dtype, cache_dtype=cache_dtype, **kernels)
 
 
 def decoded_logits(family, *, length=cache_lib.BLOCK, cache_dtype="float32"):
@@ -371,13 +371,18 @@ def test_bfloat16_is_close_to_float32_and_its_gradients_are_float32():
 
 
 @pytest.mark.slow
-def test_bfloat16_decoding_keeps_a_bfloat16_cache():
+@pytest.mark.parametrize(("storage", "held"), [(cache_lib.PLAIN, jnp.bfloat16), (cpu.UINT16, jnp.uint16)])
+def test_bfloat16_decoding_keeps_the_cache_as_its_kernels_hold_it(storage, held):
     architecture, params = tiny()
+    kernels = model.kernels.PLAIN._replace(storage=storage)
     tokens, lengths = jnp.asarray(random_tokens(2, 4)), jnp.array([4, 2])
-    cache = filled_cache(architecture, params, tokens, cache_lib.BLOCK, dtype=jnp.bfloat16, cache_dtype="bfloat16")
-    hidden, cache = model.decode(architecture, params, cache, tokens[:, 0], lengths, compute_dtype=jnp.bfloat16)
+    numbers = {"dtype": jnp.bfloat16, "cache_dtype": "bfloat16"}
+    cache = filled_cache(architecture, params, tokens, cache_lib.BLOCK, **numbers, kernels=kernels)
+    hidden, cache = model.decode(
+        architecture, params, cache, tokens[:, 0], lengths, compute_dtype=jnp.bfloat16, kernels=kernels
+    )
     assert hidden.dtype == jnp.bfloat16
-    assert cache.keys.dtype == cache.values.dtype == jnp.uint16  # their bits
+    assert cache.keys.dtype == cache.values.dtype == held
 
 
 def test_bfloat16_traces_under_strict_promotion_in_every_family():
