@@ -93,7 +93,7 @@ def test_on_policy_mini_batches_are_the_fresh_batch_in_another_order():
 
 
 @pytest.mark.parametrize(("truncated", "expected"), [("keep", "all"), ("mask", "finished")])
-def test_responses_that_were_cut_are_left_out_of_the_loss_where_the_settings_say_so(truncated, expected):
+def test_truncated_responses_are_left_out_of_the_loss_if_masked(truncated, expected):
     config = tiny_programs.settings(rollout={"truncated": truncated})
     trajectories = tiny_programs.random_trajectories(16)
     finished = np.ones(16, bool) if expected == "all" else ~trajectories.is_truncated

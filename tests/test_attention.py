@@ -114,7 +114,7 @@ def test_splash_in_bfloat16_rounds_as_the_plain_implementation_does():
         assert_close(result, exact, 0.02)
 
 
-def test_splash_asks_for_full_precision_in_float32_backward_too():
+def test_splash_uses_full_precision_in_float32_forward_and_backward():
     def text_of(dtype):
         inputs = heads(1, 128, 1, 1, 128, dtype)
         return str(jax.make_jaxpr(functools.partial(output_and_gradients, SPLASH))(*inputs))
@@ -134,7 +134,7 @@ def test_splash_pads_a_row_by_less_than_a_block_that_is_whole_lanes(length):
 
 
 @pytest.mark.parametrize("length", [24, pytest.param(25, marks=pytest.mark.slow)])
-def test_cudnn_is_given_the_mask_of_the_plain_implementation_and_odd_rows_are_made_even(length):
+def test_cudnn_gets_the_mask_of_the_plain_implementation_and_odd_rows_are_padded_to_even(length):
     inputs = heads(2, length, 6, 2, 8)
     assert_close(output_and_gradients(CUDNN, *inputs), output_and_gradients(attention.xla.attend, *inputs), 3e-6)
 
@@ -216,7 +216,7 @@ def test_the_implementation_follows_the_platform_of_the_mesh(setting, platform, 
         ("flash", "tpu", "bfloat16", "'flash' is not a known implementation"),
     ],
 )
-def test_what_the_mesh_cannot_run_is_refused(setting, platform, dtype, message):
+def test_an_attention_that_the_mesh_cannot_run_is_refused(setting, platform, dtype, message):
     architecture = hf_checkpoints.tiny_architecture()
     with pytest.raises(ValueError, match=message):
         kernels.for_learner(setting, mesh_of(platform), architecture, jnp.dtype(dtype))

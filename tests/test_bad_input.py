@@ -247,11 +247,11 @@ def test_a_run_directory_that_is_a_file_is_refused(files, capsys):
     assert "is not a writable directory" in refused(files, capsys, run_dir=files / "train.jsonl")
 
 
-def test_a_directory_with_other_files_is_not_taken_for_a_run(files, capsys):
+def test_a_directory_with_other_files_is_refused_as_a_run(files, capsys):
     assert "holds files but no config.yaml" in refused(files, capsys, run_dir=files / "model")
 
 
-def test_a_directory_with_the_users_own_config_is_not_written_over(files, capsys):
+def test_a_directory_with_the_users_own_config_is_not_overwritten(files, capsys):
     assert "holds a config.yaml that no run wrote" in refused(files, capsys, run_dir=files)
 
 
@@ -274,13 +274,13 @@ def claimed(files):
         ("--replay.capacity", "40", "replay.capacity: 20 -> 40"),
     ],
 )
-def test_going_on_with_other_settings_is_refused(files, claimed, capsys, option, value, message):
+def test_resuming_with_other_settings_is_refused(files, claimed, capsys, option, value, message):
     stderr = refused(files, capsys, option, value, run_dir=claimed)
     assert message in stderr
     assert "--run-dir" in stderr
 
 
-def test_going_on_with_another_data_set_behind_the_same_name_is_refused(files, claimed, capsys):
+def test_resuming_with_another_data_set_under_the_same_name_is_refused(files, claimed, capsys):
     assert "began with 0123456789abcdef" in refused(files, capsys, run_dir=claimed)
 
 
@@ -340,7 +340,7 @@ def test_a_run_without_that_checkpoint_is_refused(files, claimed, capsys, comman
         (("--prompt", "1+1=", "--round", "3"), "--round 3 names a checkpoint, but no run"),
     ],
 )
-def test_a_sample_that_cannot_be_drawn_is_refused(files, capsys, options, message):
+def test_an_impossible_sample_is_refused(files, capsys, options, message):
     assert cli.main(["sample", "--config", str(files / "config.yaml"), *options]) == 2
     captured = capsys.readouterr()
     assert message in captured.err
@@ -348,7 +348,7 @@ def test_a_sample_that_cannot_be_drawn_is_refused(files, capsys, options, messag
 
 
 @pytest.mark.parametrize("text", ["a: [unclosed", "3", "model: {path: x}"])
-def test_a_config_of_somebody_elses_in_the_run_directory_is_refused(files, capsys, text):
+def test_a_foreign_config_in_the_run_directory_is_refused(files, capsys, text):
     run_dir = files.parent / "run"
     run_dir.mkdir()
     (run_dir / "config.yaml").write_text(text)

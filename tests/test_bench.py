@@ -55,7 +55,7 @@ def test_log_normal_lengths_have_the_mean_they_say_and_stay_in_bounds():
 
 
 @pytest.mark.slow
-def test_an_update_benchmark_says_what_it_measured():
+def test_an_update_benchmark_reports_its_measurements():
     with jax.numpy_dtype_promotion("standard"):
         results = bench.time_update.run(
             hf_checkpoints.tiny_architecture(),
@@ -104,7 +104,7 @@ def test_wrong_arguments_are_one_line_and_exit_2(arguments, says):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("lengths", ["fixed", "lognormal"])
-def test_a_sampler_benchmark_says_what_it_measured(lengths):
+def test_a_sampler_benchmark_reports_its_measurements(lengths):
     shape = bench.time_sampler.Workload(prompts=2, samples=4, prompt_tokens=8, response_tokens=8)
     results = bench.time_sampler.run(
         hf_checkpoints.tiny_architecture(),

@@ -104,7 +104,7 @@ def test_the_module_is_the_command():
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"]])
-def test_a_reader_that_goes_away_ends_the_command_quietly(arguments):
+def test_a_closed_standard_output_ends_the_command_without_a_traceback(arguments):
     read, write = os.pipe()
     os.close(read)
     result = subprocess.run(
@@ -133,7 +133,7 @@ def test_a_reader_that_goes_away_ends_the_command_quietly(arguments):
         (("-3 apples", "-3", "--answer_format", "first_number"), 1.0, "ok"),
     ],
 )
-def test_verify_grades_what_may_begin_with_a_minus(arguments, reward, verdict, capsys):
+def test_verify_grades_answers_that_begin_with_a_minus(arguments, reward, verdict, capsys):
     first = output_of(capsys, "verify", *arguments)
     grade = json.loads(output_of(capsys, "verify", "--json", "/dev/stdout", *arguments))
     assert first.startswith(f"reward {grade['reward']:g}, verdict {grade['verdict']}: ")
@@ -154,14 +154,14 @@ def test_verify_does_not_grade_one_of_its_own_flags(arguments, capsys):
     assert "verify needs PREDICTION and GOLD, but the words beside its options are " in captured.err
 
 
-def test_the_help_of_verify_teaches_its_words(capsys):
+def test_the_help_of_verify_shows_its_arguments_and_a_working_example(capsys):
     text = with_flags_joined(output_of(capsys, "verify", "--help"))
     assert "usage: reval verify [-h] [OPTIONS] PREDICTION GOLD" in text
     _, _, example = text.partition("For example: ")
     assert output_of(capsys, *example.split()[1:5]).startswith("reward 1, verdict ok")
 
 
-def test_sample_prints_as_many_responses_as_asked_and_repeats_itself(files, run_dir, capsys, tmp_path):
+def test_sample_prints_the_requested_number_of_responses_and_is_reproducible(files, run_dir, capsys, tmp_path):
     base = ("sample", "--run-dir", run_dir, "--prompt", "1+1=", "--samples", "3")
     text = output_of(capsys, *base, "--json", tmp_path / "s.json")
     results = json.loads((tmp_path / "s.json").read_text())
@@ -212,7 +212,7 @@ def test_several_samples_are_each_printed_whole_when_they_are_complete(run_dir, 
 
 
 @pytest.mark.parametrize("samples", ["1", "2"])
-def test_json_on_standard_output_is_alone_there_while_the_text_goes_to_standard_error(run_dir, capsys, samples):
+def test_with_json_on_standard_output_the_text_goes_to_standard_error(run_dir, capsys, samples):
     arguments = ["--run-dir", str(run_dir), "--prompt", "1+1=", "--samples", samples, "--json", "/dev/stdout"]
     assert cli.main(["sample", *arguments]) == 0
     captured = capsys.readouterr()
@@ -222,17 +222,17 @@ def test_json_on_standard_output_is_alone_there_while_the_text_goes_to_standard_
     assert captured.err.count(f" of {samples}: ") == int(samples)
 
 
-def test_sample_speaks_for_a_model_without_a_run(files, capsys):
+def test_sample_works_without_a_run(files, capsys):
     text = output_of(capsys, "sample", "--config", files / "config.yaml", "--prompt", "1+1=")
     assert "--- 1 of 1" in text
 
 
-def test_sample_names_the_rounds_there_are(run_dir, capsys):
+def test_sample_names_the_saved_rounds(run_dir, capsys):
     assert cli.main(["sample", "--run-dir", str(run_dir), "--prompt", "1+1=", "--round", "9"]) == 2
     assert "no checkpoint of round 9 exists; saved rounds: [1, 2]" in capsys.readouterr().err
 
 
-def test_eval_measures_what_the_run_measured(run_dir, capsys, tmp_path):
+def test_eval_repeats_the_evaluation_of_the_run(run_dir, capsys, tmp_path):
     text = output_of(capsys, "eval", "--run-dir", run_dir, "--json", tmp_path / "e.json")
     assert output_of(capsys, "eval", "--run-dir", run_dir, "--round", "2") == text
     evaluation = json.loads((tmp_path / "e.json").read_text())
@@ -283,7 +283,7 @@ def test_the_report_is_one_file_without_outside_references(run_dir, capsys, tmp_
     assert "config_hash" in page
 
 
-def test_doctor_finds_this_machine_fit_and_says_what_it_looked_at(capsys, tmp_path, monkeypatch):
+def test_doctor_passes_on_this_machine_and_lists_its_checks(capsys, tmp_path, monkeypatch):
     # The result must not depend on the free disk of the machine that runs the tests.
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("usage", (), {"free": 2**40}))
     text = output_of(capsys, "doctor", "--json", tmp_path / "d.json")
@@ -295,12 +295,12 @@ def test_doctor_finds_this_machine_fit_and_says_what_it_looked_at(capsys, tmp_pa
     assert "BAD" not in text
 
 
-def test_doctor_exits_1_where_something_is_wrong(capsys, monkeypatch):
+def test_doctor_exits_with_1_if_a_check_fails(capsys, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("usage", (), {"free": 2**20}))
     assert "BAD  free disk" in output_of(capsys, "doctor", code=1)
 
 
-def test_a_train_command_says_where_the_run_is(files, run_dir, capsys):
+def test_train_prints_the_run_directory(files, run_dir, capsys):
     text = output_of(
         capsys,
         "train",

@@ -53,7 +53,7 @@ def test_gradients_are_the_plain_ones_bit_for_bit(dtype):
     jax.tree.map(np.testing.assert_array_equal, result, expected)
 
 
-def test_what_is_stacked_is_what_was_as_integers_and_nothing_more():
+def test_the_stacked_residuals_are_the_same_arrays_as_integers():
     result, plain = (stacked(*pulled_back(jnp.bfloat16, wrap)) for wrap in (cpu.uint16_residuals, lambda layer: layer))
     assert result == [(shape, dtype.replace("bfloat16", "uint16")) for shape, dtype in plain]
     shapes = [shape for shape, _ in result]

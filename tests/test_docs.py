@@ -71,7 +71,7 @@ def test_the_checks_find_what_does_not_exist(tmp_path, monkeypatch):
     assert not pages.known_flags("trian")
 
 
-def test_every_page_is_in_the_site_and_the_site_asks_no_network():
+def test_every_page_is_in_the_site_and_the_site_needs_no_network():
     # The file has none of MkDocs' tags for Python objects, so a plain YAML reader can load it.
     site = yaml.safe_load((pages.ROOT / "mkdocs.yml").read_text())
     named = set(re.findall(r"[\w/]+\.md", json.dumps(site["nav"])))

@@ -30,7 +30,7 @@ def with_rewards(rewards, samples):
     groups=strategies.lists(strategies.lists(strategies.sampled_from((0, 1)), min_size=3, max_size=3), min_size=1),
     data=strategies.data(),
 )
-def test_groups_whose_rewards_differ_come_first_and_others_fill_what_is_missing(groups, data):
+def test_mixed_groups_come_first_and_others_complete_the_batch(groups, data):
     sampled = with_rewards(list(itertools.chain.from_iterable(groups)), 3)
     assert trajectories.is_mixed(sampled).reshape(-1, 3).tolist() == [[0 < sum(group) < 3] * 3 for group in groups]
     num_groups = data.draw(strategies.integers(1, len(groups)))
@@ -49,7 +49,7 @@ def test_the_penalty_climbs_over_the_buffer_to_one_at_the_limit():
     assert not trajectories.length_penalty(np.array([1, 100]), config.Rollout(max_response_tokens=100)).any()
 
 
-def test_the_penalty_is_taken_off_before_groups_are_compared():
+def test_the_penalty_is_subtracted_before_groups_are_compared():
     settings = config.Config(update=config.Update(reward_design="group_normalized"))
     reward = trajectories.designed_reward(
         np.array([1, 1], np.float32), settings.update, penalty=np.array([0, 0.5], np.float32)
@@ -102,7 +102,7 @@ def test_a_round_that_is_stopped_in_its_second_wave_keeps_the_first_and_ends_ali
 
 
 @pytest.mark.slow
-def test_a_masked_response_is_sampled_and_counted_and_not_learned_from(tmp_path, chance):
+def test_a_masked_response_is_sampled_and_counted_but_not_trained_on(tmp_path, chance):
     file = tiny_runs.write_files(tmp_path)
     unmasked = tiny_runs.play(file, tmp_path / "keep", run__rounds=1, eval__every=0).lines[0]
     masked = tiny_runs.play(file, tmp_path / "mask", run__rounds=1, eval__every=0, rollout__truncated="mask").lines[0]
@@ -120,6 +120,6 @@ def test_a_masked_response_is_sampled_and_counted_and_not_learned_from(tmp_path,
         ({"penalty_tokens": 5}, "reads none"),
     ],
 )
-def test_settings_that_nothing_would_read_are_refused(settings, message):
+def test_settings_without_an_effect_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         config_checks.check_rollout(config.Rollout(**settings))

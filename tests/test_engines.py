@@ -54,7 +54,7 @@ def engine(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_an_engine_of_ones_own_plays_a_run(tmp_path, engine):
+def test_a_user_defined_engine_trains_a_run(tmp_path, engine):
     file = tiny_runs.write_files(tmp_path)
     outcome = tiny_runs.play(file, tmp_path / "run", rollout__engine=engine, eval__every=0, run__rounds=2)
     assert [line["response_length/mean"] for line in outcome.lines] == [2, 2]

@@ -139,7 +139,7 @@ def test_an_init_file_holds_a_docstring_and_exports(path):
         assert is_export or path.parent == PACKAGE, f"line {node.lineno} belongs into a file of its own"
 
 
-def test_the_import_reader_sees_every_form(tmp_path, monkeypatch):
+def test_the_import_reader_handles_every_form(tmp_path, monkeypatch):
     monkeypatch.setitem(globals(), "PACKAGE", tmp_path)
     (tmp_path / "model").mkdir()
     path = tmp_path / "model" / "layers.py"
@@ -155,7 +155,7 @@ def test_the_import_reader_sees_every_form(tmp_path, monkeypatch):
     assert imported_libraries(path) == {"jax", "flax"}
 
 
-def test_a_cycle_between_an_init_and_its_file_is_seen(tmp_path, monkeypatch):
+def test_a_cycle_between_an_init_and_its_file_is_detected(tmp_path, monkeypatch):
     monkeypatch.setitem(globals(), "PACKAGE", tmp_path)
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "__init__.py").write_text("from reval_jax.a.b import f\n")

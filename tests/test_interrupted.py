@@ -58,7 +58,7 @@ def test_a_run_that_is_stopped_twice_is_ended_evaluated_and_drawn(tmp_path):
         (("--config", "absent.yaml"), "absent.yaml"),
     ],
 )
-def test_wrong_input_is_said_in_one_line_before_anything_runs(options, message, monkeypatch, tmp_path):
+def test_wrong_input_is_refused_in_one_line_before_anything_runs(options, message, monkeypatch, tmp_path):
     pytest.importorskip("matplotlib")
     from benchmarks import interrupted
 

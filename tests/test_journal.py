@@ -60,7 +60,7 @@ def files_of(directory):
     strategies.sets(strategies.integers(1, 7)),
     strategies.integers(0, 2**32 - 1),
 )
-def test_what_is_read_is_what_was_added_bit_for_bit(lengths, cuts, seed):
+def test_a_journal_returns_the_added_responses_bit_for_bit(lengths, cuts, seed):
     responses = make(lengths, seed)
     edges = [0, *sorted(cut for cut in cuts if cut < len(responses)), len(responses)]
     with tempfile.TemporaryDirectory() as directory:
@@ -71,7 +71,7 @@ def test_what_is_read_is_what_was_added_bit_for_bit(lengths, cuts, seed):
         assert len(files_of(Path(directory))) == len(edges) - 1
 
 
-def test_numbers_that_are_no_numbers_come_back_as_they_were(tmp_path):
+def test_nan_infinity_and_negative_zero_are_kept_bit_for_bit(tmp_path):
     odd = np.array([-0.0, np.nan, -np.inf, 1e-45, -3.4e38], np.float32)
     response = types.Response(2, 5, np.arange(5, dtype=np.int32), odd, -odd, True)
     store = journal.Journal(tmp_path, "a")
@@ -79,13 +79,13 @@ def test_numbers_that_are_no_numbers_come_back_as_they_were(tmp_path):
     assert_same(store.read(0, 1000), [response])
 
 
-def test_a_journal_that_nothing_was_added_to_is_empty_and_writes_nothing(tmp_path):
+def test_a_new_journal_is_empty_and_writes_nothing(tmp_path):
     assert journal.Journal(tmp_path / "process", "a").read(0, 1000) == {}
     assert not (tmp_path / "process").exists()
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])
-def test_a_torn_file_is_skipped_and_what_is_added_next_does_not_stand_in_its_place(tmp_path, share):
+def test_a_torn_file_is_skipped_and_not_overwritten_by_the_next(tmp_path, share):
     responses = make([4, 2, 7, 1, 3, 5])
     store = journal.Journal(tmp_path, "a")
     for start in (0, 2, 4):
@@ -98,7 +98,7 @@ def test_a_torn_file_is_skipped_and_what_is_added_next_does_not_stand_in_its_pla
     assert_same(again.read(0, 1000), responses)
 
 
-def test_a_flipped_byte_is_found(tmp_path):
+def test_a_flipped_byte_is_detected(tmp_path):
     """A readable file with wrong content would change the run, so its checksum must be checked."""
     store = journal.Journal(tmp_path, "a")
     store.add(make([50]), 0)
@@ -110,7 +110,7 @@ def test_a_flipped_byte_is_found(tmp_path):
     assert store.read(0, 1000) == {}
 
 
-def test_a_write_that_was_cut_short_is_not_read_and_is_written_over(tmp_path, monkeypatch):
+def test_an_incomplete_write_is_not_read_and_is_overwritten(tmp_path, monkeypatch):
     store, responses = journal.Journal(tmp_path, "a"), make([3, 4])
     store.add(responses[:1], 0)
     with monkeypatch.context() as patch:
@@ -124,7 +124,7 @@ def test_a_write_that_was_cut_short_is_not_read_and_is_written_over(tmp_path, mo
     assert [file.suffix for file in files_of(tmp_path)] == [".npz", ".npz"]
 
 
-def test_opening_a_journal_deletes_what_other_rounds_and_policies_left_and_keeps_its_own(tmp_path):
+def test_opening_a_journal_deletes_those_of_other_rounds_and_policies(tmp_path):
     journal.Journal(tmp_path / "process_0_of_2", "round_1_policy_2").add(make([3]), 0)
     journal.Journal(tmp_path / "process_1_of_2", "round_1_policy_2").add(make([4]), 0)
     store = journal.Journal(tmp_path / "process_0_of_2", "round_1_policy_2")

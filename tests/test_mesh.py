@@ -42,7 +42,7 @@ def test_heads_that_tensor_does_not_divide_stay_whole():
     assert key.addressable_shards[0].data.shape == key.shape
 
 
-def test_what_is_kept_whole_is_named():
+def test_axes_that_are_kept_whole_are_named():
     architecture = hf_checkpoints.tiny_architecture(num_heads=9, num_kv_heads=3)
     tiny = tiny_programs.tiny(tensor=4, architecture=architecture)
     shapes = model.abstract_params(architecture)

@@ -55,7 +55,7 @@ def writer(path: Path, keep_bytes: int = 0) -> metrics.Writer:
     return metrics.Writer(path, keep_bytes=keep_bytes, is_active=True)
 
 
-def test_what_is_written_is_read_back_and_on_disk_at_once(tmp_path):
+def test_a_written_line_is_on_disk_at_once_and_reads_back_equal(tmp_path):
     opened = writer(tmp_path / "m.jsonl")
     lines = [{"a": 1, "b": 0.1 + 0.2, "c": "text"}, {"a": np.int64(2), "b": np.float32(0.5), "c": True}]
     for line in lines:
@@ -76,7 +76,7 @@ def test_numbers_that_are_not_finite_become_null_so_that_the_file_stays_json(tmp
 @hypothesis.given(
     num_saved=strategies.integers(0, 5), num_lost=strategies.integers(0, 5), is_torn=strategies.booleans()
 )
-def test_lines_behind_the_last_save_are_dropped_also_a_torn_one(tmp_path, num_saved, num_lost, is_torn):
+def test_lines_after_the_last_save_are_dropped_even_a_torn_one(tmp_path, num_saved, num_lost, is_torn):
     path = tmp_path / "m.jsonl"
     path.unlink(missing_ok=True)
     opened = writer(path)

@@ -37,7 +37,7 @@ def test_a_published_shape_needs_no_network(monkeypatch, tmp_path):
         assert "shipped with reval_jax" in source
 
 
-def test_what_is_on_this_machine_comes_before_the_published_shapes(monkeypatch, tmp_path):
+def test_a_local_config_is_preferred_to_the_published_shapes(monkeypatch, tmp_path):
     architecture = hf_checkpoints.tiny_architecture()
     directory = Path(hf_checkpoints.tiny_checkpoint(tmp_path / "tiny", architecture.family))
     assert weights.find_architecture(str(directory)) == (architecture, str(directory))
@@ -45,7 +45,7 @@ def test_what_is_on_this_machine_comes_before_the_published_shapes(monkeypatch, 
     assert weights.find_architecture("Qwen/Qwen2.5-Math-7B")[0] == architecture
 
 
-def test_of_another_hub_id_only_the_configuration_is_fetched(monkeypatch, tmp_path):
+def test_for_another_hub_id_only_the_configuration_is_downloaded(monkeypatch, tmp_path):
     architecture = hf_checkpoints.tiny_architecture()
     directory = Path(hf_checkpoints.tiny_checkpoint(tmp_path / "tiny", architecture.family))
     requests = []
@@ -94,7 +94,7 @@ def test_bytes_from_shapes_equal_sums_by_hand():
     assert bytes_by_phase["update"]["temporaries"] == 2 * tokens * 16 * 2 + 16 * 320 // 2 * (2 + 4)
 
 
-def test_a_phase_is_what_its_program_holds_and_what_lies_beside_it():
+def test_a_phase_is_its_programs_arrays_and_the_other_arrays_on_the_device():
     kinds = dict.fromkeys(memory.KINDS, 0) | {"params": 10, "optimizer": 20, "reference": 5, "batch": 1}
     score = memory.with_programs(
         memory.Phase("score", kinds, is_compiled=False),
@@ -106,7 +106,7 @@ def test_a_phase_is_what_its_program_holds_and_what_lies_beside_it():
     assert not score.fits(score.total - 1)
 
 
-def test_a_program_the_compiler_refused_does_not_fit_whatever_its_size():
+def test_a_program_that_the_compiler_refused_does_not_fit_at_any_capacity():
     kinds = dict.fromkeys(memory.KINDS, 0)
     refused = memory.with_programs(
         memory.Phase("update", kinds, is_compiled=False), {"update": compilation.TooLarge(0, "out of memory", 0.0)}
@@ -115,7 +115,7 @@ def test_a_program_the_compiler_refused_does_not_fit_whatever_its_size():
     assert not refused.fits(2**60)
 
 
-def test_a_refusal_for_want_of_memory_is_a_result_and_any_other_an_error():
+def test_a_refusal_for_lack_of_memory_is_a_result_and_any_other_an_error():
     def fail(text):
         def build():
             raise jax.errors.JaxRuntimeError(text)
@@ -205,7 +205,7 @@ def test_json_holds_the_contract(config_file, no_tpu, capsys, tmp_path):
     assert json.loads(capsys.readouterr().out) == plan
 
 
-def test_a_plan_that_does_not_fit_says_which_phase_and_what_to_change(config_file, no_tpu, capsys, monkeypatch):
+def test_a_plan_that_does_not_fit_names_the_phase_and_the_setting_to_change(config_file, no_tpu, capsys, monkeypatch):
     monkeypatch.setattr(
         compilation,
         "compiler",
@@ -242,7 +242,7 @@ def test_bad_input_is_refused(config_file, no_tpu, capsys, arguments, message):
     assert message in capsys.readouterr().err
 
 
-def test_without_a_compiler_the_command_says_how_to_get_it(config_file, capsys, monkeypatch):
+def test_without_a_compiler_the_command_names_the_package_to_install(config_file, capsys, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert cli.main(["plan", "--config", str(config_file), "--topology", "v5e-8"]) == 2
     assert "pip install 'libtpu==" in capsys.readouterr().err

@@ -52,7 +52,7 @@ def test_the_search_takes_the_fastest_that_fits():
     assert len([phase for _, phase in queries if phase == "update"]) < len(faster)
 
 
-def test_nothing_is_compiled_that_needs_at_least_as_much_as_what_did_not_fit():
+def test_candidates_that_need_at_least_as_much_as_a_failed_one_are_not_compiled():
     _, queries = run_search(lambda config, phase: phase != "update")
     tried = [config for config, phase in queries if phase == "update"]
     for index, config in enumerate(tried):
@@ -61,14 +61,14 @@ def test_nothing_is_compiled_that_needs_at_least_as_much_as_what_did_not_fit():
         )
 
 
-def test_slots_are_halved_for_generation_alone():
+def test_slots_are_halved_only_for_generation():
     best, queries = run_search(lambda config, phase: phase != "generate" or config.rollout.decode_slots <= 16)
     assert best.rollout.decode_slots == 16
     assert [config.rollout.decode_slots for config, phase in queries if phase == "generate"] == [64, 32, 16]
     assert len([phase for _, phase in queries if phase == "update"]) == 1
 
 
-def test_another_tensor_is_taken_where_only_that_fits():
+def test_another_tensor_is_chosen_if_only_that_fits():
     best, _ = run_search(lambda config, phase: phase != "sync_weights" or config.mesh.tensor == 4)
     assert best.mesh.tensor == 4
     best, queries = run_search(lambda config, phase: config.mesh.tensor == 4, mesh={"fsdp": 8})
@@ -76,7 +76,7 @@ def test_another_tensor_is_taken_where_only_that_fits():
     assert {config.mesh.tensor for config, _ in queries} == {1}
 
 
-def test_what_shapes_alone_rule_out_is_not_compiled():
+def test_candidates_that_shapes_rule_out_are_not_compiled():
     best, queries = run_search(lambda config, phase: True, capacity=2**20)
     assert best is None
     assert queries == []
@@ -123,7 +123,7 @@ def test_advice_for_the_sampler_gives_a_value_that_may_fit():
     assert "--mesh.tensor 2" in advice_text
 
 
-def test_a_state_that_is_too_large_asks_for_a_larger_slice():
+def test_advice_for_a_state_that_is_too_large_is_a_larger_slice():
     seven = weights.published.architecture("Qwen/Qwen2.5-Math-7B")
     config = fake_pods.search_settings(model={"remat": "full"}, mesh={"tensor": 4})
     assert "--topology v5e-16 (16 chips)" in advise(

@@ -29,7 +29,7 @@ from reval_jax.tools.plan import compilation, topology
         ("V5P:2x2x2", "v5p:2x2x2", 8, 4),
     ],
 )
-def test_a_slice_is_known_by_its_common_name_and_by_its_topology(name, full, chips, of_host):
+def test_a_slice_has_a_common_name_and_a_topology_name(name, full, chips, of_host):
     slice_ = topology.named(name)
     assert (slice_.name, slice_.num_chips, slice_.host.num_chips) == (full, chips, of_host)
 
@@ -41,7 +41,7 @@ def test_common_names_count_chips_or_tensorcores():
 
 
 @pytest.mark.parametrize("name", ["v5e-255", "v5p-129", "v7e-8", "v5e:4x4x4", "v5p:4x4", "v5e:0x4", "a100", "", "v5e:"])
-def test_an_unknown_slice_is_refused_with_those_nearest(name):
+def test_an_unknown_slice_is_refused_with_the_nearest_names(name):
     with pytest.raises(ValueError, match=r"is not known.*Nearest: v\d"):
         topology.named(name)
 

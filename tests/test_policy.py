@@ -55,7 +55,7 @@ def test_packed_scores_equal_those_of_one_trajectory_a_row():
     np.testing.assert_allclose(*results, atol=2e-5)
 
 
-def test_what_lies_in_the_padding_changes_nothing():
+def test_the_content_of_the_padding_changes_nothing():
     tiny = tiny_programs.tiny()
     trajectories = tiny_programs.random_trajectories(8)
     clean, rows, _ = scored(tiny, trajectories)

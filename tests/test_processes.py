@@ -95,7 +95,7 @@ def test_two_processes_of_four_devices_equal_one_device(tmp_path, tensor):
 
 
 @pytest.mark.slow
-def test_two_processes_sample_and_learn_as_one_does_and_go_on(tmp_path):
+def test_two_processes_train_and_resume_like_one(tmp_path):
     file = tiny_runs.write_files(tmp_path)
     first = launch(tmp_path, file, tmp_path / "two", "--run.rounds", "2")
     assert first.returncode == 0, first.stderr
@@ -137,7 +137,7 @@ def straight(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ends", [("TERM:journal:2", "never"), ("never", "TERM:journal:2")], ids=["first", "second"])
-def test_one_process_asked_to_stop_stops_both_and_they_go_on_as_if_never_stopped(straight, tmp_path, ends):
+def test_a_signal_to_one_process_stops_both_and_the_resumed_run_equals_one_that_never_stopped(straight, tmp_path, ends):
     file, never_stopped = straight
     codes, output = play_in_two(file, tmp_path / "run", *FEW_SLOTS, ends=ends)
     assert codes == [75, 75], output

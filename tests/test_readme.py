@@ -50,7 +50,7 @@ def missing_modules(paths: list[str]) -> list[str]:
     ]
 
 
-def test_the_python_of_the_readme_prints_what_its_comments_say():
+def test_the_python_of_the_readme_prints_the_values_in_its_comments():
     blocks = re.findall(r"^```python\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
     assert blocks
     for block in blocks:

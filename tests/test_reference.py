@@ -73,14 +73,14 @@ def test_a_reset_makes_every_row_stale_and_no_batch_mixes_versions():
     np.testing.assert_array_equal(buffer.trajectories.reference_log_prob[4:], old[4:])
 
 
-def test_the_reference_survives_the_donation_of_the_parameters_it_was_made_from():
+def test_the_reference_survives_the_donation_of_the_learners_parameters():
     tiny = tiny_programs.tiny()
     current = reference.init(tiny.params, config=tiny.config)
     jax.jit(lambda params: jax.tree.map(lambda leaf: leaf * 0, params), donate_argnums=0)(tiny.params)
     assert all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(current.params))
 
 
-def test_in_bfloat16_the_reference_scores_what_the_policy_it_was_made_from_does():
+def test_in_bfloat16_the_reference_scores_like_the_policy_that_it_copied():
     """The learner uses the scales of norms in float32, so a copy with rounded scales would be a different model."""
     tiny = tiny_programs.tiny(model={"compute_dtype": "bfloat16"})
     current = reference.init(tiny.params, config=tiny.config)

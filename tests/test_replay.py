@@ -96,7 +96,7 @@ def test_the_buffer_is_a_deque_with_a_maximal_length(capacity: int, data: st.Dat
 
 @UNHURRIED
 @given(st.lists(lengths, min_size=1, max_size=8), st.data())
-def test_gather_takes_what_a_loop_takes_repeats_included(batch: list[tuple[int, int]], data: st.DataObject) -> None:
+def test_gather_equals_a_loop_with_repeated_rows(batch: list[tuple[int, int]], data: st.DataObject) -> None:
     trajectories = frozen(trajectories_of(batch))
     rows = data.draw(st.lists(st.integers(0, len(batch) - 1), max_size=12))
     expected = [split(trajectories)[row] for row in rows]

@@ -101,7 +101,7 @@ def test_a_run_killed_in_every_phase_ends_as_one_never_killed(file, straight_pro
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "round"), [("TERM", 2), ("KILL", 3)])
-def test_a_round_cut_while_sampling_goes_on_from_its_journal_and_samples_nothing_twice(
+def test_a_round_interrupted_while_sampling_continues_from_its_journal(
     file, straight_of_few_slots, tmp_path, name, round
 ):
     """SIGTERM comes in a round without a checkpoint before it, which is then saved; SIGKILL comes in a round with one."""
@@ -147,7 +147,7 @@ def test_a_journal_file_that_was_torn_is_sampled_again_and_the_run_is_the_same(f
 
 
 @pytest.mark.slow
-def test_sampling_stops_between_two_windows_and_what_was_finished_is_given_back_to_the_sampler(file, tmp_path):
+def test_sampling_stops_between_two_windows_and_finished_responses_return_to_the_sampler(file, tmp_path):
     # 24 responses for 16 slots, so that some have not begun when the first are finished.
     settings = {"rollout__samples_per_prompt": 6, "update__batch_size": 24, "replay__capacity": 40, "run__rounds": 2}
     settings |= {"eval__every": 0, "update__reference_reset_every": 0}
@@ -187,7 +187,7 @@ def test_the_journal_of_another_round_policy_or_config_is_deleted_and_never_used
     tiny_runs.assert_same_run(run_dir, straight)
 
 
-def test_a_journal_is_used_where_it_belongs(file, straight, tmp_path):
+def test_the_journal_of_the_round_is_used(file, straight, tmp_path):
     """The test above would pass if no journal were ever used. Here a journal with other tokens changes the run."""
     run_dir = tmp_path / "run"
     tiny_runs.play(file, run_dir, run__rounds=1, eval__every=0)
@@ -260,7 +260,7 @@ def test_a_finished_run_started_again_does_nothing(file, straight):
 
 
 @pytest.mark.slow
-def test_more_rounds_go_on_are_recorded_and_end_as_if_asked_for_at_once(file, straight, tmp_path):
+def test_a_run_extended_by_more_rounds_records_the_change_and_equals_a_longer_run(file, straight, tmp_path):
     run_dir = tmp_path / "run"
     tiny_runs.play(file, run_dir, run__rounds=3)
     assert tiny_runs.saved_rounds(run_dir) == [2, 3]
@@ -306,7 +306,7 @@ def test_no_batch_mixes_reference_versions_across_a_reset(file, tmp_path, monkey
     assert versions == [[0]] * 4 + [[1]] * 4 + [[2]] * 2
 
 
-def test_stored_scores_are_what_the_reference_of_their_version_says(file, copy):
+def test_stored_scores_equal_those_of_the_reference_of_their_version(file, copy):
     """Rows scored since the reset agree with the checkpoint's reference parameters, and rows from before it do not."""
     config = tiny_runs.with_overrides(file, {})
     components, run = setup.prepare(config, copy, console=console.Console(is_quiet=True))
@@ -382,7 +382,7 @@ def test_grpo_which_has_no_reference_resumes_as_if_never_stopped(file, tmp_path)
 
 
 @pytest.mark.slow
-def test_updates_that_are_not_finite_stop_the_run_and_the_last_checkpoint_stands(file, copy):
+def test_updates_that_are_not_finite_stop_the_run_and_keep_the_last_checkpoint(file, copy):
     before, lines = tiny_runs.saved_arrays(copy), metrics.read(copy / "metrics.jsonl")
     components, run = setup.prepare(tiny_runs.with_overrides(file, {}), copy, console=console.Console(is_quiet=True))
     components = components._replace(config=tiny_runs.with_overrides(file, {"update.max_skipped": 3}))

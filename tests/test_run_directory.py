@@ -20,12 +20,12 @@ def claim(path, settings=SETTINGS, fingerprint="f", round=0):
     return run_directory.claim(path, settings, data_fingerprint=fingerprint, round=round)
 
 
-def test_a_new_directory_needs_nothing_and_inspecting_makes_nothing(tmp_path):
+def test_inspecting_a_new_directory_creates_nothing(tmp_path):
     assert run_directory.inspect(tmp_path / "deep" / "run", SETTINGS) == []
     assert not list(tmp_path.iterdir())
 
 
-def test_a_claimed_directory_is_taken_up_again_by_the_same_settings(tmp_path):
+def test_a_claimed_directory_is_resumed_with_the_same_settings(tmp_path):
     claim(tmp_path / "run")
     before = tiny_runs.tree_hash(tmp_path)
     assert run_directory.inspect(tmp_path / "run", SETTINGS) == []
@@ -33,7 +33,7 @@ def test_a_claimed_directory_is_taken_up_again_by_the_same_settings(tmp_path):
     assert tiny_runs.tree_hash(tmp_path) == before
 
 
-def test_what_a_run_was_made_with_is_recorded(tmp_path):
+def test_the_settings_and_packages_of_a_run_are_recorded(tmp_path):
     claim(tmp_path / "run", fingerprint="abc")
     about = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["about"]
     assert about["config_hash"] == config.results_hash(SETTINGS)
@@ -68,7 +68,7 @@ def test_another_data_set_is_refused(tmp_path):
     assert tiny_runs.tree_hash(tmp_path) == before
 
 
-def test_a_claim_that_was_killed_can_be_made_again(tmp_path):
+def test_a_killed_claim_can_be_repeated(tmp_path):
     """The config is written to a temporary file and moved; until then no run owns the directory."""
     (tmp_path / "config.tmp").write_text("model:")
     assert run_directory.inspect(tmp_path, SETTINGS) == []
@@ -78,7 +78,7 @@ def test_a_claim_that_was_killed_can_be_made_again(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", "model: {path: mine}\n"])
-def test_a_users_own_config_is_not_taken_for_a_runs(tmp_path, content):
+def test_a_users_own_config_is_not_mistaken_for_a_runs(tmp_path, content):
     (tmp_path / "config.yaml").write_text(content)
     with pytest.raises(ValueError, match="no run wrote"):
         run_directory.inspect(tmp_path, SETTINGS)

@@ -39,7 +39,7 @@ def test_recorded_log_probabilities_are_the_full_forwards(family):
         np.testing.assert_allclose(log_prob, expected, atol=1e-4)
 
 
-def test_in_bfloat16_the_samplers_copy_computes_what_the_learners_parameters_do():
+def test_in_bfloat16_the_samplers_copy_computes_the_same_as_the_learners_parameters():
     tiny = tiny_programs.tiny(model={"compute_dtype": "bfloat16"})
     copy = sampler.sync_weights(tiny.params, engine_of(tiny, layers="stacked"))
     tokens = jnp.asarray(np.arange(40, 56)[None], jnp.int32)
@@ -113,7 +113,7 @@ def test_no_response_depends_on_the_schedule_bit_for_bit(data):
         np.testing.assert_array_equal(np.concatenate([part.log_prob for part in parts]), log_prob)
 
 
-def test_a_cut_round_goes_on_from_its_finished_responses_bit_for_bit():
+def test_an_interrupted_round_continues_from_its_finished_responses_bit_for_bit():
     tiny = tiny_programs.tiny()
     settings = {"samples": 6, "slots": 4, "sampling": sampler.Sampling(stop_ids=STOPS)}
     expected = generate(tiny, **settings)
@@ -130,7 +130,7 @@ def test_a_cut_round_goes_on_from_its_finished_responses_bit_for_bit():
 
 
 @pytest.mark.slow
-def test_draws_depend_on_neither_slots_nor_company():
+def test_draws_depend_on_neither_slots_nor_other_responses():
     tiny = tiny_programs.tiny()
     whole = generate(tiny, samples=4, slots=16)
     for slots in (3, 8):
@@ -142,7 +142,7 @@ def test_draws_depend_on_neither_slots_nor_company():
     )
 
 
-def test_each_response_is_cut_at_its_own_limit_and_is_the_longer_ones_beginning():
+def test_a_response_cut_at_its_own_limit_is_a_prefix_of_the_longer_one():
     tiny = tiny_programs.tiny()
     limits = np.random.default_rng(0).integers(1, 9, (4, 3))
     whole, cut = generate(tiny, slots=4), generate(tiny, slots=4, max_tokens=limits)
@@ -150,7 +150,7 @@ def test_each_response_is_cut_at_its_own_limit_and_is_the_longer_ones_beginning(
         np.testing.assert_array_equal(short, all_of_it[:limit])
 
 
-def test_stacked_layers_sample_what_unrolled_layers_do():
+def test_stacked_and_unrolled_layers_sample_the_same():
     tiny = tiny_programs.tiny()
     assert engine_of(tiny).kernels.layout is model.cpu.UNROLLED  # on CPU
     unrolled, stacked = generate(tiny), generate(tiny, layers="stacked")
@@ -159,7 +159,7 @@ def test_stacked_layers_sample_what_unrolled_layers_do():
 
 
 @pytest.mark.parametrize("layers", ["stacked", "auto"])
-def test_attention_per_row_samples_what_all_rows_together_do(layers):
+def test_attention_per_row_and_batched_sample_the_same(layers):
     """Prompts end before and after a block boundary, which responses cross; there are fewer slots than responses."""
     tiny = tiny_programs.tiny()
     long = {"prompts": LONG_PROMPTS, "prompt_tokens": 256, "limit": 16, "layers": layers}
@@ -194,7 +194,7 @@ def boundary_gap(noise, logits, tokens):
     return by_token[tokens[0]] - by_token[tokens[1]]
 
 
-def test_every_first_divergence_lies_within_rounding_of_a_boundary(monkeypatch):
+def test_every_first_divergence_is_within_rounding_of_a_boundary(monkeypatch):
     """Uses the same random bits with other slots and in another dtype, whose rounding is large enough for draws to differ."""
     architecture = hf_checkpoints.tiny_architecture(vocab_size=1001)
     real_sample_token, logits_by_key = sampling_op.sample_token, []

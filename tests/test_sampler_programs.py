@@ -92,12 +92,12 @@ def test_slots_that_do_not_divide_over_the_devices_are_refused(changes, message)
         ({"sampling": sampler.Sampling(stop_ids=tuple(range(17)))}, "17 token ids"),
     ],
 )
-def test_what_the_engine_was_not_made_for_is_refused(changes, message):
+def test_requests_that_exceed_the_engine_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         generate(tiny_programs.tiny(), **changes)
 
 
-def test_an_engine_can_be_told_apart_by_each_of_its_settings():
+def test_engines_that_differ_in_one_setting_have_separate_programs():
     engine = engine_of(tiny_programs.tiny())
     assert steps.compiled(engine) is steps.compiled(dataclasses.replace(engine))
     assert steps.compiled(engine) is not steps.compiled(dataclasses.replace(engine, decode_window=5))
@@ -105,7 +105,7 @@ def test_an_engine_can_be_told_apart_by_each_of_its_settings():
 
 @pytest.mark.parametrize("layers", ["stacked", "auto"])
 @pytest.mark.parametrize("attention", ["batched", "per_row"])
-def test_a_window_on_many_devices_sends_sums_and_gathers_nothing(layers, attention):
+def test_a_window_on_many_devices_communicates_only_sums(layers, attention):
     tiny = tiny_programs.tiny(data=2, fsdp=2, tensor=2)
     engine = engine_of(tiny, slots=16, prompt_tokens=200, layers=layers, attention=attention)
     text = sampler.lower_window(engine).compile().as_text()

@@ -114,7 +114,7 @@ def test_a_default_chunk_stays_within_its_bytes(num_tokens: int, chunk: int):
 
 @pytest.mark.parametrize("chunk_tokens", [0, 2])
 @pytest.mark.parametrize("junk", [np.nan, np.inf, 1e38])
-def test_a_row_that_no_one_reads_adds_nothing_to_any_gradient_whatever_it_holds(junk: float, chunk_tokens: int):
+def test_an_unused_row_with_any_content_adds_nothing_to_any_gradient(junk: float, chunk_tokens: int):
     hidden, head, targets = operands()
     cotangents = np.random.default_rng(1).normal(size=(2, 7))
     cotangents[:, 3] = 0.0

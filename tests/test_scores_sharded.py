@@ -149,7 +149,7 @@ def collectives(text: str) -> tuple[list[tuple[str, tuple[int, ...]]], list[tupl
     return collected
 
 
-def test_only_the_gradient_of_the_hidden_states_crosses_the_wire_in_the_loop_and_logits_never():
+def test_the_loop_communicates_only_the_gradient_of_the_hidden_states_and_never_logits():
     mesh, chunk_tokens = mesh_of((2, 2, 2)), 4
     spread = {spec: NamedSharding(mesh, spec) for spec in (P(ROWS, None), P("fsdp", "tensor"), P(ROWS), P(None, ROWS))}
     shapes = [(NUM_TOKENS, WIDTH), (WIDTH, VOCABULARY), (NUM_TOKENS,), (2, NUM_TOKENS)]
@@ -178,7 +178,7 @@ def test_only_the_gradient_of_the_hidden_states_crosses_the_wire_in_the_loop_and
     ]
 
 
-def test_what_does_not_divide_over_the_mesh_is_refused():
+def test_sizes_that_the_mesh_does_not_divide_are_refused():
     hidden, head, targets, _, _ = operands()
     mesh = mesh_of((2, 2, 2))
     with pytest.raises(ValueError, match=r"tokens 63 does not divide over the 4 devices"):

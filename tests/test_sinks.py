@@ -49,7 +49,7 @@ def test_a_sink_gets_every_line_in_order(tmp_path):
     assert received == [(line["training/round"], line) for line in lines]
 
 
-def test_a_sink_that_raises_is_named_once_and_the_others_go_on(tmp_path):
+def test_a_sink_that_raises_is_reported_once_and_the_others_continue(tmp_path):
     messages, received = [], []
 
     def fail(round, values):
@@ -117,7 +117,7 @@ def test_the_example_writes_a_table(tmp_path, monkeypatch):
     assert rows == ["0,,,,2.5", "1,0.5,,,2.5"]
 
 
-def test_a_toy_sink_takes_a_file_of_its_own_and_a_name(tmp_path, toy_module, monkeypatch):
+def test_a_user_defined_sink_needs_a_file_and_a_name(tmp_path, toy_module, monkeypatch):
     """A run uses MODULE:FUNCTION without further changes, and a built-in sink after adding an entry to SINKS."""
     monkeypatch.setitem(sinks.SINKS, "toy", sinks.choose([toy_module])[toy_module])
     file = tiny_runs.write_files(tmp_path)

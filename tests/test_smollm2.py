@@ -71,7 +71,7 @@ def test_sampling_log_probabilities_are_the_learners_in_float32(smollm2):
 
 
 @pytest.mark.slow
-def test_other_slots_change_logits_by_rounding_and_only_draws_that_lie_within_it(smollm2, capsys):
+def test_other_slots_change_logits_by_rounding_and_only_draws_within_it(smollm2, capsys):
     """Teacher-forced decoding with 48 and with 16 slots: the difference of logits, and the share of draws that differ."""
     loaded = weights.load(str(smollm2))
     tokens = jnp.asarray(

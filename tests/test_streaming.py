@@ -64,7 +64,7 @@ def cut(tokens, sizes):
 
 @hypothesis.settings(deadline=None)
 @hypothesis.given(strategies.binary(min_size=1, max_size=30), windows)
-def test_what_was_passed_on_is_the_text_whatever_the_bytes_and_windows(tokens, sizes):
+def test_the_passed_on_pieces_add_up_to_the_text_for_any_bytes_and_windows(tokens, sizes):
     texts = stream(cut(list(tokens), sizes))
     assert "".join(text for _, text, _ in texts) == Bytes().decode(tokens, skip_special_tokens=True)
     assert [is_complete for *_, is_complete in texts] == [False] * (len(texts) - 1) + [True]

@@ -52,7 +52,7 @@ def test_a_sampler_on_other_devices_gets_the_same_parameters_and_samples_the_sam
         np.testing.assert_array_equal(one, two, err_msg=name)
 
 
-def test_several_processes_with_devices_of_their_own_are_refused(monkeypatch):
+def test_several_processes_with_separate_sampler_devices_are_refused(monkeypatch):
     tiny = tiny_programs.tiny(fsdp=2, tensor=2)
     engine = engine_on(tiny, jax.devices()[4:])
     monkeypatch.setattr(jax, "process_count", lambda: 2)

@@ -123,7 +123,7 @@ def test_grpo_gets_the_groups_advantage(pairs):
     np.testing.assert_allclose(shaped(pairs, objective="grpo"), expected, atol=1e-5)
 
 
-def test_the_raw_reward_is_kept_beside_the_shaped_one():
+def test_the_raw_reward_is_kept_in_addition_to_the_shaped_one():
     _, _, verdicts, _ = make()
     joined = finished(reward_design="signed")
     np.testing.assert_array_equal(joined.raw_reward, verdicts.reward)

@@ -149,7 +149,7 @@ def test_the_users_own_remedy_is_kept_and_right(value: str):
 
 
 @only_affected
-def test_a_users_setting_that_leaves_the_fault_on_is_kept_and_warned_of():
+def test_a_users_setting_that_keeps_the_fault_causes_a_warning():
     flags = f"{xla_guard.FLAG}=dot,reduce"
     output = run_python(PRINT_FLAGS, xla_flags=flags)
     assert output[0] == f"False {flags}"
