@@ -15,7 +15,7 @@ import pytest
 from support import procedural_rows
 
 from reval_jax import config, data, procedural, prompts
-from reval_jax.procedural import drawing, naming, tasks
+from reval_jax.procedural import naming, selection, tasks
 from reval_jax.verifier import checkers
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -173,16 +173,16 @@ def test_every_number_below_the_total_is_a_problem_or_none(task, level):
 
 @pytest.mark.parametrize("total", [1, 2, 7, 100])
 def test_the_order_of_a_level_is_a_permutation(total):
-    assert sorted(drawing._order(total, "a")) == list(range(total))
+    assert sorted(selection._order(total, "a")) == list(range(total))
     if total > 2:
-        assert len({tuple(drawing._order(total, str(seed))) for seed in range(20)}) > 5
+        assert len({tuple(selection._order(total, str(seed))) for seed in range(20)}) > 5
 
 
 def test_the_order_of_a_level_is_even():
     """2,400 draws give each of the 24 orders of four about 100 times, within 5 standard deviations."""
     counts: dict[tuple[int, ...], int] = {}
     for seed in range(2400):
-        order = tuple(drawing._order(4, str(seed)))
+        order = tuple(selection._order(4, str(seed)))
         counts[order] = counts.get(order, 0) + 1
     assert len(counts) == 24
     assert max(abs(count - 100) for count in counts.values()) < 5 * (2400 / 24 * 23 / 24) ** 0.5

@@ -1,6 +1,6 @@
 """Generated data sets: arithmetic, base conversion, countdown, modular arithmetic, sorting, and reasoning-gym's.
 
-`dataset` the rows of a name · `naming` parses names · `tasks` the problems of each task and level · `drawing` which of them a
+`dataset` the rows of a name · `naming` parses names · `tasks` the problems of each task and level · `selection` which of them a
 data set has · `gym` the reasoning-gym library.
 
 A name is `procedural:NAME[,level=L][,size=N][,seed=S][,split=train|test][,style=sentence|raw|qa]`, and the rows are a pure
@@ -11,9 +11,9 @@ nothing is ever evaluated.
 
 from __future__ import annotations
 
-from reval_jax.procedural import drawing, gym, naming, tasks
+from reval_jax.procedural import gym, naming, selection, tasks
 from reval_jax.procedural.dataset import rows
 from reval_jax.procedural.gym import reasoning_gym_score
 from reval_jax.procedural.naming import is_procedural, label
 
-__all__ = ["drawing", "gym", "is_procedural", "label", "naming", "reasoning_gym_score", "rows", "tasks"]
+__all__ = ["gym", "is_procedural", "label", "naming", "reasoning_gym_score", "rows", "selection", "tasks"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from reval_jax.procedural import drawing, gym, naming
+from reval_jax.procedural import gym, naming, selection
 
 
 def rows(dataset: str) -> list[tuple[str, str]]:
@@ -12,4 +12,4 @@ def rows(dataset: str) -> list[tuple[str, str]]:
       ValueError: the name is not valid, or its size exceeds the number of questions.
     """
     name = naming.parse(dataset)
-    return gym.rows(name) if name.task == naming.GYM else drawing.rows(name)
+    return gym.rows(name) if name.task == naming.GYM else selection.rows(name)

@@ -17,7 +17,7 @@ import operator
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from reval_jax.procedural import drawing, naming
+from reval_jax.procedural import naming, selection
 
 ITEMS_PER_ROW = 8
 """Library items tried per requested row before the data set counts as exhausted."""
@@ -49,7 +49,7 @@ def rows(name: naming.Name) -> list[tuple[str, str]]:
         generated = _generate(json.dumps(recipe))
         for index in range(num_items):
             question = str(generated[index]["question"])
-            if question not in answers and drawing.split_of(question) == name.split:
+            if question not in answers and selection.split_of(question) == name.split:
                 payload = json.dumps({**recipe, "index": index, "digest": _digest(question)}, sort_keys=True)
                 answers[question] = f"@{naming.GYM}:{payload}"
                 if len(answers) == max_rows:
