@@ -1,4 +1,4 @@
-"""What distinguishes one algorithm from another, as one record of functions; the loop, batches, plan and setup read only it.
+"""What distinguishes one algorithm from another, as one record of functions; other modules read only its fields.
 
 `choose` builds the record that `update.objective` names. A name is a built-in, or MODULE:FUNCTION of your own: a function
 of the config that returns an `Algorithm`, as the built-ins' do. One contract serves both, because a loss alone is not an
@@ -54,7 +54,8 @@ Residual = Callable[[policy.PolicyScores, batch.Batch, float], jax.Array]
 
 ShapeReward = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """(reward f32[B], group i32[B]) → f32[B]. The reward is the verifier's by `update.reward_design` less the penalty for
-length; responses to one prompt share a group."""
+length. Responses to one prompt share a group, and groups come whole; a call holds one process's share of one wave, not the
+round."""
 
 
 class Algorithm(NamedTuple):
@@ -64,7 +65,7 @@ class Algorithm(NamedTuple):
     draw: Callable[[replay.Buffer, int], Iterator[np.ndarray]]  # (buffer, round) → rows i64[n] of each of its updates
     step_size: int  # trajectories of one update, at most: bounds the compiled batch
     may_train: Callable[[types.Trajectories], np.ndarray]  # bool[B], False for trajectories left out of the loss
-    shape_reward: ShapeReward  # called once, when a round is collected: a replayed group is incomplete
+    shape_reward: ShapeReward  # called when responses are graded, once for each: a replayed group is incomplete
     has_reference: bool  # keep pi_ref, and score rows with it before they are trained on
 
 
@@ -235,12 +236,10 @@ def _grpo(config: config_lib.Config) -> Algorithm:
 def _grpo_loss(
     settings: config_lib.Update, scores: policy.PolicyScores, rows: batch.Batch
 ) -> tuple[jax.Array, Metrics]:
-    # The slot of a column without a token is S, one past the last advantage; the mask leaves it out.
-    advantage = jnp.take_along_axis(rows.reward, jnp.minimum(rows.slot, rows.reward.shape[1] - 1), axis=1)
     loss = objective.grpo_loss(
         scores.log_prob,
         rows.behaviour_log_prob,
-        advantage,
+        batch.per_response_token(rows.reward, rows),
         scores.response_mask,
         clip_low=settings.clip_low,
         clip_high=settings.clip_high,

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -44,7 +45,7 @@ class Shape(NamedTuple):
     micro_batches: int  # M
     rows: int  # R, of all devices together
     tokens: int  # T
-    responses: int  # C
+    responses: int  # C, response tokens of a row
     slots: int  # S
 
 
@@ -79,7 +80,7 @@ def row_length(length: int) -> int:
     """The compiled row length, in tokens, for a longest trajectory of `length` tokens.
 
     Lengths are multiples of 16 up to 128, then four steps to each doubling, so that padding stays below a quarter and
-    the number of compiled programs below 4·log2(T / 128) + 8.
+    the number of compiled programs below 4·log2(T / 128) + 8, T the longest row.
     """
     step = 16 if length <= 128 else 1 << (int(length - 1).bit_length() - 3)
     return -(-length // step) * step
@@ -88,11 +89,12 @@ def row_length(length: int) -> int:
 def shape_of(num_tokens: int, num_shards: int, *, limits: Limits) -> Shape:
     """The sizes of a batch with rows of `num_tokens` on `num_shards` devices.
 
-    R rows are within `micro_batch_tokens` a device, at least one a device; M suffices for one trajectory a row.
+    R rows are within `micro_batch_tokens` a device, at least one a device. M suffices even if no two trajectories share a row.
     """
     most = -(-limits.trajectories // num_shards) * num_shards
     rows = min(max(1, limits.micro_batch_tokens // num_tokens) * num_shards, most)
     responses = min(num_tokens, limits.response_tokens)
+    # Trajectories are seldom shorter than 8 tokens, and the [R, S] arrays should stay small.
     return Shape(-(-most // rows), rows, num_tokens, responses, slots=min(64, max(1, num_tokens // 8)))
 
 
@@ -240,6 +242,12 @@ def pack(
 def micro_batch(rows: Batch, index: jax.Array | int) -> Batch:
     """One micro-batch: every field without its leading axis M, the batch's counts as they are."""
     return jax.tree.map(lambda field: field[index] if field.ndim else field, rows)
+
+
+def per_response_token(values: jax.Array, rows: Batch) -> jax.Array:
+    """[R, C] of a micro-batch: each trajectory's value, of [R, S], at its response tokens; any other value past the last."""
+    # Columns past the last response token have slot S, which is out of range.
+    return jnp.take_along_axis(values, jnp.minimum(rows.slot, values.shape[1] - 1), axis=1)
 
 
 def per_trajectory(values: np.ndarray, arrangement: Arrangement) -> np.ndarray:

@@ -154,7 +154,7 @@ class Update:
     # Optimizer steps per round; for grpo, the number of mini-batches of the fresh batch.
     updates_per_round: PositiveInt = 2
     fresh_first: bool = True  # the first update of a round uses the fresh batch, the others sample from replay
-    batch_size: PositiveInt = 1024  # trajectories per update
+    batch_size: PositiveInt = 1024  # trajectories per update; for grpo per round, divided into its mini-batches
     micro_batch_tokens: PositiveInt = 16384  # tokens per device and micro-batch; at least one row
     reference_reset_every: Count = 0  # rounds between resets of the reference to the policy; 0 means never
     # Where the reference is kept while it is not scoring: in host memory, or on the devices.

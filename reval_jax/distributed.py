@@ -97,7 +97,9 @@ class Preemption:
 
     def __init__(self) -> None:
         self.is_requested = False  # this process received SIGTERM
-        self.is_agreed = False  # some process had, at the last `agree`; a later signal waits for the next one
+        self.is_agreed = (
+            False  # at the last `agree`, some process had received SIGTERM; a later signal waits for the next call
+        )
 
     def __enter__(self) -> Preemption:
         self._previous = signal.signal(signal.SIGTERM, self._on_signal)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-import jax
 import numpy as np
 
 from reval_jax import checkpoint, distributed, keys, mesh, model, prompts, sampler, setup, update, weights
@@ -91,7 +90,7 @@ def respond(
       ValueError: the rendered prompt is longer than `task.max_prompt_tokens`.
     """
     prompt = prompts.from_question(question, config.task, policy.tokenizer)
-    devices = jax.local_device_count()
+    devices = policy.meshes.sampler.size
     slots = min(config.rollout.decode_slots, max(2, -(-num_samples // devices)) * devices)
     fitted = dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, decode_slots=slots))
     sampling_policy = ready(policy, fitted, prompt.tokens)

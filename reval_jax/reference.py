@@ -1,4 +1,4 @@
-"""The frozen policy pi_ref: it scores each trajectory once, and is reset to the learner every so many rounds."""
+"""The frozen policy pi_ref: it scores each trajectory once per version, and can be reset to the learner."""
 
 from __future__ import annotations
 

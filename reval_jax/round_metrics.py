@@ -12,9 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from reval_jax import config as config_lib
-from reval_jax import ragged, trajectories, types
-
-SAMPLER_MISMATCH = "training/sampler_learner_logprob_diff"
+from reval_jax import ragged, trajectories, types, update
 
 
 def rollout(config: config_lib.Config, sampled: types.Trajectories, trained_on: types.Trajectories) -> dict[str, float]:
@@ -69,10 +67,10 @@ def updates(done: Updates, buffer: types.Trajectories, round: int) -> dict[str, 
     means = {
         name: float(np.mean([each[name] for each in done.metrics]))
         for name in done.metrics[0]
-        if name != SAMPLER_MISMATCH
+        if name != update.SAMPLER_MISMATCH
     }
     # Only before the first update is the learner the policy that sampled: only then is a difference an error.
-    mismatch = {SAMPLER_MISMATCH: done.metrics[0][SAMPLER_MISMATCH]} if done.begins_fresh else {}
+    mismatch = {update.SAMPLER_MISMATCH: done.metrics[0][update.SAMPLER_MISMATCH]} if done.begins_fresh else {}
     return {
         **means,
         **mismatch,

@@ -88,7 +88,7 @@ class Plan(NamedTuple):
     head_dtype: DTypeLike
     vocab_axis: str | None
     gather_axis: str | None
-    row_axes: tuple[str, ...] = ()  # mesh axes over which what all rows share has its gradient summed
+    row_axes: tuple[str, ...] = ()  # mesh axes over which the gradients of head and temperature are summed
     has_moments: bool = False
 
 

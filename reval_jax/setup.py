@@ -53,7 +53,9 @@ class Components(NamedTuple):
     optimizer: optax.GradientTransformation
     step: jax.stages.Wrapped  # of update.make_step
     score: reference.Scorer | None  # None where the algorithm has no reference
-    peak_tokens_per_s: float  # of an update whose 6 · parameters · tokens FLOPs run at the matmul's rate: for MFU
+    peak_tokens_per_s: (
+        float  # of all devices, at 6 · parameters FLOPs per token and the measured rate of matmuls: for MFU
+    )
     store: checkpoint.Store
     directory: run_directory.RunDirectory
     writer: metrics.Writer
@@ -131,7 +133,7 @@ def prepare(config: config_lib.Config, run_dir: Path, *, console: console_lib.Co
         optimizer=optimizer,
         step=update.make_step(architecture, optimizer, meshes.learner, loss=algorithm.loss, config=config),
         score=reference.make_scorer(architecture, meshes.learner, config=config) if algorithm.has_reference else None,
-        peak_tokens_per_s=_peak_tokens_per_s(architecture, config.model.compute_dtype),
+        peak_tokens_per_s=_peak_tokens_per_s(architecture, meshes.learner, config.model.compute_dtype),
         store=store or checkpoint.Store(directory.checkpoints, config.checkpoint),
         directory=directory,
         writer=metrics.Writer(directory.metrics, keep_bytes=run.progress.metrics_bytes, is_active=is_writer),
@@ -156,9 +158,9 @@ def _notes(config: config_lib.Config, architecture: model.Architecture, devices:
     return notes
 
 
-def _peak_tokens_per_s(architecture: model.Architecture, compute_dtype: str) -> float:
+def _peak_tokens_per_s(architecture: model.Architecture, devices: jax.sharding.Mesh, compute_dtype: str) -> float:
     num_params = sum(leaf.size for leaf in jax.tree.leaves(model.abstract_params(architecture)))
-    return jax.device_count() * timing.device_peak(compute_dtype) / (6 * num_params)
+    return devices.size * timing.device_peak(compute_dtype) / (6 * num_params)
 
 
 def checkpoint_state(run: RunState) -> checkpoint.CheckpointState:

@@ -1,8 +1,8 @@
 """Records that cross modules, with their shapes.
 
 Dimension letters, in every module that gives no others: B trajectories, T tokens of a row, P prompt tokens, H response tokens (in
-a sum over a trajectory), V vocabulary, D width, L layers, M micro-batches, R rows of a micro-batch. `model.forward`
-lists the model's.
+a sum over a trajectory), V vocabulary, D width, L layers; of a batch M micro-batches, R rows, C
+response tokens of a row, S slots of a row. `model.forward` lists the model's.
 """
 
 from __future__ import annotations

@@ -13,6 +13,8 @@ from reval_jax import algorithms, batch, model, policy
 from reval_jax import config as config_lib
 from reval_jax import mesh as mesh_lib
 
+SAMPLER_MISMATCH = "training/sampler_learner_logprob_diff"
+
 Sums = tuple[jax.Array, model.Params, algorithms.Metrics]
 """Loss, gradients and metrics of the micro-batches added so far."""
 
@@ -103,7 +105,7 @@ def init_optimizer(params: model.Params, optimizer: optax.GradientTransformation
 def _mismatch(scores: policy.PolicyScores, rows: batch.Batch) -> algorithms.Metrics:
     """The distance of this policy's log-probabilities from the sampler's, mean over response tokens, nats."""
     gap = jnp.where(scores.response_mask, jnp.abs(scores.log_prob - rows.behaviour_log_prob), 0.0)
-    return {"training/sampler_learner_logprob_diff": gap.sum() / rows.num_response_tokens}
+    return {SAMPLER_MISMATCH: gap.sum() / rows.num_response_tokens}
 
 
 def loss_and_gradients(

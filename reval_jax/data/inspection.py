@@ -21,7 +21,7 @@ DATASET = rows.SettingNames("", "--split ")
 AGAINST = rows.SettingNames("--against ", "its split ")
 
 GRAM = 13
-"""Consecutive words of two letters or more, without formulas, that two questions must share to overlap."""
+"""Two questions overlap if they share this many consecutive words; formulas and words of one letter are skipped."""
 SHOWN = 5  # entries of a list in the findings
 _QUANTILES = {"min": 0.0, "median": 0.5, "p95": 0.95, "max": 1.0}
 _SPACING = re.compile(r"\\(?:left|right|,|;|!|:|quad|qquad|displaystyle)(?![a-z])|[\s${}]+")

@@ -19,7 +19,10 @@ _CHOICE_WITH_CONTENT = re.compile(
 )
 _BASED = re.compile(r"([0-9]+)_(?:([0-9])|\{\s*([0-9]{1,2})\s*\})")
 _DECIMAL_COMMA = re.compile(r"[+-]?[0-9]+,[0-9]+")
-_POINTS: tuple[arithmetic.Point, ...] = (arithmetic.near_one, lambda name: arithmetic.near_one(name + "'"))
+_POINTS: tuple[arithmetic.Point, ...] = (
+    arithmetic.near_one,
+    lambda name: arithmetic.near_one(name + "'"),
+)  # the second point: other values, drawn by another name
 _INFINITY = re.compile(r"[+-]?\\infty")
 
 

@@ -11,7 +11,7 @@ MAX_NESTING = 32  # brackets inside brackets
 MAX_TOWER = 2  # exponents on exponents
 MAX_EXPONENT = 9999
 MAX_INNER_EXPONENT = 20  # an exponent of an exponent
-MAX_EXPONENT_PRODUCT = 1_000_000  # product of the numbers in one exponent, with its powers evaluated
+MAX_EXPONENT_PRODUCT = 1_000_000  # product of the numbers in one exponent, where a^b counts as its value
 MAX_GROUP_EXPONENTS = 100_000  # product of all exponents of bracketed bases, which may be nested
 MAX_FACTORIAL = 5000
 MAX_RANGE = 10_000  # terms of a sum or product, elements of a binomial
@@ -39,7 +39,7 @@ def too_big(answer: str) -> str | None:
 class _Bracket(NamedTuple):
     """An open bracket."""
 
-    level: int  # exponents around it
+    level: int  # number of exponents that enclose it
     is_exponent: bool  # the bracket itself is an exponent
     is_over_group: bool  # the bracket, or one around it, is the exponent of a bracketed base
     base: int  # largest number in the base of the exponent

@@ -1,6 +1,6 @@
 """Workarounds for XLA:CPU: everything in the model that exists for that backend alone. `kernels` injects it.
 
-Each is headed by what ends it. `reval_jax/xla_guard.py` works around a miscompile of the same backend, and must run
+A comment above each says when to remove it. `reval_jax/xla_guard.py` works around a miscompile of the same backend, and must run
 before jax starts; the order of a weight gradient's factors (`linear._weight_cotangent`) and a transposition in `scores`
 are chosen for it too, but change neither results nor memory elsewhere. All seen with jaxlib 0.10.2.
 """
@@ -106,7 +106,7 @@ def decode_linear(spec: str, inputs: jax.Array, weight: jax.Array, *, row_parall
 
 
 def _cast(architecture: Architecture, params: Params, dtype: DTypeLike) -> Params:
-    """The copy but for its layers. It holds the head as the product reads it, and the embedding as uint16."""
+    """The sampler's parameters without the layers: the head as the product reads it, the embedding as uint16."""
     cast = layout.cast(params, dtype)
     return cast | {"head": head_weight(architecture, cast), "embedding": to_uint16(cast["embedding"])}
 

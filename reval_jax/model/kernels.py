@@ -1,8 +1,7 @@
 """What differs between platforms, as one record, chosen once from the mesh's devices; nothing else reads the platform.
 
-`for_learner` and `for_sampler` choose. The record holds functions, which forward pass, prefill and decoding are closed
-over. What exists for XLA:CPU alone is in `cpu`, which names two exceptions, and enters a
-program only through this record.
+`for_learner` and `for_sampler` choose; forward pass, prefill and decoding take the record. What exists for XLA:CPU alone is in
+`cpu` and enters a program only through this record, except two orders of operands that `cpu` names.
 """
 
 from __future__ import annotations
@@ -88,7 +87,7 @@ def for_sampler(
         linear=cpu.decode_linear,
         mlp_axes=cpu.MLP_AXES,
         attend=attend,
-        # One block is one copy either way.
+        # A cache of one block is copied once, by either.
         attend_cached=cpu.per_row if cache_length > cache.BLOCK else cache.batched,
         storage=cpu.UINT16,
         layout=cpu.UNROLLED,

@@ -45,7 +45,7 @@ def check(task: config.Task, tokenizer: transformers.PreTrainedTokenizerBase) ->
     forged = [text for text in special_tokens.special_texts(task.template, tokenizer) if text in task.instruction]
     if forged:
         raise ValueError(
-            f"task.instruction contains {forged[0]!r}, the text of a special token: it would end or forge a turn. Remove it."
+            f"task.instruction contains {forged[0]!r}, the text of a special token: it would end or fake a turn. Remove it."
         )
 
 
@@ -60,7 +60,7 @@ def refuse_forged_text(
         for text in special
         if text in row.question
     ]
-    remedy = "That is the text of a special token: it would end or forge a turn. Remove it."
+    remedy = "That is the text of a special token: it would end or fake a turn. Remove it."
     rows_lib.refuse(source, bad_rows, remedy)
 
 
@@ -90,7 +90,9 @@ def render(
         for row, prompt in zip(rows, tokens, strict=True)
         if not np.array_equal(prompt[np.isin(prompt, ids)], expected)
     ]
-    remedy = "The tokenizer turns part of it into a special token, which would end or forge a turn. Remove it."
+    remedy = (
+        "The tokenizer turns part of it into a special token, which would end or imitate a speaker's turn. Remove it."
+    )
     rows_lib.refuse(source, bad_rows, remedy)
     return texts, tokens
 

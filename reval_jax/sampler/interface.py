@@ -4,7 +4,7 @@
   log-probabilities are recorded under both. It ends with a stop token, which belongs to it, or is cut at the limit.
 - Every random number is a function of (key, prompt cursor, sample, position) alone, so slots, the order of admission, windows,
   processes and interruptions cannot change it. With the same parameters and engine the responses are the same, bit for bit.
-- Each process samples its own prompts; a call is no collective between processes.
+- Each process samples its own prompts; a call does not communicate with other processes.
 """
 
 from __future__ import annotations

@@ -89,8 +89,8 @@ def run(
     """Samples a response to each request; yields the new tokens of each window.
 
     Args:
-      choose_slots: for tests, which show that no response depends on it: which of the free slots to fill now, in order; at least
-        one if no response is under way.
+      choose_slots: the free slots to fill now, in order, at least one if no response is under way; tests vary it, to show that no
+        response depends on it.
 
     Raises:
       Interrupted: `should_stop` returned True between two windows.

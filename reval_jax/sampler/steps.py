@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec
 from reval_jax import model, scores, types
 from reval_jax.sampler import sampling_op
 from reval_jax.sampler.engine import Engine
-from reval_jax.sampler.sync import abstract_copy, placed
+from reval_jax.sampler.sync import abstract_copy, with_shardings
 
 MAX_STOP_IDS = 16  # token ids that can end a response; static, so that other ids compile nothing
 
@@ -333,13 +333,13 @@ def padded_stop_ids(stop_ids: tuple[int, ...]) -> np.ndarray:
 
 def abstract_state(engine: Engine) -> State:
     """Shapes and placement of the slots."""
-    return placed(jax.eval_shape(functools.partial(_fresh, engine)), _placement(engine))
+    return with_shardings(jax.eval_shape(functools.partial(_fresh, engine)), _placement(engine))
 
 
 def abstract_prompts(engine: Engine, width: int) -> model.Caches:
     """Shapes and placement of prefilled prompts of this padded width."""
     shapes = jax.eval_shape(functools.partial(_prefill, engine), abstract_copy(engine), _abstract_tokens(engine, width))
-    return placed(shapes, _prompts_placement(engine))
+    return with_shardings(shapes, _prompts_placement(engine))
 
 
 def _abstract_tokens(engine: Engine, width: int) -> jax.ShapeDtypeStruct:

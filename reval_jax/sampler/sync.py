@@ -30,7 +30,7 @@ def sync_weights(params: model.Params, engine: Engine) -> model.Params:
     """
     learner = _mesh_of(params)
     if _shares_devices(learner, engine):
-        return _rewrapped(_copy(engine, params, *_casts(engine, _across(learner, engine))), engine.mesh)
+        return _rewrapped(_copy(engine, params, *_casts(engine, _learner_by_host(learner, engine))), engine.mesh)
     if jax.process_count() > 1:
         raise ValueError(
             f"the sampler's {engine.mesh.devices.size} devices are not this process's part of the learner's "
@@ -67,9 +67,9 @@ def _rewrapped(copies: model.Params, mesh: Mesh) -> model.Params:
 def lower_sync_weights(params: model.Params, engine: Engine) -> jax.stages.Lowered:
     """The program of `sync_weights`, for parameters that are ShapeDtypeStructs: to compile without running.
 
-    Where layers are copied one by one, the program of one: no other needs more beside its operands and results.
+    Where layers are copied one by one, this is one layer's program, which has the largest temporaries.
     """
-    cast, cast_layer = _casts(engine, _across(_mesh_of(params), engine))
+    cast, cast_layer = _casts(engine, _learner_by_host(_mesh_of(params), engine))
     if cast_layer is None:
         return cast.lower(params)
     return cast_layer.lower(params["layers"], jax.ShapeDtypeStruct((), np.int32))
@@ -81,17 +81,17 @@ def abstract_copy(engine: Engine) -> model.Params:
     shapes = jax.eval_shape(
         lambda params: _copy(engine, params, cast, cast_layer), model.abstract_params(engine.architecture)
     )
-    return placed(shapes, _placement(engine, engine.mesh))
+    return with_shardings(shapes, _placement(engine, engine.mesh))
 
 
-def placed(shapes: types.PyTree, placement: types.PyTree) -> Any:
+def with_shardings(shapes: types.PyTree, placement: types.PyTree) -> Any:
     """A tree of ShapeDtypeStructs with a sharding each."""
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, placement
     )
 
 
-def _across(mesh: Mesh, engine: Engine) -> Mesh:
+def _learner_by_host(mesh: Mesh, engine: Engine) -> Mesh:
     """The learner's devices as (host, rows, tensor): where they hold the copies before each process rewraps its own."""
     hosts = mesh.devices.size // engine.mesh.devices.size
     return Mesh(mesh.devices.reshape(hosts, *engine.mesh.devices.shape), ("host", *engine.mesh.axis_names))

@@ -1,4 +1,4 @@
-"""Confines a process that grades model text: bounded memory, no writing, no other processes, no network, no evaluation.
+"""Confines a process that grades model text: bounded memory, no writing, no processes, no network, no `eval` unless allowed.
 
 Three fences, each enough against most attacks: kernel limits (every platform), a system call filter that needs no privilege
 (seccomp; Linux on x86-64 and arm64), and Python's audit hook, which cannot be removed (every platform). The confined process

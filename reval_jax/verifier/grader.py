@@ -232,9 +232,8 @@ class Grader:
             warm_up: list[list[str]] = []
             if target == _ALGEBRA:
                 warm_up = [list(pair) for pair in _WARM_UP]
-            elif (
-                target == _REASONING_GYM
-            ):  # imports the library and creates its data set; payload and answer are trusted
+            elif target == _REASONING_GYM:
+                # Imports the library and creates its data set; payload and answer are trusted.
                 warm_up = [[first.arguments[0], ""]]
             worker_settings = worker.WorkerSettings(
                 target=target,

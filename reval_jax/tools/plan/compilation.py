@@ -51,8 +51,8 @@ Compile = Callable[[str, config_lib.Config], Result]
 
 LEAST_EFFORT: dict[str, Any] = {"exec_time_optimization_effort": -1.0}
 """Compiler options. At the default effort, which runs use, libtpu takes four to five times as long, nearly all of it on machine
-code, after it has assigned memory. The temporaries differ slightly in either direction: 1.12 GiB here against 1.04 at default
-effort, and 1.12 against 1.16 for other rows, both with two layers. XLA's figures count fragmentation twice, 0.16 GiB there."""
+code, after it has assigned memory. The temporaries differ slightly, in either direction: with two layers 1.12 GiB instead of
+1.04, and with other row lengths 1.12 instead of 1.16. XLA counts fragmentation twice, 0.16 GiB in these programs."""
 
 PROGRAMS = ("score", "update", "sync_weights", "prefill", "decode")
 _COLLECTIVE = re.compile(r"= .*? (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(")
