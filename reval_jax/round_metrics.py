@@ -23,7 +23,7 @@ def rollout(config: config_lib.Config, sampled: types.Trajectories, trained_on: 
         "response_length/mean": float(sampled.response_length.mean()),
         "response_length/max": int(sampled.response_length.max()),
         "response_length/clip_ratio": float(sampled.is_truncated.mean()),
-        # The sampled tokens' mean surprise: an unbiased estimate of the entropy per token, without a pass over the vocabulary.
+        # The sampled tokens' mean surprise estimates the entropy per token without a pass over the vocabulary.
         "actor/entropy": -float(sampled.log_prob.mean()),
         "training/sampled": sampled.size,
         **{f"verifier/{kind}": int(count) for kind, count in zip(types.VERDICTS, counts, strict=True)},
