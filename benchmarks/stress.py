@@ -236,7 +236,7 @@ def real_golds() -> list[str]:
     files = sorted(DATA.glob("*.jsonl"))
     if not files:
         names = ("arithmetic", "base_conversion", "modular_arithmetic")
-        return [answer for name in names for _, answer in procedural.rows(f"procedural:{name},size=100")]
+        return [answer for name in names for _, answer in procedural.rows(f"procedural:{name},level=2,size=100")]
     rows = [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
     return [row["answer"] for row in rows]
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from support import fuzzed_answers, hostile_answers
 
+from benchmarks import stress
 from reval_jax import config, config_checks, types, verifier
 from reval_jax.verifier import grading
 
@@ -209,6 +210,11 @@ def test_fuzzed_answers_are_a_pure_function_of_the_seed():
     assert one == other
     assert len(set(one)) > 45
     assert one != list(fuzzed_answers.fuzzed(1, 50, golds=golds, canary="c"))
+
+
+def test_the_gold_answers_of_the_stress_test_need_no_file(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(stress, "DATA", tmp_path / "absent")
+    assert len(stress.real_golds()) == 300
 
 
 def test_there_are_two_hundred_answers_written_by_hand():
