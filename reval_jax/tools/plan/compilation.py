@@ -83,10 +83,10 @@ def compiler(architecture: model.Architecture, pod: Pod, log: Callable[[str], No
     def build(program: str, config: config_lib.Config) -> Any:
         if program == "prefill":
             width = batch.row_length(config.task.max_prompt_tokens)
-            return sampler.lower_prefill(make_engine(architecture, pod, config), width).compile(LEAST_EFFORT)
+            return compile_quickly(sampler.lower_prefill(make_engine(architecture, pod, config), width))
         if program == "decode":
-            return sampler.lower_window(make_engine(architecture, pod, config)).compile(LEAST_EFFORT)
-        return _lower_learner(program, architecture, pod, config).compile(LEAST_EFFORT)
+            return compile_quickly(sampler.lower_window(make_engine(architecture, pod, config)))
+        return compile_quickly(_lower_learner(program, architecture, pod, config))
 
     @functools.cache
     def compile_once(program: str, config: config_lib.Config) -> Result:
@@ -108,6 +108,16 @@ def _relevant(program: str, config: config_lib.Config) -> config_lib.Config:
     if program not in ("prefill", "decode"):
         rollout = dataclasses.replace(rollout, decode_slots=math.lcm(*range(1, 9)))
     return dataclasses.replace(config, model=model_settings, update=update_settings, rollout=rollout)
+
+
+def compile_quickly(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+    """Compiles with LEAST_EFFORT; at the default effort if this jaxlib does not have the option, as 0.12 does not."""
+    try:
+        return lowered.compile(LEAST_EFFORT)
+    except jax.errors.JaxRuntimeError as error:
+        if "No such compile option" not in str(error):
+            raise
+        return lowered.compile()
 
 
 def measure(build: Callable[[], Any]) -> Result:
