@@ -92,7 +92,7 @@ def _bench_sampler(args: arguments.BenchSampler) -> types.Json:
     )
 
 
-ARGUMENTS: types.Json = {
+ARGUMENTS: dict[str, Any] = {
     "scores": arguments.BenchScores,
     "update": arguments.BenchUpdate,
     "sampler": arguments.BenchSampler,

@@ -39,9 +39,9 @@ def _prepare(argv: list[str]) -> int:
         with console.Console().working("reading, then writing rows") as report:
             prepared = data_lib.prepare(inputs, args.output, _settings(args), tokenizer=tokenizer, on_progress=report)
     except data_lib.BadRowsError as error:
-        for problem in error.bad_rows:
-            print(f"{problem.where}: {problem.reason}", file=sys.stderr)
-        problems = [data_lib.writing.as_json(problem) for problem in error.bad_rows]
+        for row in error.bad_rows:
+            print(f"{row.where}: {row.reason}", file=sys.stderr)
+        problems = [data_lib.writing.as_json(row) for row in error.bad_rows]
         output.write_json(args.json, {"directory": None, "rows": 0, "problems": problems})
         raise
     left_out = len(prepared.quarantined)
@@ -51,7 +51,7 @@ def _prepare(argv: list[str]) -> int:
     output.show(
         args.json, f"{prepared.rows} rows in {prepared.directory}, fingerprint {prepared.fingerprint}{quarantine}"
     )
-    problems = [data_lib.writing.as_json(problem) for problem in prepared.quarantined]
+    problems = [data_lib.writing.as_json(row) for row in prepared.quarantined]
     summary = {"directory": str(prepared.directory), "rows": prepared.rows, "fingerprint": prepared.fingerprint}
     output.write_json(args.json, summary | {"problems": problems})
     return exit_codes.DONE

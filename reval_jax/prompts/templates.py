@@ -90,9 +90,7 @@ def render(
         for row, prompt in zip(rows, tokens, strict=True)
         if not np.array_equal(prompt[np.isin(prompt, ids)], expected)
     ]
-    remedy = (
-        "The tokenizer turns part of it into a special token, which would end or imitate a speaker's turn. Remove it."
-    )
+    remedy = "The tokenizer turns part of it into a special token, which would end or fake a turn. Remove it."
     rows_lib.refuse(source, bad_rows, remedy)
     return texts, tokens
 
