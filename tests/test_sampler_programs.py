@@ -135,3 +135,21 @@ def test_prefill_and_decode_of_the_7b_models_layers_compile_for_a_tpu(v5e, slice
         assert set(result.collectives) <= {"all-reduce"}
     # The slots' cache is written in place.
     assert result.aliased >= 2 * 2 * 16 * 9216 * seven.head_size * 2
+
+
+class _Lowered:
+    """A lowered program on a jaxlib that refuses compiler options with this message."""
+
+    def __init__(self, message):
+        self.message = message
+
+    def compile(self, options=None):
+        if options:
+            raise jax.errors.JaxRuntimeError(self.message)
+        return "compiled"
+
+
+def test_a_jaxlib_without_the_option_compiles_at_the_default_effort_and_no_other_error_is_hidden():
+    assert compilation.compile_quickly(_Lowered("INVALID_ARGUMENT: No such compile option: 'x'")) == "compiled"
+    with pytest.raises(jax.errors.JaxRuntimeError, match="out of memory"):
+        compilation.compile_quickly(_Lowered("out of memory"))
