@@ -62,10 +62,16 @@ def for_learner(setting: Setting, mesh: Mesh, architecture: Architecture, comput
     split = split_of(mesh, architecture)
     return Kernels(
         split=split,
-        linear=linear.gathered_linear if split.width else linear.linear,
+        linear=_learner_linear(platform, is_gathered=split.width),
         attend=choose_attention(setting, platform, compute_dtype, architecture.head_size),
         residuals=cpu.uint16_residuals if platform == "cpu" else _plain_residuals,
     )
+
+
+def _learner_linear(platform: Platform, *, is_gathered: bool) -> linear.Linear:
+    if platform == "gpu":
+        return linear.rounded_gathered_linear if is_gathered else linear.rounded_linear
+    return linear.gathered_linear if is_gathered else linear.linear
 
 
 def for_sampler(

@@ -30,6 +30,13 @@ def product(spec: str, compute_dtype: DTypeLike, left: jax.Array, right: jax.Arr
     GPU run at float32 speed. Here the cotangent is cast too, and a float32 weight's gradient leaves the accumulator
     unrounded. Every index of one operand must occur in the other operand or in the result.
     """
+    return _multiply(spec, compute_dtype, jnp.float32, left, right)
+
+
+def _multiply(
+    spec: str, compute_dtype: DTypeLike, result_dtype: DTypeLike, left: jax.Array, right: jax.Array
+) -> jax.Array:
+    """`product` without a gradient of its own; the accumulator, float32, leaves in `result_dtype`."""
     precision = jax.lax.Precision.HIGHEST if jnp.dtype(compute_dtype) == jnp.float32 else jax.lax.Precision.DEFAULT
     left_axes, right_axes, result = axes_of(spec)
     shared = [axis for axis in left_axes if axis in right_axes]
@@ -44,7 +51,7 @@ def product(spec: str, compute_dtype: DTypeLike, left: jax.Array, right: jax.Arr
             ([left_axes.index(axis) for axis in batch], [right_axes.index(axis) for axis in batch]),
         ),
         precision=precision,
-        preferred_element_type=jnp.float32,
+        preferred_element_type=result_dtype,
     )
     order = batch + [axis for axes in (left_axes, right_axes) for axis in axes if axis not in shared]
     return jnp.transpose(outputs, [order.index(axis) for axis in result])
@@ -83,31 +90,67 @@ def _weight_cotangent(spec: str, compute_dtype: DTypeLike, left: jax.Array, cota
 product.defvjp(_product_forward, _product_backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def rounded_product(spec: str, compute_dtype: DTypeLike, left: jax.Array, right: jax.Array) -> jax.Array:
+    """`product` cast to `compute_dtype`, the cast being part of the product: on GPU it saves a float32 array and a kernel.
+
+    The left operand's cotangent leaves so too; the right operand's, a weight's gradient, leaves in float32.
+    """
+    return _multiply(spec, compute_dtype, compute_dtype, left, right)
+
+
+def _rounded_forward(
+    spec: str, compute_dtype: DTypeLike, left: jax.Array, right: jax.Array
+) -> tuple[jax.Array, Operands]:
+    return rounded_product(spec, compute_dtype, left, right), (left, right)
+
+
+def _rounded_backward(
+    spec: str, compute_dtype: DTypeLike, operands: Operands, cotangent: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    left, right = operands
+    left_axes, right_axes, result = axes_of(spec)
+    left_cotangent = rounded_product(f"{result},{right_axes}->{left_axes}", compute_dtype, cotangent, right)
+    right_cotangent = _weight_cotangent(spec, compute_dtype, left, cotangent)
+    return left_cotangent.astype(left.dtype), right_cotangent.astype(right.dtype)
+
+
+rounded_product.defvjp(_rounded_forward, _rounded_backward)
+
+Product = Callable[[str, DTypeLike, jax.Array, jax.Array], jax.Array]
+"""`product` or `rounded_product`."""
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
 def _gathered_product(
-    spec: str, compute_dtype: DTypeLike, dimension: int, inputs: jax.Array, weight: jax.Array
+    multiply: Product, spec: str, compute_dtype: DTypeLike, dimension: int, inputs: jax.Array, weight: jax.Array
 ) -> jax.Array:
-    """`product` with a weight whose `dimension` is split over the fsdp axis: gathered for each use, never kept.
+    """`multiply` with a weight whose `dimension` is split over the fsdp axis: gathered for each use, never kept.
 
     The wire carries `compute_dtype` forward and float32 backward: gradients are summed and scattered unrounded.
     """
     whole = parallel.all_gather(weight.astype(compute_dtype), parallel.FSDP, dimension)
-    return product(spec, compute_dtype, inputs, whole)
+    return multiply(spec, compute_dtype, inputs, whole)
 
 
 def _gathered_product_forward(
-    spec: str, compute_dtype: DTypeLike, dimension: int, inputs: jax.Array, weight: jax.Array
+    multiply: Product, spec: str, compute_dtype: DTypeLike, dimension: int, inputs: jax.Array, weight: jax.Array
 ) -> tuple[jax.Array, Operands]:
-    return _gathered_product(spec, compute_dtype, dimension, inputs, weight), (inputs, weight)
+    return _gathered_product(multiply, spec, compute_dtype, dimension, inputs, weight), (inputs, weight)
 
 
 def _gathered_product_backward(
-    spec: str, compute_dtype: DTypeLike, dimension: int, operands: Operands, cotangent: jax.Array
+    multiply: Product,
+    spec: str,
+    compute_dtype: DTypeLike,
+    dimension: int,
+    operands: Operands,
+    cotangent: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     inputs, weight = operands
     whole = parallel.all_gather(weight.astype(compute_dtype), parallel.FSDP, dimension)
     left, right, result = axes_of(spec)
-    inputs_cotangent = product(f"{result},{right}->{left}", compute_dtype, cotangent, whole)
+    inputs_cotangent = multiply(f"{result},{right}->{left}", compute_dtype, cotangent, whole)
     weight_cotangent = _weight_cotangent(spec, compute_dtype, inputs, cotangent)
     local = parallel.reduce_scatter(weight_cotangent, parallel.FSDP, dimension)
     return inputs_cotangent.astype(inputs.dtype), local.astype(weight.dtype)
@@ -126,10 +169,29 @@ def linear(spec: str, inputs: jax.Array, weight: jax.Array, *, row_parallel: boo
     return _finish(product(spec, inputs.dtype, inputs, weight), inputs.dtype, row_parallel)
 
 
+def rounded_linear(spec: str, inputs: jax.Array, weight: jax.Array, *, row_parallel: bool = False) -> jax.Array:
+    """`linear` by `rounded_product`."""
+    return _finish(rounded_product(spec, inputs.dtype, inputs, weight), inputs.dtype, row_parallel)
+
+
 def gathered_linear(spec: str, inputs: jax.Array, weight: jax.Array, *, row_parallel: bool = False) -> jax.Array:
     """`linear` with a weight whose axis d is split over the fsdp axis."""
+    return _gathered_linear(product, spec, inputs, weight, row_parallel)
+
+
+def rounded_gathered_linear(
+    spec: str, inputs: jax.Array, weight: jax.Array, *, row_parallel: bool = False
+) -> jax.Array:
+    """`gathered_linear` by `rounded_product`."""
+    return _gathered_linear(rounded_product, spec, inputs, weight, row_parallel)
+
+
+def _gathered_linear(
+    multiply: Product, spec: str, inputs: jax.Array, weight: jax.Array, row_parallel: bool
+) -> jax.Array:
     dimension = axes_of(spec)[1].index("d")
-    return _finish(_gathered_product(spec, inputs.dtype, dimension, inputs, weight), inputs.dtype, row_parallel)
+    outputs = _gathered_product(multiply, spec, inputs.dtype, dimension, inputs, weight)
+    return _finish(outputs, inputs.dtype, row_parallel)
 
 
 def _finish(outputs: jax.Array, dtype: DTypeLike, row_parallel: bool) -> jax.Array:
