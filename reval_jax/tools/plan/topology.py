@@ -14,22 +14,33 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
 
+from reval_jax import chips
+
 
 class Chip(NamedTuple):
     """One chip of a generation, as documented at cloud.google.com/tpu/docs/v4, v5e, v5p, v6e."""
 
-    peak_flops: float  # bfloat16 FLOP/s
-    hbm_bandwidth: float  # bytes/s
+    rates: chips.Rates
     link_bandwidth: float  # bytes/s to the other chips, one way, all links together
     counts_cores: bool  # a slice's common name counts TensorCores, two a chip, not chips
     host: tuple[int, ...]  # chips of a host along each dimension, in a slice of several hosts
 
+    @property
+    def peak_flops(self) -> float:
+        """bfloat16 FLOP/s."""
+        return self.rates.bfloat16
+
+    @property
+    def hbm_bandwidth(self) -> float:
+        """Bytes/s of its memory."""
+        return self.rates.memory
+
 
 CHIPS = {
-    "v4": Chip(275e12, 1200e9, 300e9, True, (2, 2, 1)),
-    "v5e": Chip(197e12, 819e9, 200e9, False, (2, 2)),
-    "v5p": Chip(459e12, 2765e9, 600e9, True, (2, 2, 1)),
-    "v6e": Chip(918e12, 1640e9, 448e9, False, (2, 2)),
+    "v4": Chip(chips.TPU["v4"], 300e9, True, (2, 2, 1)),
+    "v5e": Chip(chips.TPU["v5e"], 200e9, False, (2, 2)),
+    "v5p": Chip(chips.TPU["v5p"], 600e9, True, (2, 2, 1)),
+    "v6e": Chip(chips.TPU["v6e"], 448e9, False, (2, 2)),
 }
 
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
