@@ -6,7 +6,9 @@ default promotion, like a user's process.
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -33,7 +35,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 NEEDED = {"tpu_compile": "libtpu", "parity": "torch"}
 """Marker → the library that its tests need and are skipped without."""
 
-FIXTURES = {"v5e": "tpu_compile", "v5e_4": "tpu_compile", "smollm2": "real_model"}
+FIXTURES = {"v5e": "tpu_compile", "v5e_4": "tpu_compile", "h100_8": "gpu_compile", "smollm2": "real_model"}
 """Fixture → the marker of the tests that use it."""
 
 
@@ -50,6 +52,23 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     for marker, library in NEEDED.items():
         if item.get_closest_marker(marker):
             pytest.importorskip(library, reason=f"{library} is not installed")
+    if item.get_closest_marker("gpu_compile"):
+        from support import gpu_compiler
+
+        if reason := gpu_compiler.find():
+            pytest.skip(reason)
+
+
+@contextlib.contextmanager
+def _without_compilation_cache() -> Iterator[None]:
+    """Programs for absent devices can be written to the persistent cache, but not read from it."""
+    from jax.experimental.compilation_cache import compilation_cache
+
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()
+    yield
+    jax.config.update("jax_enable_compilation_cache", True)
+    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="session")
@@ -71,14 +90,22 @@ def v5e():
     """Eight chips of an absent v5e: libtpu compiles for them on any machine."""
     pytest.importorskip("libtpu", reason="libtpu is not installed, so nothing compiles for a TPU here")
     from jax.experimental import topologies
-    from jax.experimental.compilation_cache import compilation_cache
 
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no chip is used, so none has to be locked
     devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4").devices
-    # Programs for absent chips can be written to the persistent cache, but not read from it.
-    jax.config.update("jax_enable_compilation_cache", False)
-    compilation_cache.reset_cache()
-    yield devices
-    jax.config.update("jax_enable_compilation_cache", True)
-    compilation_cache.reset_cache()
+    with _without_compilation_cache():
+        yield devices
+
+
+@pytest.fixture(scope="module")
+def h100_8():
+    """Eight absent H100s of one host. Lower programs for them inside `gpu_topology.lowering_for`."""
+    from support import gpu_compiler
+
+    from reval_jax.tools.plan import gpu_topology
+
+    if reason := gpu_compiler.find():
+        pytest.skip(reason)
+    with _without_compilation_cache():
+        yield gpu_topology.devices(gpu_topology.named("h100:8"))
