@@ -1,8 +1,8 @@
 """Published rates of accelerators, by the name that a driver or libtpu gives them.
 
-Dense rates, without sparsity. Sources, NVIDIA: the data sheets of H100, H200, A100, L40S, L4 and A10, that of DGX B200 divided by its
-eight GPUs, and the white papers of the Ada and Ampere GA102 architectures (GeForce: bfloat16 with float32 accumulation). Google:
-cloud.google.com/tpu/docs/v4, v5e, v5p and v6e.
+Dense rates, without sparsity. Sources, NVIDIA: the data sheets of H100, H200, A100, L40S, L4 and A10, that of DGX B200 divided by
+its eight GPUs, and the white papers of the architectures Ada and Ampere GA102 (GeForce: bfloat16 with float32 accumulation).
+Google: cloud.google.com/tpu/docs/v4, v5e, v5p and v6e.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from reval_jax import config as config_lib
-from reval_jax import ragged, trajectories, types, update
+from reval_jax import model, ragged, timing, trajectories, types, update, work
 
 
 def rollout(config: config_lib.Config, sampled: types.Trajectories, trained_on: types.Trajectories) -> dict[str, float]:
@@ -62,7 +62,7 @@ def updates(done: Updates, buffer: types.Trajectories, round: int) -> dict[str, 
     """
     skipped = {"training/skipped": done.num_skipped}
     if not done.metrics:  # rollout.truncated=mask, and every response was truncated
-        return {**skipped, "training/update_tokens": 0}
+        return {**skipped, "training/update_tokens": 0, "training/update_response_tokens": 0}
     rows = np.concatenate(done.batches)
     means = {
         name: float(np.mean([each[name] for each in done.metrics]))
@@ -77,6 +77,7 @@ def updates(done: Updates, buffer: types.Trajectories, round: int) -> dict[str, 
         **skipped,
         "replay/fresh_fraction": float((buffer.round[rows] == round).mean()),
         "training/update_tokens": int(buffer.length[rows].sum()),
+        "training/update_response_tokens": int(buffer.response_length[rows].sum()),
     }
 
 
@@ -100,13 +101,23 @@ def distance(fresh: types.Trajectories) -> dict[str, float]:
     return {"actor/kl_ref": float((totals - fresh.reference_log_prob)[is_scored].mean())}
 
 
-def speed(line: Mapping[str, float], seconds: Mapping[str, float], peak_tokens_per_s: float) -> dict[str, float]:
-    """Tokens a second, and the share of the matmul's peak, of a round with these metrics and seconds by phase."""
+def speed(
+    line: Mapping[str, float], seconds: Mapping[str, float], architecture: model.Architecture, peak_flops: float
+) -> dict[str, float]:
+    """Tokens a second, and MFU, of a round with these metrics and seconds by phase.
+
+    MFU is NaN where it would be above 1, as `timing.share`.
+
+    Args:
+      peak_flops: of all devices of the learner.
+    """
     if "critic/score/mean" not in line:  # the evaluation before the first round
         return {}
     num_sampled = line["response_length/mean"] * line["training/sampled"]
     measured = {"perf/rollout_tokens_per_s": num_sampled / seconds["timing_s/generate"]}
-    if line["training/update_tokens"]:
-        measured["perf/update_tokens_per_s"] = line["training/update_tokens"] / seconds["timing_s/update"]
-        measured["perf/mfu"] = measured["perf/update_tokens_per_s"] / peak_tokens_per_s
+    if tokens := line["training/update_tokens"]:
+        update_seconds = seconds["timing_s/update"]
+        flops = work.weights(architecture, tokens=tokens, scored=line["training/update_response_tokens"])
+        measured["perf/update_tokens_per_s"] = tokens / update_seconds
+        measured["perf/mfu"] = timing.share(flops, update_seconds, peak_flops)
     return measured

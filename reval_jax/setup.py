@@ -42,6 +42,7 @@ class Components(NamedTuple):
     """The settings, functions and services of a run; a checkpoint holds none of them."""
 
     config: config_lib.Config
+    architecture: model.Architecture
     tokenizer: transformers.PreTrainedTokenizerBase
     meshes: mesh.Meshes
     data: prompts.Dataset
@@ -53,9 +54,7 @@ class Components(NamedTuple):
     optimizer: optax.GradientTransformation
     step: jax.stages.Wrapped  # of update.make_step
     score: reference.Scorer | None  # None where the algorithm has no reference
-    peak_tokens_per_s: (
-        float  # of all devices, at 6 · parameters FLOPs per token and the measured rate of matmuls: for MFU
-    )
+    peak: timing.Peak  # of one of the learner's devices: for MFU
     store: checkpoint.Store
     directory: run_directory.RunDirectory
     writer: metrics.Writer
@@ -122,6 +121,7 @@ def prepare(config: config_lib.Config, run_dir: Path, *, console: console_lib.Co
         run_directory.claim(run_dir, config, data_fingerprint=data.fingerprint, round=run.progress.round)
     components = Components(
         config=config,
+        architecture=architecture,
         tokenizer=tokenizer,
         meshes=meshes,
         data=data,
@@ -133,7 +133,7 @@ def prepare(config: config_lib.Config, run_dir: Path, *, console: console_lib.Co
         optimizer=optimizer,
         step=update.make_step(architecture, optimizer, meshes.learner, loss=algorithm.loss, config=config),
         score=reference.make_scorer(architecture, meshes.learner, config=config) if algorithm.has_reference else None,
-        peak_tokens_per_s=_peak_tokens_per_s(architecture, meshes.learner, config.model.compute_dtype),
+        peak=timing.device_peak(config.model.compute_dtype),
         store=store or checkpoint.Store(directory.checkpoints, config.checkpoint),
         directory=directory,
         writer=metrics.Writer(directory.metrics, keep_bytes=run.progress.metrics_bytes, is_active=is_writer),
@@ -156,11 +156,6 @@ def _notes(config: config_lib.Config, architecture: model.Architecture, devices:
             f"more than the {architecture.max_positions} positions the model was published for"
         )
     return notes
-
-
-def _peak_tokens_per_s(architecture: model.Architecture, devices: jax.sharding.Mesh, compute_dtype: str) -> float:
-    num_params = sum(leaf.size for leaf in jax.tree.leaves(model.abstract_params(architecture)))
-    return devices.size * timing.device_peak(compute_dtype) / (6 * num_params)
 
 
 def checkpoint_state(run: RunState) -> checkpoint.CheckpointState:

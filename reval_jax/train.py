@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +24,7 @@ from reval_jax import (
     run_directory,
     sampler,
     setup,
+    timing,
     types,
     update,
     verifier,
@@ -289,7 +291,10 @@ def write_line(components: Components, run: RunState, line: types.Json) -> RunSt
     The save that follows is counted in the next line.
     """
     seconds = components.clock.read()
-    seconds |= round_metrics.speed(line, seconds, components.peak_tokens_per_s)
+    peak, num_devices = components.peak, components.meshes.learner.size
+    seconds |= round_metrics.speed(line, seconds, components.architecture, peak.flops * num_devices)
+    if math.isnan(seconds.get("perf/mfu", 0.0)):
+        components.console.log(f"note: {timing.impossible('perf/mfu', peak.source)}")
     if line["training/round"]:
         components.console.round_line(components.config.run.rounds, line | seconds)
     line = {**line, **seconds}

@@ -12,7 +12,7 @@ import pytest
 from support import hf_checkpoints
 
 from benchmarks import log_probabilities
-from reval_jax import cli, timing, weights
+from reval_jax import cli, timing, weights, work
 from reval_jax.tools import bench
 
 SMALL = bench.time_update.Workload(rows=2, tokens=64, prompt_tokens=8)
@@ -69,10 +69,24 @@ def test_an_update_benchmark_reports_its_measurements():
     (case,) = results["cases"]
     assert case["remat"] == "full"
     assert case["tokens_per_s"]["fixed"] == pytest.approx(128 / case["seconds"]["fixed"])
-    work = 6 * case["num_parameters"] * 128
+    flops = work.weights(hf_checkpoints.tiny_architecture(), tokens=128, scored=128 - 2 * SMALL.prompt_tokens)
     rate = case["matmul_peak_flops"] * results["machine"]["num_devices"]
-    assert case["mfu"]["fixed"] == pytest.approx(work / case["seconds"]["fixed"] / rate)
+    assert case["peak"] == {"flops": case["matmul_peak_flops"], "source": "measured"}
+    assert case["mfu"]["fixed"] == pytest.approx(flops / case["seconds"]["fixed"] / rate)
+    assert 0 < case["mfu"]["fixed"] + case["attention_share"]["fixed"] + case["recomputed_share"]["fixed"] <= 1
+    assert case["refused"] is None
     assert "log-normal" in bench.time_update.summary(case)
+
+
+def test_an_update_faster_than_its_peak_has_no_mfu_and_says_why():
+    devices = jax.device_count()
+    works = {kind: work.UpdateWork(60.0 * devices, 30.0 * devices, 20.0 * devices) for kind in ("fixed", "lognormal")}
+    use = bench.time_update._use(works, {"fixed": 1.0, "lognormal": 0.5}, timing.Peak(200.0, "measured"), 200.0)
+    assert use["mfu"] == {"fixed": None, "lognormal": None}
+    assert "busy" in use["refused"]
+    use = bench.time_update._use(works, {"fixed": 1.0, "lognormal": 2.0}, timing.Peak(200.0, "measured"), 200.0)
+    assert use["mfu"] == pytest.approx({"fixed": 0.3, "lognormal": 0.15})
+    assert use["refused"] is None
 
 
 def test_candidates_are_timed_interleaved():

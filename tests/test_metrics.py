@@ -48,7 +48,7 @@ CONTRACT = {
     "training/trajectories",
     "training/sampler_learner_logprob_diff",
 }
-"""Names of every round's line. `perf/mfu` needs the device's peak, which is measured by a later part."""
+"""Names of every round's line."""
 
 
 def writer(path: Path, keep_bytes: int = 0) -> metrics.Writer:
@@ -152,7 +152,12 @@ def test_a_runs_lines_have_the_names_dashboards_know(tmp_path):
         assert all(line[name] is not None for name in CONTRACT)
         others = line.keys() - CONTRACT - held_out
         others -= {"timing_s/eval", "timing_s/save", "timing_s/reference_load", "timing_s/reference_store"}
-        assert others <= {"training/skipped", "training/update_tokens", "training/sampled"}
+        assert others <= {
+            "training/skipped",
+            "training/update_tokens",
+            "training/update_response_tokens",
+            "training/sampled",
+        }
         assert line["replay/size"] == min(20, 8 * line["training/round"])
         assert line["training/trajectories"] == 8 * line["training/round"]
         assert line["training/updates"] == 2 * line["training/round"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import time
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -12,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from reval_jax import batch, keys, mesh, model, sampler, timing, types
+from reval_jax import batch, keys, mesh, model, sampler, timing, types, work
 from reval_jax import config as config_lib
 from reval_jax.sampler import sampling_op
 from reval_jax.sampler import steps as steps_lib
@@ -115,9 +116,10 @@ def measure(
 ) -> types.Json:
     """Times one case: whole runs, then each program alone.
 
-    The roofline is a lower bound of the time of a decode step on this machine: its matrix products at the measured matmul rate,
-    or its reads of weights and cache at the measured memory bandwidth, whichever takes longer. Both rates are measured between
-    the runs.
+    The roofline is a lower bound of the time of a decode step on this machine: its matrix products (`work.decode_step`) at the
+    device's product rate, or its reads of weights and cache at its memory's rate, whichever takes longer. Both rates are the
+    published ones, or, where none are known, measured between the runs (`timing.matmul`, `timing.memory`). A run above the
+    roofline has null for its share, and a message in "refused".
     """
     limits = response_lengths(workload, lengths)
     prompts = random_prompts(workload, len(limits), engine.architecture.vocab_size)
@@ -144,14 +146,18 @@ def measure(
     start = time.perf_counter()
     sample()
     first = time.perf_counter() - start
-    candidates = {"run": sample, "matmul": timing.matmul(engine.compute_dtype), "memory": timing.memory()}
-    seconds = timing.medians(timing.interleaved(candidates, repeats=repeats)) | _program_seconds(
-        engine, params, workload, repeats
-    )
+    product, copy = timing.matmul(engine.compute_dtype), timing.memory()
+    every = timing.interleaved({"run": sample, "matmul": product.call, "memory": copy.call}, repeats=repeats)
+    seconds = timing.medians(every) | _program_seconds(engine, params, workload, repeats)
     tokens, steps = int(limits.sum()), windows[-1] * engine.decode_window
     num_prefills = -(-len(limits) // engine.prefill_rows(batch.row_length(workload.prompt_tokens)))
-    peak, bandwidth = timing.matmul_rate(seconds["matmul"]), timing.memory_rate(seconds["memory"])
-    floor = _step_floor(engine, params, workload.prompt_tokens + workload.response_tokens / 2, peak, bandwidth)
+    product_rate, memory_rate = product.rate(min(every["matmul"])), copy.rate(min(every["memory"]))
+    peak = timing.peak_of(engine.compute_dtype, product_rate)
+    published = timing.published()
+    bandwidth = published.memory if published else memory_rate
+    floor = _step_floor(engine, params, workload.prompt_tokens + workload.response_tokens / 2, peak.flops, bandwidth)
+    of_roofline = timing.share(tokens * floor / engine.decode_slots, seconds["run"], 1.0)
+    is_possible = not math.isnan(of_roofline)
     prefill, decode = num_prefills * seconds["prefill"], windows[-1] * seconds["window"]
     return {
         "lengths": lengths,
@@ -164,9 +170,11 @@ def measure(
         "tokens_per_s": tokens / seconds["run"],
         "slot_use": tokens / (steps * engine.decode_slots),
         "roofline_tokens_per_s": engine.decode_slots / floor,
-        "of_roofline": tokens / seconds["run"] * floor / engine.decode_slots,
-        "matmul_peak_flops": peak,
-        "memory_bytes_per_s": bandwidth,
+        "of_roofline": of_roofline if is_possible else None,
+        "refused": None if is_possible else timing.impossible("the rate of the run", peak.source),
+        "matmul_peak_flops": product_rate,
+        "memory_bytes_per_s": memory_rate,
+        "peak": peak._asdict() | {"memory": bandwidth},
         "first_call_s": first,
         "compiled_programs": sampler.num_programs(engine),
         "seconds": {
@@ -223,20 +231,22 @@ def _step_floor(engine: sampler.Engine, params: model.Params, positions: float, 
     weight_bytes = sum(leaf.nbytes for leaf in leaves) * used / (used + embedding)
     cache_per_token = 2 * architecture.num_layers * architecture.num_kv_heads * architecture.head_size
     cache_bytes = engine.decode_slots * positions * cache_per_token * jnp.dtype(engine.cache_dtype).itemsize
-    products = 2 * used * engine.decode_slots / (peak * devices)
+    products = work.decode_step(architecture, rows=engine.decode_slots, positions=positions) / (peak * devices)
     return max(products, (weight_bytes * engine.row_shards + cache_bytes) / (bandwidth * devices))
 
 
 def summary(case: types.Json) -> str:
     """Text of one case."""
-    seconds = case["seconds"]
+    seconds, peak = case["seconds"], case["peak"]
+    of_roofline = case["refused"] or f"{case['of_roofline']:.0%} of the roofline's {case['roofline_tokens_per_s']:.0f}"
     parts = ", ".join(f"{name} {seconds[name]:.2f}" for name in ("prefill", "decode", "host"))
     return (
         f"{case['lengths']} lengths, {case['dtype']}, {case['slots']} slots, cache {case['kv_cache']}, attention "
         f"{case['attention']}: "
-        f"{case['tokens_per_s']:.1f} tokens/s, {case['of_roofline']:.0%} of the roofline's {case['roofline_tokens_per_s']:.0f}\n"
-        f"  {seconds['decode_step'] * 1e3:.0f} ms a decode step, slots in use {case['slot_use']:.0%}; {seconds['run']:.1f} s: "
+        f"{case['tokens_per_s']:.1f} tokens/s, {of_roofline}\n"
+        f"  {seconds['decode_step'] * 1e3:.3g} ms a decode step, slots in use {case['slot_use']:.0%}; {seconds['run']:.1f} s: "
         f"{parts}, {seconds['of_it_sampling']:.2f} of the decoding is sampling tokens\n"
-        f"  matmul peak {case['matmul_peak_flops'] / 1e9:.0f} GFLOP/s, memory {case['memory_bytes_per_s'] / 1e9:.1f} GB/s, "
+        f"  products {case['matmul_peak_flops'] / 1e12:.3g} TFLOP/s, memory {case['memory_bytes_per_s'] / 1e9:.1f} GB/s, "
+        f"roofline from {peak['source']} rates, "
         f"{case['compiled_programs']} programs, first run {case['first_call_s']:.0f} s"
     )

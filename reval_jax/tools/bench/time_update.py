@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from reval_jax import algorithms, batch, mesh, model, reference, timing, types, update
+from reval_jax import algorithms, batch, mesh, model, reference, timing, types, update, work
 from reval_jax import config as config_lib
 
 
@@ -163,63 +163,100 @@ def run(
 def measure(bench: Bench, workload: Workload, *, repeats: int) -> types.Json:
     """Times one dtype and remat policy.
 
-    MFU = 6 · parameters · tokens / (seconds · devices · peak). The peak is the rate of a product of two square matrices of the
-    same dtype on one device, timed between the updates. The products of attention are not counted as work.
+    MFU = FLOPs of the products with weights / (seconds · devices · peak), by `work.update`: attention and what is computed a
+    second time are given beside it and count as no use of the device. The peak is the device's published rate, or, where none is
+    known, the rate of `timing.matmul`, the fastest of the calls between the updates. A case in which all products together would
+    be above the peak has null for MFU and a message in "refused".
     """
-    dtype, vocabulary = bench.config.model.compute_dtype, bench.architecture.vocab_size
+    architecture, remat = bench.architecture, bench.config.model.remat
+    dtype, vocabulary = bench.config.model.compute_dtype, architecture.vocab_size
     fixed = trajectories(fixed_lengths(workload), workload, vocabulary)
     skewed = trajectories(lognormal_lengths(workload), workload, vocabulary)
     update_fixed, score_fixed = update_call(bench, fixed), score_call(bench, fixed)
     start = time.perf_counter()
     jax.block_until_ready(update_fixed())
     first = time.perf_counter() - start
-    seconds = timing.medians(
-        timing.interleaved(
-            {
-                "fixed": update_fixed,
-                "fixed_scored_again": lambda: (score_fixed(), update_fixed()),
-                "reference": score_fixed,
-                "lognormal": update_call(bench, skewed),
-                "lognormal_unpacked": update_call(bench, skewed, batch.one_per_row),
-                "matmul": timing.matmul(dtype),
-            },
-            repeats=repeats,
-        )
+    product = timing.matmul(dtype)
+    every = timing.interleaved(
+        {
+            "fixed": update_fixed,
+            "fixed_scored_again": lambda: (score_fixed(), update_fixed()),
+            "reference": score_fixed,
+            "lognormal": update_call(bench, skewed),
+            "lognormal_unpacked": update_call(bench, skewed, batch.one_per_row),
+            "matmul": product.call,
+        },
+        repeats=repeats,
     )
-    num_parameters = sum(leaf.size for leaf in jax.tree.leaves(bench.state[0].params))
-    peak = timing.matmul_rate(seconds["matmul"])
-    num_fixed, num_skewed = int(fixed.length.sum()), int(skewed.length.sum())
-    work = 6 * num_parameters
+    measured_rate = product.rate(min(every.pop("matmul")))
+    seconds = timing.medians(every)
+    rates = {
+        kind: num_tokens / seconds[kind]
+        for kind, num_tokens in (
+            ("fixed", int(fixed.length.sum())),
+            ("lognormal", int(skewed.length.sum())),
+            ("lognormal_unpacked", int(skewed.length.sum())),
+        )
+    }
+    works = {
+        kind: work.update_on(architecture, trained, remat=remat)
+        for kind, trained in (("fixed", fixed), ("lognormal", skewed))
+    }
     return {
         "dtype": dtype,
-        "remat": bench.config.model.remat,
-        "num_parameters": num_parameters,
+        "remat": remat,
+        "num_parameters": sum(leaf.size for leaf in jax.tree.leaves(bench.state[0].params)),
         "first_call_s": first,
-        "matmul_peak_flops": peak,
-        "seconds": {name: value for name, value in seconds.items() if name != "matmul"},
-        "tokens_per_s": {
-            "fixed": num_fixed / seconds["fixed"],
-            "lognormal": num_skewed / seconds["lognormal"],
-            "lognormal_unpacked": num_skewed / seconds["lognormal_unpacked"],
-        },
-        "mfu": {
-            "fixed": work * num_fixed / (seconds["fixed"] * peak * jax.device_count()),
-            "lognormal": work * num_skewed / (seconds["lognormal"] * peak * jax.device_count()),
-        },
+        "seconds": seconds,
+        "tokens_per_s": rates,
+        **_use(works, seconds, timing.peak_of(dtype, measured_rate), measured_rate),
         "packed_over_unpacked": seconds["lognormal_unpacked"] / seconds["lognormal"],
         "stored_scores_save": (seconds["fixed_scored_again"] - seconds["fixed"]) / seconds["reference"],
         "replayed_over_scored_again": seconds["fixed_scored_again"] / seconds["fixed"],
     }
 
 
+def _use(
+    works: dict[str, work.UpdateWork], seconds: dict[str, float], peak: timing.Peak, measured_rate: float
+) -> types.Json:
+    """MFU and its denominators, and the work beside it as shares of the same peak."""
+    of_devices = peak.flops * jax.device_count()
+    is_possible = all(each.total <= of_devices * seconds[kind] for kind, each in works.items())
+
+    def shares(field: str) -> dict[str, float | None]:
+        return {
+            kind: getattr(each, field) / (of_devices * seconds[kind]) if is_possible else None
+            for kind, each in works.items()
+        }
+
+    return {
+        "matmul_peak_flops": measured_rate,
+        "peak": peak._asdict(),
+        "flops": {kind: each._asdict() for kind, each in works.items()},
+        "mfu": shares("weights"),
+        "attention_share": shares("attention"),
+        "recomputed_share": shares("recomputed"),
+        "refused": None if is_possible else timing.impossible("the products of an update", peak.source),
+    }
+
+
 def summary(case: types.Json) -> str:
     """Text of one case."""
-    rate, mfu = case["tokens_per_s"], case["mfu"]
+    rate, peak = case["tokens_per_s"], case["peak"]
+    use = {
+        kind: case["refused"]
+        or f"MFU {case['mfu'][kind]:.2f} (and attention {case['attention_share'][kind]:.2f}, recomputed "
+        f"{case['recomputed_share'][kind]:.2f})"
+        for kind in ("fixed", "lognormal")
+    }
+    published = (
+        f"of the published {peak['flops'] / 1e12:.0f} TFLOP/s" if peak["source"] == "published" else "MFU's peak"
+    )
     return (
-        f"{case['dtype']}, remat {case['remat']} (first update {case['first_call_s']:.0f} s, matmul peak "
-        f"{case['matmul_peak_flops'] / 1e9:.0f} GFLOP/s)\n"
-        f"  fixed lengths       {rate['fixed']:8.1f} tokens/s, MFU {mfu['fixed']:.2f}\n"
-        f"  log-normal lengths  {rate['lognormal']:8.1f} tokens/s, MFU {mfu['lognormal']:.2f}; "
+        f"{case['dtype']}, remat {case['remat']} (first update {case['first_call_s']:.0f} s; products measured at "
+        f"{case['matmul_peak_flops'] / 1e12:.3g} TFLOP/s, {published})\n"
+        f"  fixed lengths       {rate['fixed']:8.1f} tokens/s, {use['fixed']}\n"
+        f"  log-normal lengths  {rate['lognormal']:8.1f} tokens/s, {use['lognormal']}; "
         f"unpacked {rate['lognormal_unpacked']:.1f}: packing is {case['packed_over_unpacked']:.2f} times as fast\n"
         f"  stored reference scores save {case['stored_scores_save']:.2f} of a reference pass; an update that scores again "
         f"takes {case['replayed_over_scored_again']:.2f} times as long"
