@@ -155,7 +155,7 @@ def measure(
     peak = timing.peak_of(engine.compute_dtype, product_rate)
     published = timing.published()
     bandwidth = published.memory if published else memory_rate
-    floor = _step_floor(engine, params, workload.prompt_tokens + workload.response_tokens / 2, peak.flops, bandwidth)
+    floor = step_floor(engine, params, workload.prompt_tokens + workload.response_tokens / 2, peak.flops, bandwidth)
     of_roofline = timing.share(tokens * floor / engine.decode_slots, seconds["run"], 1.0)
     is_possible = not math.isnan(of_roofline)
     prefill, decode = num_prefills * seconds["prefill"], windows[-1] * seconds["window"]
@@ -188,6 +188,26 @@ def measure(
     }
 
 
+def window_call(engine: sampler.Engine, params: model.Params, positions: int) -> Callable[[], Any]:
+    """A function that decodes one window with every slot active at position `positions`, none of which reaches its limit."""
+    compiled = steps_lib.compiled(engine)
+    sampling, stop_ids = steps_lib.sampling_params(1.0, 0, 1.0), steps_lib.padded_stop_ids(())
+    start = np.full(engine.decode_slots, positions, np.int32)
+    rows = engine.sharding("rows")
+    state = [compiled.fresh()]
+
+    def window() -> Any:
+        state[0] = state[0]._replace(
+            position=jax.device_put(start, rows),
+            limit=jax.device_put(np.full_like(start, 2**30), rows),
+            is_active=jax.device_put(np.ones(start.shape, bool), rows),
+        )
+        state[0], tokens = compiled.window(params, state[0], sampling, stop_ids)
+        return tokens
+
+    return window
+
+
 def _program_seconds(
     engine: sampler.Engine, params: model.Params, workload: Workload, repeats: int
 ) -> dict[str, float]:
@@ -195,33 +215,19 @@ def _program_seconds(
     compiled = steps_lib.compiled(engine)
     width = batch.row_length(workload.prompt_tokens)
     tokens = np.zeros((engine.prefill_rows(width), width), np.int32)
-    sampling, stop_ids = steps_lib.sampling_params(1.0, 0, 1.0), steps_lib.padded_stop_ids(())
-    halfway = np.full(engine.decode_slots, workload.prompt_tokens + workload.response_tokens // 2, np.int32)
-    rows = engine.sharding("rows")
-    state = [compiled.fresh()]
-
-    def window() -> Any:
-        # Every slot is active, and none reaches its limit.
-        state[0] = state[0]._replace(
-            position=jax.device_put(halfway, rows),
-            limit=jax.device_put(np.full_like(halfway, 2**30), rows),
-            is_active=jax.device_put(np.ones(halfway.shape, bool), rows),
-        )
-        state[0], tokens = compiled.window(params, state[0], sampling, stop_ids)
-        return tokens
-
     logits = jnp.zeros((engine.decode_slots, engine.architecture.vocab_size), jnp.float32)
     row_keys = jax.random.split(keys.named_key(0, "draws"), engine.decode_slots)
     sample_token = jax.jit(sampling_op.sample_token)
+    sampling = steps_lib.sampling_params(1.0, 0, 1.0)
     candidates = {
         "prefill": lambda: compiled.prefill(params, tokens),
-        "window": window,
+        "window": window_call(engine, params, workload.prompt_tokens + workload.response_tokens // 2),
         "draw": lambda: sample_token(row_keys, logits, sampling),
     }
     return timing.medians(timing.interleaved(candidates, repeats=repeats))
 
 
-def _step_floor(engine: sampler.Engine, params: model.Params, positions: float, peak: float, bandwidth: float) -> float:
+def step_floor(engine: sampler.Engine, params: model.Params, positions: float, peak: float, bandwidth: float) -> float:
     """Lower bound of the seconds of one decode step on the devices of one process, from products and from memory traffic."""
     architecture, devices = engine.architecture, engine.mesh.devices.size
     # A separate head means that the embedding table takes part in no product; without one the tied table is the head.
