@@ -223,7 +223,8 @@ class BenchSampler:
     lengths: tuple[Literal["fixed", "lognormal"], ...] = ("fixed", "lognormal")  # of responses
     dtype: tuple[Literal["float32", "bfloat16"], ...] = ("float32",)  # of the operands of matrix products
     kv_cache: tuple[Literal["compute", "int8"], ...] = ("compute",)  # dtype of cached keys and values
-    # Decode attention over the cache: all rows in one operation, or one row after another; auto is the platform's choice.
-    attention: tuple[Literal["auto", "batched", "per_row"], ...] = ("auto",)
+    # Decode attention over the cache; auto is the platform's choice. batched: all rows in one operation, block by block; per_row:
+    # one row after another; whole: all positions at once; triton: one kernel, on GPUs.
+    attention: tuple[Literal["auto", "batched", "per_row", "whole", "triton"], ...] = ("auto",)
     repeats: int = 3  # timed runs
     json: Path | None = None  # also write the results to this file; /dev/stdout allowed

@@ -2,12 +2,12 @@
 
 `architecture` its shape · `parameters` its weights (the only flax import) · `layer` the equations of one layer ·
 `forward` the three passes · `cache`, `attention`, `linear`, `rope`, `embedding` their parts · `kernels` what a platform
-chooses · `layout` how the sampler holds layers · `cpu` all that exists for XLA:CPU alone.
+chooses · `layout` how the sampler holds layers · `gpu` how it does on GPUs · `cpu` all that exists for XLA:CPU alone.
 """
 
 from __future__ import annotations
 
-from reval_jax.model import attention, cache, cpu, kernels, rope
+from reval_jax.model import attention, cache, cpu, gpu, kernels, rope
 from reval_jax.model.architecture import Architecture, FamilyName, RopeScaling
 from reval_jax.model.cache import Cache
 from reval_jax.model.forward import decode, hidden_states, prefill
@@ -37,6 +37,7 @@ __all__ = [
     "compute_dtypes",
     "cpu",
     "decode",
+    "gpu",
     "head",
     "head_weight",
     "hidden_states",

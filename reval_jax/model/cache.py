@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,9 @@ class Storage(NamedTuple):
 
     pack: Callable[[jax.Array], jax.Array]  # numbers → what is stored
     unpack: Callable[[jax.Array], jax.Array]  # its inverse
+    positions_last: bool = (
+        True  # positions are the last axis of the cached keys, else the last but one, as of the values
+    )
 
 
 def _identity(leaf: jax.Array) -> jax.Array:
@@ -25,17 +28,19 @@ def _identity(leaf: jax.Array) -> jax.Array:
 
 
 PLAIN = Storage(_identity, _identity)
+ROWS = Storage(_identity, _identity, positions_last=False)
+"""For a kernel that reads a position's whole key at once."""
 
 
 class Cache(NamedTuple):
     """Keys (after RoPE) and values, of one layer or with a leading axis of layers.
 
     The caller's `lengths` say how many positions are valid. int8 entries are multiples of a float32 scale, one per token and
-    head; other dtypes have no scale and are held as `Storage` packs them. Positions are the last axis of the keys and the last
-    but one of the values: both products with the new token then read memory in order.
+    head; other dtypes have no scale and are held as `Storage` packs them. Positions are the last axis of the keys (of
+    `ROWS` the last but one) and the last but one of the values: both products with the new token then read memory in order.
     """
 
-    keys: jax.Array  # [..., B, K, H, S]
+    keys: jax.Array  # [..., B, K, H, S]; of `ROWS` [..., B, K, S, H]
     values: jax.Array  # [..., B, K, S, H]
     key_scale: jax.Array | None = None  # f32[..., B, K, S]
     value_scale: jax.Array | None = None  # f32[..., B, K, S]
@@ -55,9 +60,8 @@ def empty(
     heads = (*shape, kv_heads)
     stored = jax.eval_shape(storage.pack, jax.ShapeDtypeStruct((), dtype)).dtype
     scale = jnp.zeros((*heads, length), jnp.float32) if dtype == "int8" else None
-    return Cache(
-        jnp.zeros((*heads, head_size, length), stored), jnp.zeros((*heads, length, head_size), stored), scale, scale
-    )
+    keys_shape = (head_size, length) if storage.positions_last else (length, head_size)
+    return Cache(jnp.zeros((*heads, *keys_shape), stored), jnp.zeros((*heads, length, head_size), stored), scale, scale)
 
 
 def from_prefill(keys: jax.Array, values: jax.Array, dtype: str, storage: Storage = PLAIN) -> Cache:
@@ -68,7 +72,7 @@ def from_prefill(keys: jax.Array, values: jax.Array, dtype: str, storage: Storag
         return None if scale is None else jnp.swapaxes(scale, -1, -2)
 
     return Cache(
-        jnp.moveaxis(keys, -3, -1),
+        jnp.moveaxis(keys, -3, -1 if storage.positions_last else -2),
         jnp.moveaxis(values, -3, -2),
         positions_last(key_scale),
         positions_last(value_scale),
@@ -113,11 +117,51 @@ def write(
         return jax.vmap(put_row, (len(leading), 0, 0), len(leading))(old, new, positions)
 
     return Cache(
-        put(cache.keys, keys, 3),
+        put(cache.keys, keys, 3 if storage.positions_last else 2),
         put(cache.values, values, 2),
         None if cache.key_scale is None or key_scale is None else put(cache.key_scale, key_scale, 2),
         None if cache.value_scale is None or value_scale is None else put(cache.value_scale, value_scale, 2),
     )
+
+
+def copy_rows_in_turn(
+    caches: Any, source: Any, to_rows: jax.Array, from_rows: jax.Array, count: jax.Array, *, row_axis: int
+) -> Any:
+    """`caches` with the first positions of `count` rows copied from `source`, one row after the other.
+
+    Args:
+      caches, source: trees of arrays with the same axes; those of `source` may be shorter along rows and positions.
+      to_rows, from_rows: i32[B], of which the first `count` are valid; valid `to_rows` are distinct.
+      count: i32[]; the work is that of so many rows, but a GPU waits for the host at each.
+    """
+
+    def copy(index: jax.Array, caches: Any) -> Any:
+        def copy_part(old: jax.Array, new: jax.Array) -> jax.Array:
+            row = jax.lax.dynamic_slice_in_dim(new, from_rows[index], 1, axis=row_axis)
+            start = [jnp.int32(0)] * old.ndim
+            start[row_axis] = to_rows[index]
+            return jax.lax.dynamic_update_slice(old, row, start)
+
+        return jax.tree.map(copy_part, caches, source)
+
+    return jax.lax.fori_loop(0, count, copy, caches)
+
+
+def copy_rows_at_once(
+    caches: Any, source: Any, to_rows: jax.Array, from_rows: jax.Array, count: jax.Array, *, row_axis: int
+) -> Any:
+    """`copy_rows_in_turn` without a loop: as much work as for B rows, whatever `count` is."""
+    indices = jnp.arange(to_rows.shape[0], dtype=jnp.int32)
+
+    def copy_part(old: jax.Array, new: jax.Array) -> jax.Array:
+        # Rows beyond the last are dropped; they are distinct, because a scatter to distinct rows needs no order.
+        target = jnp.where(indices < count, to_rows, old.shape[row_axis] + indices)
+        rows = jnp.take(new, from_rows, axis=row_axis)
+        leading = (slice(None),) * row_axis
+        trailing = tuple(slice(0, size) for size in new.shape[row_axis + 1 :])
+        return old.at[(*leading, target, *trailing)].set(rows, mode="drop", unique_indices=True)
+
+    return jax.tree.map(copy_part, caches, source)
 
 
 def batched(
@@ -135,6 +179,26 @@ def batched(
       layer: i32[] index into the cache's leading axis of layers, if it has one.
     """
     return attend_rows(query, cache, lengths, layer, storage, jnp.int32(0))
+
+
+def whole(
+    query: jax.Array, cache: Cache, lengths: jax.Array, layer: jax.Array | None = None, storage: Storage = ROWS
+) -> jax.Array:
+    """`batched` of one layer's cache that `ROWS` holds, over all its positions at once, masked; equal to rounding."""
+    if layer is not None or storage is not ROWS:
+        raise ValueError("cache.whole reads one layer's cache, held as cache.ROWS.")
+    dtype, (rows, num_heads, size) = query.dtype, query.shape
+    num_kv_heads, length = cache.values.shape[1:3]
+    grouped = query.reshape(rows, num_kv_heads, num_heads // num_kv_heads, size)
+    scores = linear.product("bkgh,bksh->bkgs", dtype, grouped, cache.keys) * size**-0.5
+    if cache.key_scale is not None:
+        scores *= cache.key_scale[:, :, None]
+    is_valid = jnp.arange(length)[None] < lengths[:, None]
+    weights = linear.masked_softmax(scores, jnp.broadcast_to(is_valid[:, None, None], scores.shape))
+    if cache.value_scale is not None:
+        weights *= cache.value_scale[:, :, None]
+    attended = linear.product("bkgs,bksh->bkgh", dtype, weights, cache.values)
+    return attended.astype(dtype).reshape(query.shape)
 
 
 def attend_rows(

@@ -112,8 +112,7 @@ def _cast(architecture: Architecture, params: Params, dtype: DTypeLike) -> Param
 
 
 def _cast_layer(layers: Params, index: jax.Array, dtype: DTypeLike) -> Params:
-    layer = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), layers)
-    return to_out_in(layout.cast(layer, dtype))
+    return to_out_in(layout.cast(layout.layer_of(layers, index), dtype))
 
 
 def to_out_in(layer: Params) -> Params:
@@ -132,38 +131,7 @@ def _place(architecture: Architecture, placement: Params) -> Params:
     return placement | {"layers": (layer,) * architecture.num_layers, "head": head}
 
 
-def _prefill(
-    prefill_layer: layout.PrefillLayer, hidden: jax.Array, layers: tuple[Params, ...]
-) -> tuple[jax.Array, layout.Caches]:
-    caches = []
-    for weights in layers:
-        hidden, cache = prefill_layer(hidden, weights)
-        caches.append(cache)
-    return hidden, tuple(caches)
-
-
-def _decode(
-    decode_layer: layout.DecodeLayer,
-    hidden: jax.Array,
-    layers: tuple[Params, ...],
-    caches: tuple[cache_lib.Cache, ...],
-) -> tuple[jax.Array, layout.Caches]:
-    written = []
-    for weights, cache in zip(layers, caches, strict=True):
-        hidden, cache = decode_layer(hidden, weights, cache, None)
-        written.append(cache)
-    return hidden, tuple(written)
-
-
-UNROLLED = layout.Layout(
-    cast=_cast,
-    cast_layer=_cast_layer,
-    place=_place,
-    caches=lambda make, num_layers: tuple(make() for _ in range(num_layers)),
-    row_axis=0,
-    prefill=_prefill,
-    decode=_decode,
-)
+UNROLLED = layout.unrolled(_cast, _cast_layer, _place)
 """A tuple of layers, each with arrays of its own, its weights stored [out, in] for `decode_linear`."""
 
 # --- attention over the cache ----------------------------------------------------------------------------------------

@@ -15,9 +15,9 @@ from jax.typing import DTypeLike
 
 from reval_jax import mesh as mesh_lib
 from reval_jax import parallel
-from reval_jax.model import cache, cpu, layout, linear
+from reval_jax.model import cache, cpu, gpu, layout, linear
 from reval_jax.model.architecture import Architecture
-from reval_jax.model.attention import cudnn, splash, xla
+from reval_jax.model.attention import cudnn, decode_triton, splash, xla
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
 """(query, keys, values, segment ids) → attended; see `attention`."""
@@ -40,6 +40,9 @@ class Kernels(NamedTuple):
     residuals: Callable[[Callable[..., Any]], Callable[..., Any]] = _plain_residuals  # wraps a layer's function
     storage: cache.Storage = cache.PLAIN  # how cache and embedding are held in memory
     layout: layout.Layout = layout.STACKED  # how the sampler holds layers
+    copy_rows: Callable[..., Any] = cache.copy_rows_in_turn  # of prompts' caches into slots
+    prefill_tokens: int = 128  # of prompts prefilled together: several short ones, or one longer
+    branches_on_host: bool = False  # whether the host picks between programs where one program could branch
 
 
 PLAIN = Kernels()
@@ -87,6 +90,8 @@ def for_sampler(
     """
     platform = platform_of(mesh)
     attend = choose_attention(setting, platform, compute_dtype, architecture.head_size)
+    if platform == "gpu":
+        return gpu_sampler(attend, fuses_heads=architecture.num_kv_heads % mesh.shape["tensor"] == 0)
     if platform != "cpu":
         return Kernels(attend=attend)
     return Kernels(
@@ -97,6 +102,24 @@ def for_sampler(
         attend_cached=cpu.per_row if cache_length > cache.BLOCK else cache.batched,
         storage=cpu.UINT16,
         layout=cpu.UNROLLED,
+    )
+
+
+def gpu_sampler(attend: Attend, *, fuses_heads: bool) -> Kernels:
+    """The sampler's kernels on GPUs: few and large ones, and nothing inside a token's step that waits for the host.
+
+    Args:
+      attend: over whole rows, when prompts are prefilled.
+      fuses_heads: as of `gpu.fused`.
+    """
+    return Kernels(
+        attend=attend,
+        attend_cached=decode_triton.attend if decode_triton.is_available() else cache.whole,
+        storage=cache.ROWS,
+        layout=gpu.fused(fuses_heads=fuses_heads),
+        copy_rows=cache.copy_rows_at_once,
+        prefill_tokens=1024,  # fewer would be done before the weights are read
+        branches_on_host=True,
     )
 
 

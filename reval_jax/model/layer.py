@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from reval_jax import parallel
-from reval_jax.model import rope
+from reval_jax.model import gpu, rope
 from reval_jax.model.architecture import Architecture
 from reval_jax.model.kernels import Kernels
 from reval_jax.model.linear import rms_norm, swiglu, trailing
@@ -28,24 +28,42 @@ def attention_inputs(
     """
     split, eps = kernels.split, architecture.norm_eps
     normed = rms_norm(hidden, weights["attention_norm"], eps)
+    query, key, value = _projections(architecture, weights, normed, kernels)
+    if architecture.qk_norm:
+        query_scale, key_scale = (
+            parallel.copy_to_tensor(weights[name]) if is_split else weights[name]
+            for name, is_split in (("query_norm", split.heads), ("key_norm", split.kv_heads))
+        )
+        query, key = rms_norm(query, query_scale, eps), rms_norm(key, key_scale, eps)
+    query, key = rope.rotate(query, rope_tables), rope.rotate(key, rope_tables)
+    if split.heads and not split.kv_heads:
+        key, value = _local_kv_heads(architecture, key, value, query.shape[-2])
+    return query, key, value
+
+
+def _projections(
+    architecture: Architecture, weights: Params, normed: jax.Array, kernels: Kernels
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Query [..., N, H], key and value [..., K, H] before norm and RoPE, from one product or three."""
+    split, tokens = kernels.split, _tokens(normed)
+    if gpu.QUERY_KEY_VALUE in weights:
+        heads = kernels.linear(f"{tokens}d,dkjh->{tokens}kjh", normed, weights[gpu.QUERY_KEY_VALUE])
+        if architecture.qkv_bias:
+            heads += trailing(weights[gpu.QUERY_KEY_VALUE_BIAS].astype(heads.dtype), heads.ndim)
+        return gpu.split_heads(heads)
     copied = parallel.copy_to_tensor(normed) if split.heads else normed
-    tokens = _tokens(hidden)
 
     def project(name: str, *, is_split: bool) -> jax.Array:
         heads = kernels.linear(f"{tokens}d,dnh->{tokens}nh", copied if is_split else normed, weights[name])
         if architecture.qkv_bias:
             heads += trailing(weights[f"{name}_bias"].astype(heads.dtype), heads.ndim)
-        if architecture.qk_norm and name != "value":
-            scale = weights[f"{name}_norm"]
-            heads = rms_norm(heads, parallel.copy_to_tensor(scale) if is_split else scale, eps)
         return heads
 
-    query = rope.rotate(project("query", is_split=split.heads), rope_tables)
-    key = rope.rotate(project("key", is_split=split.kv_heads), rope_tables)
-    value = project("value", is_split=split.kv_heads)
-    if split.heads and not split.kv_heads:
-        key, value = _local_kv_heads(architecture, key, value, query.shape[-2])
-    return query, key, value
+    return (
+        project("query", is_split=split.heads),
+        project("key", is_split=split.kv_heads),
+        project("value", is_split=split.kv_heads),
+    )
 
 
 def layer_outputs(
@@ -58,8 +76,12 @@ def layer_outputs(
     if split.mlp:
         normed = parallel.copy_to_tensor(normed)
     inner = kernels.mlp_axes.format(tokens=tokens)
-    gate = linear(f"{tokens}d,df->{inner}", normed, weights["gate"])
-    up = linear(f"{tokens}d,df->{inner}", normed, weights["up"])
+    if gpu.GATE_UP in weights:
+        both = linear(f"{tokens}d,djf->{tokens}jf", normed, weights[gpu.GATE_UP])
+        gate, up = both[..., 0, :], both[..., 1, :]
+    else:
+        gate = linear(f"{tokens}d,df->{inner}", normed, weights["gate"])
+        up = linear(f"{tokens}d,df->{inner}", normed, weights["up"])
     return hidden + linear(f"{inner},fd->{tokens}d", swiglu(gate, up), weights["down"], row_parallel=split.mlp)
 
 

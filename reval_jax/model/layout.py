@@ -21,7 +21,7 @@ DecodeLayer = Callable[[jax.Array, Params, Cache, jax.Array | None], tuple[jax.A
 
 
 class Layout(NamedTuple):
-    """How the sampler holds layers. `STACKED` is the learner's way; see `cpu.UNROLLED` for the other."""
+    """How the sampler holds layers. `STACKED` is the learner's way; see `unrolled` for the other."""
 
     cast: Callable[[Architecture, Params, DTypeLike], Params]  # the learner's parameters → the sampler's
     # (stacked layers, index, dtype) → one layer. If given, layers are cast one at a time, and `cast` gets all but the layers.
@@ -63,3 +63,45 @@ STACKED = Layout(
     decode=_decode,
 )
 """Arrays with a leading axis of layers, under `jax.lax.scan`: one layer is compiled, whatever the depth."""
+
+
+def _prefill_unrolled(
+    prefill_layer: PrefillLayer, hidden: jax.Array, layers: tuple[Params, ...]
+) -> tuple[jax.Array, Caches]:
+    caches = []
+    for weights in layers:
+        hidden, cache = prefill_layer(hidden, weights)
+        caches.append(cache)
+    return hidden, tuple(caches)
+
+
+def _decode_unrolled(
+    decode_layer: DecodeLayer, hidden: jax.Array, layers: tuple[Params, ...], caches: tuple[Cache, ...]
+) -> tuple[jax.Array, Caches]:
+    written = []
+    for weights, cache in zip(layers, caches, strict=True):
+        hidden, cache = decode_layer(hidden, weights, cache, None)
+        written.append(cache)
+    return hidden, tuple(written)
+
+
+def unrolled(
+    cast: Callable[[Architecture, Params, DTypeLike], Params],
+    cast_layer: Callable[[Params, jax.Array, DTypeLike], Params],
+    place: Callable[[Architecture, Params], Params],
+) -> Layout:
+    """A tuple of layers, each with arrays and a cache of its own: the program is one long chain of layers."""
+    return Layout(
+        cast=cast,
+        cast_layer=cast_layer,
+        place=place,
+        caches=lambda make, num_layers: tuple(make() for _ in range(num_layers)),
+        row_axis=0,
+        prefill=_prefill_unrolled,
+        decode=_decode_unrolled,
+    )
+
+
+def layer_of(layers: Params, index: jax.Array) -> Params:
+    """One layer of stacked arrays."""
+    return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), layers)

@@ -11,7 +11,6 @@ from reval_jax import batch, model
 from reval_jax import config as config_lib
 
 CacheSetting = Literal["compute", "int8"]
-PREFILL_TOKENS = 128  # of the prompts prefilled together: several short ones, or one longer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +44,7 @@ class Engine:
 
     def prefill_rows(self, width: int) -> int:
         """Prompts prefilled together at this padded width. It depends on the width alone, and so do a prompt's bits."""
-        return -(-max(1, PREFILL_TOKENS // width) // self.row_shards) * self.row_shards
+        return -(-max(1, self.kernels.prefill_tokens // width) // self.row_shards) * self.row_shards
 
     def kv_axis(self) -> str | None:
         """The mesh axis that key/value heads are split over."""

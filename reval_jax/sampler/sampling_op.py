@@ -9,7 +9,7 @@ keeps what makes Gumbel-max robust: an error in one logit moves one boundary, no
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -64,7 +64,12 @@ class _Vocabulary(NamedTuple):
 
 
 def sample_token(
-    keys: jax.Array, logits: jax.Array, sampling: SamplingParams, *, axis: str | None = None
+    keys: jax.Array,
+    logits: jax.Array,
+    sampling: SamplingParams,
+    *,
+    axis: str | None = None,
+    truncates: bool | None = None,
 ) -> TokenSample:
     """Samples one token per row.
 
@@ -76,6 +81,8 @@ def sample_token(
       logits: f32[B, V]; inside a `shard_map`, this device's columns.
       axis: the mesh axis that the columns are split over, in order. Only one number per group and a few per row
         cross it.
+      truncates: whether `sampling` truncates, as `is_truncating` tells, if the program is compiled for one case; None decides
+        when it runs.
     """
     width = logits.shape[1]
     parts = jax.lax.axis_size(axis) if axis else 1
@@ -85,7 +92,6 @@ def sample_token(
     row_max = vocabulary.max(scaled.max(axis=1, keepdims=True))
     weights = jnp.exp(scaled - row_max)
     full_masses = _group_masses(weights, vocabulary)
-    is_truncating = (sampling.top_k > 0) | (sampling.top_p < 1.0)
 
     def truncated() -> tuple[_Truncation, jax.Array]:
         truncation = _truncate(scaled, weights, ids, sampling, vocabulary)
@@ -95,7 +101,10 @@ def sample_token(
         rows = (logits.shape[0], 1)
         return _Truncation(jnp.zeros(rows, jnp.uint32), jnp.full(rows, vocabulary.size, jnp.int32)), full_masses
 
-    truncation, masses = jax.lax.cond(is_truncating, truncated, full)
+    if truncates is None:
+        truncation, masses = jax.lax.cond(is_truncating(sampling), truncated, full)
+    else:
+        truncation, masses = truncated() if truncates else full()
 
     num_groups = vocabulary.num_groups
     noise = jax.vmap(lambda key: jax.random.gumbel(key, (num_groups + GROUP,), jnp.float32))(keys)
@@ -109,6 +118,11 @@ def sample_token(
         (chosen - jnp.log(mass.sum(axis=1, keepdims=True)))[:, 0] for mass in (full_masses, masses)
     )
     return TokenSample(group * GROUP + place.astype(jnp.int32), log_prob, truncated_log_prob)
+
+
+def is_truncating(sampling: SamplingParams) -> Any:
+    """Whether top_k or top_p leaves tokens out: a bool, or bool[] of traced settings."""
+    return (sampling.top_k > 0) | (sampling.top_p < 1.0)
 
 
 def _group_masses(weights: jax.Array, vocabulary: _Vocabulary) -> jax.Array:

@@ -97,7 +97,7 @@ def run(
     """
     programs = steps.compiled(job.engine)
     store, slots, queue = _PromptStore(job), _Slots(job.engine), list(reversed(job.requests))
-    state = programs.fresh()
+    state, truncates = programs.fresh(), steps.truncates(job.engine, job.sampling)
     while True:
         if queue:
             state = _admit(job, programs, state, _place(queue, store, slots, choose_slots))
@@ -105,7 +105,7 @@ def run(
             return
         if should_stop():
             raise Interrupted
-        state, window = programs.window(job.params, state, job.sampling, job.stop_ids)
+        state, window = programs.window(job.params, state, job.sampling, job.stop_ids, truncates)
         yield _collect(slots, jax.device_get(window))
 
 

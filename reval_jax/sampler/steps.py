@@ -66,7 +66,8 @@ class Programs(NamedTuple):
     fresh: jax.stages.Wrapped  # () → State with no active slot
     prefill: jax.stages.Wrapped  # (params, tokens i32[rows, P]) → prompts' Cache
     admit: jax.stages.Wrapped  # (State, prompts' Cache, Admissions, key) → State
-    window: jax.stages.Wrapped  # (params, State, SamplingParams, stop ids i32[MAX_STOP_IDS]) → (State, Window)
+    # (params, State, SamplingParams, stop ids i32[MAX_STOP_IDS], `truncates` of the engine) → (State, Window)
+    window: jax.stages.Wrapped
 
 
 @functools.lru_cache(maxsize=16)
@@ -90,6 +91,7 @@ def compiled(engine: Engine) -> Programs:
         window=jax.jit(
             functools.partial(_window, engine),
             donate_argnums=1,
+            static_argnums=4,
             in_shardings=(None, state, whole, whole),
             out_shardings=(state, window),
         ),
@@ -169,20 +171,11 @@ def _prefill(engine: Engine, params: model.Params, tokens: jax.Array) -> model.C
 
 
 def _admit(engine: Engine, state: State, prompts: model.Caches, entries: Admissions, key: jax.Array) -> State:
-    """Each row shard copies the prompts of its new responses into their slots; the work is that of the valid entries."""
-    row_axis = engine.kernels.layout.row_axis
+    """Each row shard copies the prompts of its new responses into their slots."""
+    kernels = engine.kernels
 
     def admit_shard(state: State, prompts: model.Caches, entries: Admissions, key: jax.Array) -> State:
         slots = state.token.shape[0]
-
-        def copy(index: jax.Array, cache: model.Caches) -> model.Caches:
-            def copy_part(slot_part: jax.Array, prompt_part: jax.Array) -> jax.Array:
-                prompt = jax.lax.dynamic_slice_in_dim(prompt_part, entries.source[index], 1, axis=row_axis)
-                start = [jnp.int32(0)] * slot_part.ndim
-                start[row_axis] = entries.slot[index]
-                return jax.lax.dynamic_update_slice(slot_part, prompt, start)
-
-            return jax.tree.map(copy_part, cache, prompts)
 
         def response_key(cursor: jax.Array, sample: jax.Array) -> jax.Array:
             return jax.random.key_data(jax.random.fold_in(jax.random.fold_in(key, cursor), sample))
@@ -193,7 +186,9 @@ def _admit(engine: Engine, state: State, prompts: model.Caches, entries: Admissi
             return old.at[target].set(new, mode="drop")
 
         return State(
-            cache=jax.lax.fori_loop(0, entries.count[0], copy, state.cache),
+            cache=kernels.copy_rows(
+                state.cache, prompts, entries.slot, entries.source, entries.count[0], row_axis=kernels.layout.row_axis
+            ),
             token=put(state.token, entries.token),
             # The first decode step repeats the prompt's last token, so that one program samples every token.
             position=put(state.position, entries.length - 1),
@@ -219,7 +214,12 @@ def _admit(engine: Engine, state: State, prompts: model.Caches, entries: Admissi
 
 
 def _window(
-    engine: Engine, params: model.Params, state: State, sampling: sampling_op.SamplingParams, stop_ids: jax.Array
+    engine: Engine,
+    params: model.Params,
+    state: State,
+    sampling: sampling_op.SamplingParams,
+    stop_ids: jax.Array,
+    truncates: bool | None,
 ) -> tuple[State, Window]:
     """Up to `decode_window` tokens a slot; ends early when no slot is active."""
     architecture, width = engine.architecture, engine.decode_window
@@ -240,7 +240,7 @@ def _window(
             kernels=kernels,
             rope_tables=rope_tables,
         )
-        sampled = _sample(engine, state, scores.head_product(hidden, head), sampling)
+        sampled = _sample(engine, state, scores.head_product(hidden, head), sampling, truncates)
         token = jnp.where(state.is_active, sampled.token, state.token)
         is_new = state.is_active.astype(jnp.int32)
         num_sampled = state.step + is_new
@@ -299,7 +299,11 @@ def _attend_cached(
 
 
 def _sample(
-    engine: Engine, state: State, logits: jax.Array, sampling: sampling_op.SamplingParams
+    engine: Engine,
+    state: State,
+    logits: jax.Array,
+    sampling: sampling_op.SamplingParams,
+    truncates: bool | None,
 ) -> sampling_op.TokenSample:
     """One token per slot, keyed by (response, position in it); each device reads its own columns of the logits."""
     axis = engine.vocab_axis()
@@ -308,7 +312,8 @@ def _sample(
         words: jax.Array, step: jax.Array, logits: jax.Array, sampling: sampling_op.SamplingParams
     ) -> sampling_op.TokenSample:
         keys = jax.random.wrap_key_data(words, impl="threefry2x32")
-        return sampling_op.sample_token(jax.vmap(jax.random.fold_in)(keys, step), logits, sampling, axis=axis)
+        step_keys = jax.vmap(jax.random.fold_in)(keys, step)
+        return sampling_op.sample_token(step_keys, logits, sampling, axis=axis, truncates=truncates)
 
     rows = PartitionSpec("rows")
     return jax.shard_map(
@@ -324,6 +329,11 @@ def sampling_params(temperature: float, top_k: int, top_p: float) -> sampling_op
     """Sampling settings as the scalars that `window` takes."""
     values: Any = np.float32(temperature), np.int32(top_k), np.float32(top_p)
     return sampling_op.SamplingParams(*values)
+
+
+def truncates(engine: Engine, sampling: sampling_op.SamplingParams) -> bool | None:
+    """The case of `sampling_op.sample_token` that `window` is compiled for; None where one program serves both."""
+    return bool(sampling_op.is_truncating(sampling)) if engine.kernels.branches_on_host else None
 
 
 def padded_stop_ids(stop_ids: tuple[int, ...]) -> np.ndarray:
@@ -354,6 +364,7 @@ def lower_prefill(engine: Engine, width: int) -> jax.stages.Lowered:
 
 def lower_window(engine: Engine) -> jax.stages.Lowered:
     """The program that decodes, to compile without running."""
+    sampling = sampling_params(1.0, 0, 1.0)
     return compiled(engine).window.lower(
-        abstract_copy(engine), abstract_state(engine), sampling_params(1.0, 0, 1.0), padded_stop_ids(())
+        abstract_copy(engine), abstract_state(engine), sampling, padded_stop_ids(()), truncates(engine, sampling)
     )

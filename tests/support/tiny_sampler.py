@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 from reval_jax import keys, mesh, model, sampler
+from reval_jax.model.attention import decode_triton
 from support import responses, tiny_programs
 
 PROMPTS = tiny_programs.prompts((5, 6, 7), (8, 9, 10, 11, 12, 13, 14), (15, 16), (17, 18, 19, 20, 21))
 LONG_PROMPTS = tiny_programs.prompts(*(tuple(range(5, 5 + size)) for size in (3, 125, 140, 250)))  # over several blocks
 ATTENTION = {"batched": model.cache.batched, "per_row": model.cpu.per_row}  # over the cache
+# The decode kernel as plain JAX. One object: engines with the same kernels share programs.
+INTERPRETED = functools.partial(decode_triton.attend, interpret=True)
 STOPS = tuple(range(0, 320, 40))  # some of the vocabulary, so that responses end at many lengths
 
 
@@ -25,7 +29,11 @@ def engine_of(tiny, *, slots=8, limit=8, window=3, cache="compute", prompt_token
         cache=cache,
     )
     kernels = engine.kernels
-    if layers == "stacked":  # as on TPU and GPU
+    if layers == "gpu":
+        is_split = tiny.architecture.num_kv_heads % engine.mesh.shape["tensor"] == 0
+        kernels = model.kernels.gpu_sampler(model.attention.xla.attend, fuses_heads=is_split)
+        kernels = kernels._replace(attend_cached=INTERPRETED)
+    if layers == "stacked":  # as on TPU
         plain = model.kernels.PLAIN
         kernels = kernels._replace(linear=plain.linear, mlp_axes=plain.mlp_axes, layout=plain.layout)
     if attention != "auto":

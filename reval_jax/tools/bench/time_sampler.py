@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 import time
@@ -19,9 +20,14 @@ from reval_jax.sampler import sampling_op
 from reval_jax.sampler import steps as steps_lib
 from reval_jax.tools.bench import time_update
 
-CachedAttention = Literal["auto", "batched", "per_row"]
-CACHED_ATTENTION = {"batched": model.cache.batched, "per_row": model.cpu.per_row}
-"""Implementations of decode attention by name; "auto" keeps the platform's."""
+CachedAttention = Literal["auto", "batched", "per_row", "whole", "triton"]
+CACHED_ATTENTION: dict[str, tuple[model.cache.Attend, bool]] = {
+    "batched": (model.cache.batched, True),
+    "per_row": (model.cpu.per_row, True),
+    "whole": (model.cache.whole, False),
+    "triton": (model.attention.decode_triton.attend, False),
+}
+"""Implementations of decode attention by name, and whether the keys' positions come last; "auto" keeps the platform's."""
 
 
 class Workload(NamedTuple):
@@ -102,13 +108,27 @@ def run(
             lengths=kind,
             cache=cache,
         )
-        if attention != "auto":
-            kernels = engine.kernels._replace(attend_cached=CACHED_ATTENTION[attention])
-            engine = dataclasses.replace(engine, kernels=kernels)
+        engine = dataclasses.replace(engine, kernels=_with_attention(engine.kernels, attention))
         case = measure(engine, sampler.sync_weights(params, engine), workload, kind, repeats=repeats)
         on_case(case)
         cases.append(case)
     return {"machine": timing.machine(), "shape": workload._asdict(), "cases": cases}
+
+
+def _with_attention(kernels: model.Kernels, attention: CachedAttention) -> model.Kernels:
+    """The kernels with the named attention over the cache, and a cache that it can read.
+
+    Raises:
+      ValueError: it is a kernel for GPUs and the engine's are another platform's.
+    """
+    if attention == "auto":
+        return kernels
+    attend, positions_last = CACHED_ATTENTION[attention]
+    if attention == "triton" and kernels.attend_cached is not attend:
+        raise ValueError("--attention triton is a kernel for GPUs, and there is none here. Leave it out.")
+    if kernels.storage.positions_last != positions_last:
+        kernels = kernels._replace(storage=model.cache.PLAIN if positions_last else model.cache.ROWS)
+    return kernels._replace(attend_cached=attend)
 
 
 def measure(
@@ -192,6 +212,7 @@ def window_call(engine: sampler.Engine, params: model.Params, positions: int) ->
     """A function that decodes one window with every slot active at position `positions`, none of which reaches its limit."""
     compiled = steps_lib.compiled(engine)
     sampling, stop_ids = steps_lib.sampling_params(1.0, 0, 1.0), steps_lib.padded_stop_ids(())
+    truncates = steps_lib.truncates(engine, sampling)
     start = np.full(engine.decode_slots, positions, np.int32)
     rows = engine.sharding("rows")
     state = [compiled.fresh()]
@@ -202,7 +223,7 @@ def window_call(engine: sampler.Engine, params: model.Params, positions: int) ->
             limit=jax.device_put(np.full_like(start, 2**30), rows),
             is_active=jax.device_put(np.ones(start.shape, bool), rows),
         )
-        state[0], tokens = compiled.window(params, state[0], sampling, stop_ids)
+        state[0], tokens = compiled.window(params, state[0], sampling, stop_ids, truncates)
         return tokens
 
     return window
@@ -217,8 +238,10 @@ def _program_seconds(
     tokens = np.zeros((engine.prefill_rows(width), width), np.int32)
     logits = jnp.zeros((engine.decode_slots, engine.architecture.vocab_size), jnp.float32)
     row_keys = jax.random.split(keys.named_key(0, "draws"), engine.decode_slots)
-    sample_token = jax.jit(sampling_op.sample_token)
     sampling = steps_lib.sampling_params(1.0, 0, 1.0)
+    sample_token = jax.jit(
+        functools.partial(sampling_op.sample_token, truncates=steps_lib.truncates(engine, sampling))
+    )
     candidates = {
         "prefill": lambda: compiled.prefill(params, tokens),
         "window": window_call(engine, params, workload.prompt_tokens + workload.response_tokens // 2),
