@@ -14,6 +14,7 @@ from reval_jax import batch, mesh, model, sampler, update
 from reval_jax.model import cache as cache_lib
 from reval_jax.model import cpu, linear
 from reval_jax.sampler import steps
+from reval_jax.tools.plan import gpu_topology
 
 LAYERS, TOKENS, WIDTH = 3, 7, 5
 
@@ -120,12 +121,14 @@ def lowered(tiny, platforms):
     jitted = steps.compiled(engine)
     copy = sampler.abstract_copy(engine)
     tokens = jax.ShapeDtypeStruct((engine.prefill_rows(32), 32), jnp.int32)
-    settings = steps.sampling_params(1.0, 0, 1.0), steps.padded_stop_ids(())
+    sampling = steps.sampling_params(1.0, 0, 1.0)
+    settings = sampling, steps.padded_stop_ids(()), steps.truncates(engine, sampling)
     programs += [
         jitted.prefill.trace(copy, tokens),
         jitted.window.trace(copy, sampler.abstract_state(engine), *settings),
     ]
-    return [program.lower(lowering_platforms=platforms).as_text() for program in programs]
+    with gpu_topology.lowering_for(list(tiny.mesh.devices.flat)):
+        return [program.lower(lowering_platforms=platforms).as_text() for program in programs]
 
 
 def bfloat16_on(devices, **model_settings):
@@ -149,10 +152,12 @@ def test_no_program_lowered_for_a_tpu_holds_bfloat16_as_integers(v5e):
     assert ["tpu_custom_call" in text for text in texts] == [True, True, False]
 
 
-def test_no_program_lowered_for_a_gpu_holds_bfloat16_as_integers(monkeypatch):
-    """Lowers for a mesh that claims to have GPUs; without cuDNN, which is lowered only where its library is installed."""
-    monkeypatch.setattr(model.kernels, "platform_of", lambda mesh: "gpu")
-    devices = jax.sharding.Mesh(np.array(jax.devices()).reshape(2, 2, 2), mesh.AXES)
-    for text in lowered(bfloat16_on(devices, attention="xla"), ("cuda",)):
+def test_no_program_lowered_for_a_gpu_holds_bfloat16_as_integers(h100_8):
+    """Without cuDNN, which is lowered only where its library is installed."""
+    devices = jax.sharding.Mesh(np.array(h100_8).reshape(2, 2, 2), mesh.AXES)
+    texts = lowered(bfloat16_on(devices, attention="xla"), ("cuda",))
+    for text in texts:
         assert "bf16" in text
         assert "ui16" not in text
+    # The decode kernel is the sampler's alone.
+    assert ["xla.gpu.triton" in text for text in texts] == [False, False, True]

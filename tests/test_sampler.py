@@ -199,14 +199,14 @@ def test_every_first_divergence_is_within_rounding_of_a_boundary(monkeypatch):
     architecture = hf_checkpoints.tiny_architecture(vocab_size=1001)
     real_sample_token, logits_by_key = sampling_op.sample_token, []
 
-    def sample_token(row_keys, logits, sampling, *, axis=None):
+    def sample_token(row_keys, logits, sampling, **static):
         def record(words, rows):
             logits_by_key[-1].update(
                 {tuple(word): row for word, row in zip(words.tolist(), np.asarray(rows, np.float64), strict=True)}
             )
 
         jax.debug.callback(record, jax.random.key_data(row_keys), logits)
-        return real_sample_token(row_keys, logits, sampling, axis=axis)
+        return real_sample_token(row_keys, logits, sampling, **static)
 
     monkeypatch.setattr(sampling_op, "sample_token", sample_token)
     rollouts = []

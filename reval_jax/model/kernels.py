@@ -113,6 +113,7 @@ def gpu_sampler(attend: Attend, *, fuses_heads: bool) -> Kernels:
       fuses_heads: as of `gpu.fused`.
     """
     return Kernels(
+        linear=linear.rounded_linear,
         attend=attend,
         attend_cached=decode_triton.attend if decode_triton.is_available() else cache.whole,
         storage=cache.ROWS,

@@ -65,6 +65,14 @@ class _PromptStore:
         self._not_prefilled = [other for other in self._not_prefilled if other not in group]
 
 
+class _Fetched(NamedTuple):
+    """A window that was fetched from the devices, with what was in the slots before it."""
+
+    window: steps.Window  # of NumPy arrays
+    request: list[tuple[int, int] | None]
+    num_tokens: np.ndarray  # i64[slots]
+
+
 class _Slots:
     """The request in each slot, None in a free one, and its number of response tokens so far."""
 
@@ -78,6 +86,14 @@ class _Slots:
         empty = [slot for slot, request in enumerate(self.request) if request is None]
         return sorted(empty, key=lambda slot: (slot % self._per_shard, slot // self._per_shard))
 
+    def after(self, window: steps.Window) -> _Fetched:
+        """The window with what was in the slots before it; finished responses leave their slots."""
+        fetched = _Fetched(window, self.request.copy(), self.num_tokens)
+        self.num_tokens = window.step.astype(np.int64)
+        for slot in np.flatnonzero(~window.is_active):
+            self.request[slot] = None
+        return fetched
+
 
 def _in_order(free: list[int]) -> list[int]:
     return free
@@ -86,27 +102,33 @@ def _in_order(free: list[int]) -> list[int]:
 def run(
     job: Job, *, should_stop: Callable[[], bool], choose_slots: Callable[[list[int]], Iterable[int]] = _in_order
 ) -> Iterable[list[Chunk]]:
-    """Samples a response to each request; yields the new tokens of each window.
+    """Samples a response to each request; yields the new tokens of each window, while the devices decode the next one.
 
     Args:
       choose_slots: the free slots to fill now, in order, at least one if no response is under way; tests vary it, to show that no
         response depends on it.
 
     Raises:
-      Interrupted: `should_stop` returned True between two windows.
+      Interrupted: `should_stop` returned True between two windows, and the chunks of the last one have been yielded.
     """
     programs = steps.compiled(job.engine)
     store, slots, queue = _PromptStore(job), _Slots(job.engine), list(reversed(job.requests))
     state, truncates = programs.fresh(), steps.truncates(job.engine, job.sampling)
+    fetched: _Fetched | None = None  # the last window, whose chunks the caller has not got yet
     while True:
         if queue:
             state = _admit(job, programs, state, _place(queue, store, slots, choose_slots))
-        if not any(slots.request):
+        is_stopped = any(slots.request) and should_stop()
+        if is_stopped or not any(slots.request):
+            if fetched:
+                yield _chunks(fetched)
+            if is_stopped:
+                raise Interrupted
             return
-        if should_stop():
-            raise Interrupted
         state, window = programs.window(job.params, state, job.sampling, job.stop_ids, truncates)
-        yield _collect(slots, jax.device_get(window))
+        if fetched:  # What the caller does with them, it does while the devices decode the next window.
+            yield _chunks(fetched)
+        fetched = slots.after(jax.device_get(window))
 
 
 def _place(
@@ -155,18 +177,14 @@ def _admissions(job: Job, placed: list[_Placed]) -> steps.Admissions:
     return entries
 
 
-def _collect(slots: _Slots, window: steps.Window) -> list[Chunk]:
-    """The new tokens of each response in a window that was fetched; finished responses leave their slots."""
+def _chunks(fetched: _Fetched) -> list[Chunk]:
+    """The new tokens of each response in a window."""
+    window = fetched.window
     columns = [np.asarray(column) for column in (window.token, window.log_prob, window.truncated_log_prob)]
     chunks = []
-    for slot, request in enumerate(slots.request):
-        if request is None:
-            continue
-        num_new = int(window.step[slot] - slots.num_tokens[slot])
-        slots.num_tokens[slot] = window.step[slot]
-        is_finished = not window.is_active[slot]
-        token, log_prob, truncated_log_prob = (column[slot, :num_new] for column in columns)
-        chunks.append(Chunk(*request, token, log_prob, truncated_log_prob, is_finished))
-        if is_finished:
-            slots.request[slot] = None
+    for slot, request in enumerate(fetched.request):
+        if request is not None:
+            num_new = int(window.step[slot] - fetched.num_tokens[slot])
+            token, log_prob, truncated_log_prob = (column[slot, :num_new] for column in columns)
+            chunks.append(Chunk(*request, token, log_prob, truncated_log_prob, not window.is_active[slot]))
     return chunks

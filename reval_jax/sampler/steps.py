@@ -362,6 +362,15 @@ def lower_prefill(engine: Engine, width: int) -> jax.stages.Lowered:
     return compiled(engine).prefill.lower(abstract_copy(engine), _abstract_tokens(engine, width))
 
 
+def lower_admit(engine: Engine, width: int) -> jax.stages.Lowered:
+    """The program that admits responses to prompts of this padded width, to compile without running."""
+    shards, rows = engine.row_shards, engine.decode_slots
+    numbers = {name: np.zeros(rows, np.int32) for name in Admissions._fields}
+    entries = Admissions(**numbers | {"cursor": np.zeros(rows, np.uint32), "count": np.zeros(shards, np.int32)})
+    key = jax.eval_shape(lambda: jax.random.key(0, impl="threefry2x32"))
+    return compiled(engine).admit.lower(abstract_state(engine), abstract_prompts(engine, width), entries, key)
+
+
 def lower_window(engine: Engine) -> jax.stages.Lowered:
     """The program that decodes, to compile without running."""
     sampling = sampling_params(1.0, 0, 1.0)
