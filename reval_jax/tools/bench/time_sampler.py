@@ -239,9 +239,7 @@ def _program_seconds(
     logits = jnp.zeros((engine.decode_slots, engine.architecture.vocab_size), jnp.float32)
     row_keys = jax.random.split(keys.named_key(0, "draws"), engine.decode_slots)
     sampling = steps_lib.sampling_params(1.0, 0, 1.0)
-    sample_token = jax.jit(
-        functools.partial(sampling_op.sample_token, truncates=steps_lib.truncates(engine, sampling))
-    )
+    sample_token = jax.jit(functools.partial(sampling_op.sample_token, truncates=steps_lib.truncates(engine, sampling)))
     candidates = {
         "prefill": lambda: compiled.prefill(params, tokens),
         "window": window_call(engine, params, workload.prompt_tokens + workload.response_tokens // 2),
