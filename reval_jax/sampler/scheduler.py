@@ -89,7 +89,7 @@ class _Slots:
     def after(self, window: steps.Window) -> _Fetched:
         """The window with what was in the slots before it; finished responses leave their slots."""
         fetched = _Fetched(window, self.request.copy(), self.num_tokens)
-        self.num_tokens = window.step.astype(np.int64)
+        self.num_tokens = np.asarray(window.step, np.int64)
         for slot in np.flatnonzero(~window.is_active):
             self.request[slot] = None
         return fetched
