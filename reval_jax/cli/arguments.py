@@ -76,11 +76,17 @@ class Report:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Check whether a run fits a TPU slice, by compiling its programs for it; needs libtpu but no TPU."""
+    """Check whether a run fits a TPU slice or hosts with NVIDIA GPUs, by compiling its programs; needs no TPU and no GPU.
+
+    Compiling for TPUs needs jax's extra tpu (libtpu), for GPUs the extra plan-cuda (two wheels of jax, no driver). Memory is that
+    of the compiled programs; times are estimates from published rates. Of a GPU's memory programs get jax's default of 75%, or
+    XLA_PYTHON_CLIENT_MEM_FRACTION.
+    """
 
     settings: Settings
     config: ConfigFile = None  # YAML with any of the settings below
-    # TPU slice, for example v5e-16, v5p-128 (64 chips: v4 and v5p names count TensorCores) or v5e:4x4.
+    # TPU slice, for example v5e-16, v5p-128 (64 chips: v4 and v5p names count TensorCores) or v5e:4x4; or GPUs of a host: h100:8,
+    # h200:8, a100-80gb:8, b200:8, or of several hosts of up to eight: 4xh100:8.
     topology: str = ""
     search: bool = False  # find the fastest remat, micro_batch_tokens, decode_slots and, if necessary, tensor that fit
     json: Path | None = None  # also write the plan to this file; /dev/stdout allowed

@@ -97,13 +97,15 @@ def report(argv: list[str]) -> int:
 
 
 def plan(argv: list[str]) -> int:
-    """Plans the memory of a run on a TPU slice."""
+    """Plans the memory of a run on a TPU slice or on hosts with GPUs."""
     args = parsing.parse(arguments.Plan, "plan", argv)
     config = parsing.checked(args.settings)
     if not args.topology:
-        raise ValueError("--topology is missing. Name the slice to plan for, for example --topology v5e-256.")
+        raise ValueError(
+            "--topology is missing. Name the machine to plan for, for example --topology v5e-256 or --topology h100:8."
+        )
 
-    # A plan runs no program: leave this machine's accelerator to others.
+    # A plan runs no program: leave this machine's accelerator to others. Without this, jax's CUDA plugin looks for a driver.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     from reval_jax.tools import plan
 

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 
 from reval_jax import batch, model
 from reval_jax import config as config_lib
-from reval_jax.tools.plan import compilation, memory, search
-from reval_jax.tools.plan import topology as topology_lib
+from reval_jax.tools.plan import compilation, gpu_topology, memory, search
 
 
 def advise(
@@ -30,6 +29,10 @@ def _advise_phase(
 ) -> str:
     if phase.name != "score" and phase.kinds["reference"]:
         return "the reference is on the devices: set --update.reference_memory host"
+    if isinstance(pod.topology, gpu_topology.GpuHosts) and phase.refusal is None:
+        share = gpu_topology.LARGEST_FRACTION
+        if phase.total <= share * pod.topology.chip.memory:
+            return f"let programs use more of the memory: set XLA_PYTHON_CLIENT_MEM_FRACTION={share} for the run and its plan"
     bound, largest_change = _lower_bound(phase.name, architecture, pod, config), None
     for candidate in _smaller_variants(phase.name, architecture, pod, config):
         # In the learner's phases, the bytes beyond the lower bound scale with its rows.
@@ -37,11 +40,11 @@ def _advise_phase(
         beyond = (phase.total - bound.total) * (rows if phase.name in ("score", "update") else 1)
         needed = _lower_bound(phase.name, architecture, pod, candidate).total
         if needed + beyond <= pod.capacity:
-            return _describe_changes(config, candidate)
+            return _describe_changes(config, candidate, pod)
         if needed <= pod.capacity:
             largest_change = candidate  # its bytes beyond the lower bound may shrink too
     if largest_change is not None:
-        return _describe_changes(config, largest_change)
+        return _describe_changes(config, largest_change, pod)
     return _advise_larger_slice(phase, architecture, pod, config)
 
 
@@ -74,35 +77,33 @@ def _smaller_variants(
 _WHY = {
     "update.micro_batch_tokens": "train on fewer rows at once",
     "model.remat": "keep less for the backward pass",
-    "mesh.tensor": "split each layer over chips of a host",
+    "mesh.tensor": "split each layer over {unit}s of a host",
     "rollout.decode_slots": "decode fewer responses at once",
 }
 
 
-def _describe_changes(config: config_lib.Config, candidate: config_lib.Config) -> str:
+def _describe_changes(config: config_lib.Config, candidate: config_lib.Config, pod: compilation.Pod) -> str:
     changes = []
     for name, why in _WHY.items():
         section, field = name.split(".")
         value = getattr(getattr(candidate, section), field)
         if value != getattr(getattr(config, section), field):
-            changes.append(f"{why}: set --{name} {value}")
+            changes.append(f"{why.format(unit=pod.topology.unit)}: set --{name} {value}")
     return "; ".join(changes)
 
 
 def _advise_larger_slice(
     phase: memory.Phase, architecture: model.Architecture, pod: compilation.Pod, config: config_lib.Config
 ) -> str:
-    """Advice to use a larger slice, named: the learner's state is sharded over all chips, so each of more chips holds less."""
+    """Advice to use a larger machine, named: the learner's state is sharded over all devices, so each of more holds less."""
     state = sum(phase.kinds[kind] for kind in ("params", "optimizer", "gradients"))
-    room = pod.capacity - (phase.total - state)
+    room, unit = pod.capacity - (phase.total - state), pod.topology.unit
     if config.mesh.fsdp == -1 and room > 0:
         needed = pod.topology.num_chips * state / room
-        for name, larger in topology_lib.common_names().items():
-            if larger.generation == pod.topology.generation and larger.num_chips >= max(
-                needed, pod.topology.num_chips + 1
-            ):
+        for larger in pod.topology.larger():
+            if larger.num_chips >= needed:
                 return (
                     f"no setting is left to change: the learner's state is {state / 2**30:.2f} GiB of this phase, and "
-                    f"is smaller per chip on more chips: try --topology {name} ({larger.num_chips} chips)"
+                    f"is smaller per {unit} on more {unit}s: try --topology {larger.common_name} ({larger.num_chips} {unit}s)"
                 )
-    return "no setting is left to change: use chips with more memory, a smaller model, or shorter responses"
+    return f"no setting is left to change: use {unit}s with more memory, a smaller model, or shorter responses"

@@ -1,4 +1,4 @@
-"""Compiles a run's programs for the devices of a slice: memory and collectives of each."""
+"""Compiles a run's programs for the devices of a machine: memory and collectives of each."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import jax
 from reval_jax import algorithms, batch, model, reference, sampler, update
 from reval_jax import config as config_lib
 from reval_jax import mesh as mesh_lib
+from reval_jax.tools.plan import machines
 from reval_jax.tools.plan import topology as topology_lib
 
 
@@ -59,34 +60,39 @@ _COLLECTIVE = re.compile(r"= .*? (all-gather|all-reduce|reduce-scatter|all-to-al
 
 
 class Pod(NamedTuple):
-    """The devices of a slice and of one of its hosts."""
+    """The devices of a machine and of one of its hosts."""
 
-    topology: topology_lib.Topology
+    topology: machines.Machine
     devices: list[jax.Device]
     host_devices: list[jax.Device]
     capacity: int  # bytes of a device's memory
 
 
-def open_pod(topology: topology_lib.Topology) -> Pod:
-    """The slice's devices.
+def open_pod(topology: machines.Machine) -> Pod:
+    """The machine's devices.
 
     Raises:
-      ValueError: as `topology.devices`.
+      ValueError: as `machines.devices`.
     """
-    devices = topology_lib.devices(topology)
-    return Pod(topology, devices, topology_lib.devices(topology.host), topology_lib.hbm_bytes(devices[0]))
+    devices = machines.devices(topology)
+    return Pod(topology, devices, machines.devices(topology.host), machines.memory_bytes(topology, devices[0]))
 
 
 def compiler(architecture: model.Architecture, pod: Pod, log: Callable[[str], None]) -> Compile:
-    """A `Compile` for this model on this slice that caches its results."""
+    """A `Compile` for this model on this machine that caches its results."""
 
-    def build(program: str, config: config_lib.Config) -> Any:
+    def lower(program: str, config: config_lib.Config) -> jax.stages.Lowered:
         if program == "prefill":
             width = batch.row_length(config.task.max_prompt_tokens)
-            return compile_quickly(sampler.lower_prefill(make_engine(architecture, pod, config), width))
+            return sampler.lower_prefill(make_engine(architecture, pod, config), width)
         if program == "decode":
-            return compile_quickly(sampler.lower_window(make_engine(architecture, pod, config)))
-        return compile_quickly(_lower_learner(program, architecture, pod, config))
+            return sampler.lower_window(make_engine(architecture, pod, config))
+        return _lower_learner(program, architecture, pod, config)
+
+    def build(program: str, config: config_lib.Config) -> Any:
+        with machines.lowering_for(pod.devices):
+            lowered = lower(program, config)
+        return lowered.compile() if machines.is_gpu(pod.topology) else compile_quickly(lowered)
 
     @functools.cache
     def compile_once(program: str, config: config_lib.Config) -> Result:
@@ -96,6 +102,13 @@ def compiler(architecture: model.Architecture, pod: Pod, log: Callable[[str], No
         return result
 
     return lambda program, config: compile_once(program, _relevant(program, config))
+
+
+def compilable(config: config_lib.Config, pod: Pod) -> config_lib.Config:
+    """The config with attention that can be lowered for absent GPUs: jax looks for cuDNN's library to lower its kernels."""
+    if not machines.is_gpu(pod.topology) or config.model.attention not in ("auto", "cudnn"):
+        return config
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, attention="xla"))
 
 
 def _relevant(program: str, config: config_lib.Config) -> config_lib.Config:
@@ -155,6 +168,7 @@ def count_collectives(text: str) -> dict[str, int]:
 def _lower_learner(
     program: str, architecture: model.Architecture, pod: Pod, config: config_lib.Config
 ) -> jax.stages.Lowered:
+    config = compilable(config, pod)
     mesh = mesh_lib.make(config.mesh, pod.devices)
     params = update.abstract_params(architecture, mesh)
     if program == "sync_weights":
@@ -181,6 +195,7 @@ def make_engine(architecture: model.Architecture, pod: Pod, config: config_lib.C
     Raises:
       ValueError: its slots do not divide over the host's devices, or `mesh.tensor` does not divide their number.
     """
+    config = compilable(config, pod)
     host_mesh = config_lib.Mesh(data=1, fsdp=-1, tensor=config.mesh.tensor)
     mesh = mesh_lib.make(host_mesh, pod.host_devices)
     return sampler.from_config(

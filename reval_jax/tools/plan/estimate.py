@@ -6,10 +6,12 @@ from typing import NamedTuple
 
 from reval_jax import algorithms, batch, model
 from reval_jax import config as config_lib
-from reval_jax.tools.plan import topology as topology_lib
+from reval_jax.tools.plan import machines
 
 UTILIZATION = 0.5  # of a chip's published peak, while it computes
-LINK_UTILIZATION = 0.5  # of a chip's published bandwidth to the others, while it communicates
+LINK_UTILIZATION = (
+    0.5  # of a chip's published bandwidth to the others, while it communicates; of a GPU's to other hosts too
+)
 MEMORY_UTILIZATION = 0.5  # of a chip's published memory bandwidth, while it decodes
 SUM_SECONDS = 1e-5  # of one sum over the tensor axis while decoding, which latency dominates
 
@@ -65,7 +67,7 @@ def forward_flops(architecture: model.Architecture, tokens: int, response_tokens
 
 
 def update_cost(
-    architecture: model.Architecture, topology: topology_lib.Topology, num_devices: int, config: config_lib.Config
+    architecture: model.Architecture, topology: machines.Machine, num_devices: int, config: config_lib.Config
 ) -> UpdateCost:
     """Cost of an update on trajectories of maximum length."""
     chip, mesh = topology.chip, axes(config, num_devices)
@@ -78,7 +80,12 @@ def update_cost(
     shape = batch.shape_of(batch.row_length(tokens), shards, limits=batch.limits(config, step_size=trajectories))
     rows = shape.rows // shards
     micro_batches = -(-trajectories // (shards * rows * max(1, shape.tokens // tokens)))
-    sent = micro_batches * _bytes_per_micro_batch(architecture, mesh, rows * shape.tokens, 2 + recomputed[0], config)
+    # Weights and gradients go to all hosts, sums over the tensor axis only to devices of the same one.
+    slower = chip.link_bandwidth / topology.network_bandwidth
+    sent = micro_batches * _bytes_per_micro_batch(
+        architecture, mesh, rows * shape.tokens, 2 + recomputed[0], config, slower=slower
+    )
+    between_hosts = f" of a host and {topology.network_bandwidth / 1e9:.0f} between hosts" if slower > 1 else ""
     return UpdateCost(
         flops=trajectories * 3 * (products + attention + head),
         executed_flops=executed,
@@ -89,13 +96,13 @@ def update_cost(
             f"{trajectories} trajectories, every one {tokens} tokens long (task.max_prompt_tokens + "
             f"rollout.max_response_tokens); {topology.generation} at {UTILIZATION:.0%} of its published "
             f"{chip.peak_flops / 1e12:.0f} TFLOP/s and {LINK_UTILIZATION:.0%} of {chip.link_bandwidth / 1e9:.0f} GB/s between "
-            "chips, not overlapped; no reference pass, no host work"
+            f"{topology.unit}s{between_hosts}, not overlapped; no reference pass, no host work"
         ),
     )
 
 
 def generate_seconds(
-    architecture: model.Architecture, topology: topology_lib.Topology, num_devices: int, config: config_lib.Config
+    architecture: model.Architecture, topology: machines.Machine, num_devices: int, config: config_lib.Config
 ) -> float:
     """Seconds to sample a round's responses, all `rollout.max_response_tokens` long.
 
@@ -115,13 +122,20 @@ def generate_seconds(
 
 
 def _bytes_per_micro_batch(
-    architecture: model.Architecture, mesh: AxisSizes, tokens: int, gathers: int, config: config_lib.Config
+    architecture: model.Architecture,
+    mesh: AxisSizes,
+    tokens: int,
+    gathers: int,
+    config: config_lib.Config,
+    *,
+    slower: float,
 ) -> float:
     """Bytes that a device receives: gathered weights, scattered gradients, and sums of activations over the tensor axis.
 
     Args:
       tokens: in the rows of a device.
       gathers: number of times that the weights of each layer are gathered.
+      slower: the factor by which gathered weights and scattered gradients take longer than the sums; they count as so many more.
     """
     size = 4 if config.model.compute_dtype == "float32" else 2
     fsdp_share, tensor_share = (mesh.fsdp - 1) / mesh.fsdp, (mesh.tensor - 1) / mesh.tensor
@@ -129,4 +143,4 @@ def _bytes_per_micro_batch(
     weights = layer_weights(architecture) * (gathers * size + 4) + head * (size + 4)
     # Two sums forward and two backward per layer, each a reduce-scatter and an all-gather; the forward two again with remat.
     sums = architecture.num_layers * (2 * gathers) * 2 * tokens * architecture.width * size
-    return weights / mesh.tensor * fsdp_share + sums * tensor_share
+    return slower * (weights / mesh.tensor * fsdp_share) + sums * tensor_share

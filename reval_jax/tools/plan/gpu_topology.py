@@ -9,6 +9,7 @@ import contextlib
 import difflib
 import importlib
 import importlib.util
+import os
 import re
 import sys
 import warnings
@@ -18,17 +19,17 @@ from typing import Any, NamedTuple
 import jax
 from jax.experimental import topologies
 
+from reval_jax import chips
+
 
 class Gpu(NamedTuple):
     """One GPU of a kind.
 
-    Sources: NVIDIA's data sheets of A100, H100, H200 and HGX B200 for the rates; for the rest the CUDA programming guide
-    ("compute capabilities") and the device descriptions in XLA's repository (xla/backends/gpu/target_config/specs).
+    Sources: NVIDIA's data sheets of A100, H100, H200 and HGX B200 for NVLink; for the rest the CUDA programming guide ("compute
+    capabilities") and the device descriptions in XLA's repository (xla/backends/gpu/target_config/specs).
     """
 
     device_kind: str  # as jax names it
-    peak_flops: float  # bfloat16 FLOP/s, dense
-    hbm_bandwidth: float  # bytes/s
     link_bandwidth: float  # bytes/s to the host's other GPUs, one way, all NVLinks together
     memory: int  # bytes, as CUDA reports them
     capability: tuple[int, int]
@@ -39,31 +40,34 @@ class Gpu(NamedTuple):
     shared_memory: int  # bytes of a multiprocessor
     shared_memory_of_block: int  # bytes that a block may ask for
 
+    @property
+    def peak_flops(self) -> float:
+        """bfloat16 FLOP/s, dense."""
+        return chips.GPU[self.device_kind].bfloat16
+
+    @property
+    def hbm_bandwidth(self) -> float:
+        """Bytes/s of its memory."""
+        return chips.GPU[self.device_kind].memory
+
 
 _KIB, _MIB, _GIB = 2**10, 2**20, 2**30
+_A100 = Gpu("NVIDIA A100-SXM4-80GB", 300e9, 85_100_068_864, (8, 0), 108, 64, 1.41, 40 * _MIB, 164 * _KIB, 163 * _KIB)
+_H100 = Gpu("NVIDIA H100 80GB HBM3", 450e9, 84_942_979_072, (9, 0), 132, 128, 1.98, 50 * _MIB, 228 * _KIB, 227 * _KIB)
 GPUS = {
-    "a100-80gb": Gpu(
-        *("NVIDIA A100-SXM4-80GB", 312e12, 2039e9, 300e9, 85_100_068_864, (8, 0), 108),
-        *(64, 1.41, 40 * _MIB, 164 * _KIB, 163 * _KIB),
-    ),
-    "h100": Gpu(
-        *("NVIDIA H100 80GB HBM3", 989.4e12, 3352e9, 450e9, 84_942_979_072, (9, 0), 132),
-        *(128, 1.98, 50 * _MIB, 228 * _KIB, 227 * _KIB),
-    ),
-    # CUDA's report of an H200's memory: 139.80 GiB.
-    "h200": Gpu(
-        *("NVIDIA H200", 989.4e12, 4800e9, 450e9, int(139.80 * _GIB), (9, 0), 132),
-        *(128, 1.98, 50 * _MIB, 228 * _KIB, 227 * _KIB),
-    ),
-    "b200": Gpu(
-        *("NVIDIA B200", 2250e12, 7672e9, 900e9, 191_514_411_008, (10, 0), 148),
-        *(128, 1.965, 132_644_864, 228 * _KIB, 227 * _KIB),
-    ),
+    "a100-80gb": _A100,
+    "h100": _H100,
+    "h200": _H100._replace(device_kind="NVIDIA H200", memory=int(139.80 * _GIB)),
+    "b200": Gpu("NVIDIA B200", 900e9, 191_514_411_008, (10, 0), 148, 128, 1.965, 132_644_864, 228 * _KIB, 227 * _KIB),
 }
 HOST_SIZES = (1, 2, 4, 8)
 """GPUs that a host of a named topology may have."""
-NETWORK_BANDWIDTH = 50e9
-"""Bytes/s of a GPU to other hosts, one way: one 400 Gbit/s adapter a GPU, as in NVIDIA's DGX H100 and HGX hosts."""
+ADAPTER_BANDWIDTH = 50e9
+"""Bytes/s of a network adapter, one way; hosts have one of 400 Gbit/s for each GPU, as NVIDIA's DGX H100."""
+MEMORY_FRACTION = 0.75
+"""Share of a GPU's memory that jax takes when it starts, all that programs may use, unless the environment says otherwise."""
+LARGEST_FRACTION = 0.92
+"""Share that programs may be given: CUDA's context, NCCL's buffers and the libraries' workspaces need the rest."""
 
 _NAME = re.compile(r"(?:([1-9]\d*)\s*x\s*)?([a-z0-9-]+):([1-9]\d*)")
 _PLUGIN = "jax_plugins.xla_cuda13"
@@ -75,6 +79,11 @@ class GpuHosts(NamedTuple):
     generation: str  # a key of GPUS
     hosts: int
     host_size: int  # GPUs of a host
+
+    @property
+    def unit(self) -> str:
+        """The word for one device."""
+        return "GPU"
 
     @property
     def name(self) -> str:
@@ -95,6 +104,30 @@ class GpuHosts(NamedTuple):
     def host(self) -> GpuHosts:
         """One of the hosts."""
         return self._replace(hosts=1)
+
+    @property
+    def common_name(self) -> str:
+        """Its name as one word: 4xh100:8."""
+        return self.name.replace(" ", "")
+
+    @property
+    def network_bandwidth(self) -> float:
+        """Bytes/s that each GPU receives where all gather or sum together, by NVLink and, between hosts, by their adapters.
+
+        All adapters of a host count: NCCL lets a ring pass through each of them.
+        """
+        link = self.chip.link_bandwidth
+        return link if self.hosts == 1 else min(link, self.host_size * ADAPTER_BANDWIDTH)
+
+    def larger(self) -> Iterator[GpuHosts]:
+        """More of the same GPUs: up to eight in a host, then twice as many hosts and so on, up to 64."""
+        for size in HOST_SIZES:
+            if self.hosts == 1 and size > self.host_size:
+                yield self._replace(host_size=size)
+        for doublings in range(1, 7):
+            hosts = 2**doublings
+            if hosts > self.hosts:
+                yield self._replace(hosts=hosts, host_size=8)
 
 
 def is_gpu_name(name: str) -> bool:
@@ -119,7 +152,9 @@ def named(name: str) -> GpuHosts:
         hosts = int(match[1] or 1) * int(match[3]) // 8
         nearest = [f"{8 * hosts} GPUs are '{hosts}x {match[2]}:8'"]
     else:
-        nearest = [f"{each}:8" for each in difflib.get_close_matches(_kind(name), GPUS, n=2, cutoff=0.0)]
+        kind = _kind(name)
+        longer = [each for each in GPUS if kind and each.startswith(kind)]
+        nearest = [f"{each}:8" for each in longer or difflib.get_close_matches(kind, GPUS, n=2, cutoff=0.0)]
     raise ValueError(
         f"--topology {name!r} is not known. Name a kind of GPU ({', '.join(GPUS)}) with the GPUs of a host "
         f"({', '.join(map(str, HOST_SIZES))}), for several hosts after their number: h100:8 or '4x h100:8'. "
@@ -172,6 +207,28 @@ def target_config(gpu: Gpu) -> str:
         'platform_name: "CUDA" dnn_version_info { major: 9 minor: 12 } runtime_version { major: 13 minor: 0 patch: 0 } '
         f'device_description_str: "{gpu.device_kind}"'
     )
+
+
+def memory_fraction() -> float:
+    """The share of a GPU's memory that programs may use: MEMORY_FRACTION, or what the environment sets for jax.
+
+    Raises:
+      ValueError: the environment's value is not a share.
+    """
+    for name in ("XLA_PYTHON_CLIENT_MEM_FRACTION", "XLA_CLIENT_MEM_FRACTION"):
+        if text := os.environ.get(name):
+            with contextlib.suppress(ValueError):
+                if 0 < float(text) <= 1:
+                    return float(text)
+            raise ValueError(
+                f"{name}={text!r} is not a share of a GPU's memory. Use a number above 0 and up to 1, such as 0.9."
+            )
+    return MEMORY_FRACTION
+
+
+def memory_bytes(topology: GpuHosts) -> int:
+    """Bytes of a GPU's memory that programs may use."""
+    return int(topology.chip.memory * memory_fraction())
 
 
 def require_compiler() -> None:

@@ -164,6 +164,18 @@ def _head_bytes(architecture: model.Architecture, mesh: jax.sharding.Mesh, confi
     )
 
 
+def cudnn_bytes(architecture: model.Architecture, pod: compilation.Pod, config: config_lib.Config) -> int:
+    """Most bytes that attention by cuDNN holds in the update, on packed rows: its softmax statistics.
+
+    They are f32[rows · segments, heads, columns] of a layer, kept for the backward pass of all layers unless model.remat is full.
+    """
+    mesh = mesh_lib.make(config.mesh, pod.devices)
+    shape, tensor = compilation.largest_shape(mesh_lib.num_row_shards(mesh), config), mesh.shape["tensor"]
+    heads = architecture.num_heads // tensor if architecture.num_heads % tensor == 0 else architecture.num_heads
+    of_layer = shape.rows // mesh_lib.num_row_shards(mesh) * shape.slots * heads * shape.tokens * 4
+    return of_layer * (1 if config.model.remat == "full" else architecture.num_layers)
+
+
 _HELD_BY_PROGRAM = {
     "score": ("reference", "batch"),
     "update": ("params", "optimizer", "gradients", "batch"),

@@ -1,4 +1,4 @@
-"""The plan of a config on a TPU slice: whether it fits, by phase and kind of memory, and what to change."""
+"""The plan of a config on a TPU slice or on hosts with GPUs: whether it fits, by phase and kind of memory, and what to change."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import NamedTuple
 
 from reval_jax import algorithms, batch, config_checks, model, trajectories, types, weights
 from reval_jax import config as config_lib
-from reval_jax.tools.plan import advice, compilation, estimate, memory, search, topology
+from reval_jax.tools.plan import advice, compilation, estimate, gpu_topology, machines, memory, search
 
 
 class Plan(NamedTuple):
-    """Memory and estimated time of a config on a slice."""
+    """Memory and estimated time of a config on a machine."""
 
     config: config_lib.Config
-    topology: topology.Topology
+    topology: machines.Machine
     architecture: model.Architecture
     source: str  # of the architecture
     capacity: int  # bytes of a device that programs may use
@@ -23,6 +23,9 @@ class Plan(NamedTuple):
     estimate: estimate.UpdateCost
     generate_seconds: float  # estimated, to sample a round's responses
     advice: str  # which setting to change; empty if it fits
+    cudnn_bytes: int | None = (
+        None  # most that cuDNN's attention, which is not compiled, adds to the update; None without GPUs
+    )
 
     @property
     def fits(self) -> bool:
@@ -41,17 +44,17 @@ def plan(
     """The plan of a config, or of its fastest variant that fits.
 
     Args:
-      slice_name: as for `topology.named`.
+      slice_name: as for `machines.named`.
       is_searching: try model.remat, update.micro_batch_tokens, rollout.decode_slots and, if need be, mesh.tensor.
       log: called with a line of text about each step.
 
     Raises:
-      ValueError: the config, the slice's name or the model can't be used, or libtpu is missing.
+      ValueError: the config, the machine's name or the model can't be used, or the compiler for it is missing.
     """
     config_checks.check(config)
     algorithms.choose(config)
-    named = topology.named(slice_name)
-    topology.require_compiler()
+    named = machines.named(slice_name)
+    machines.require_compiler(named)
     architecture, source = weights.find_architecture(config.model.path)
     pod = compilation.open_pod(named)
     trajectories.check_divides(config.rollout.prompts_per_round, named.num_chips // named.host.num_chips)
@@ -125,6 +128,7 @@ def examine(
         estimate=estimate.update_cost(architecture, pod.topology, chips, config),
         generate_seconds=estimate.generate_seconds(architecture, pod.topology, chips, config),
         advice=advice.advise(architecture, pod, config, phases),
+        cudnn_bytes=memory.cudnn_bytes(architecture, pod, config) if machines.is_gpu(pod.topology) else None,
     )
 
 
@@ -147,17 +151,27 @@ def as_json(plan: Plan) -> types.Json:
         "estimate": plan.estimate._asdict()
         | {"seconds": plan.estimate.seconds, "tokens_per_s": plan.estimate.tokens_per_s},
         "estimated_generate_seconds": plan.generate_seconds,
+    } | _as_json_for_gpus(plan)
+
+
+def _as_json_for_gpus(plan: Plan) -> types.Json:
+    if not isinstance(plan.topology, gpu_topology.GpuHosts):
+        return {}
+    return {
+        "device_kind": plan.topology.chip.device_kind,
+        "memory_fraction": gpu_topology.memory_fraction(),
+        "not_compiled": {"cudnn_bytes_at_most": plan.cudnn_bytes},
     }
 
 
 def summary(plan: Plan) -> str:
     """The plan as text: bytes by phase and kind, the verdict, advice, and the estimated time of an update."""
-    slice_ = plan.topology
-    mesh = estimate.axes(plan.config, slice_.num_chips)
+    machine = plan.topology
+    mesh = estimate.axes(plan.config, machine.num_chips)
     lines = [
         f"model      {plan.source}",
-        f"slice      {slice_.name}: {slice_.num_chips} chips, {slice_.host.num_chips} a host, "
-        f"{_gib(plan.capacity)} GiB each for programs",
+        f"{'GPUs ' if machines.is_gpu(machine) else 'slice'}      {machine.name}: {machine.num_chips} {machine.unit}s, "
+        f"{machine.host.num_chips} a host, {_gib(plan.capacity)} GiB each for programs{_share_of_memory(machine)}",
         f"mesh       data {mesh.data} x fsdp {mesh.fsdp} x tensor {mesh.tensor}",
         "settings   " + ", ".join(f"{name} {value}" for name, value in _searched(plan.config).items()),
         "",
@@ -167,10 +181,13 @@ def summary(plan: Plan) -> str:
     ]
     if plan.advice:
         lines += [f"  {line}" for line in plan.advice.splitlines()]
+    if plan.cudnn_bytes is not None and plan.update is not None:
+        lines += _not_compiled(plan, plan.cudnn_bytes)
     if isinstance(plan.update, compilation.ProgramMemory):
         counts = ", ".join(f"{count} {kind}" for kind, count in plan.update.collectives.items()) or "none"
+        if not machines.is_gpu(machine):
+            lines += ["compiled at low effort: the run's own programs may need a few percent more or less"]
         lines += [
-            "compiled at low effort: the run's own programs may need a few percent more or less",
             "",
             f"collectives in the update program (the body of a loop counted once): {counts}",
         ]
@@ -182,9 +199,31 @@ def summary(plan: Plan) -> str:
         f"  assumed: {cost.assumptions}",
         f"a round's responses: estimated {plan.generate_seconds:.0f} s",
         f"  assumed: each is {plan.config.rollout.max_response_tokens} tokens long; the weights and the whole cache are "
-        f"read for each token, at {estimate.MEMORY_UTILIZATION:.0%} of {slice_.chip.hbm_bandwidth / 1e9:.0f} GB/s",
+        f"read for each token, at {estimate.MEMORY_UTILIZATION:.0%} of {machine.chip.hbm_bandwidth / 1e9:.0f} GB/s",
     ]
     return "\n".join(lines)
+
+
+def _share_of_memory(machine: machines.Machine) -> str:
+    """What `capacity` is of a GPU's memory, and why."""
+    if not isinstance(machine, gpu_topology.GpuHosts):
+        return ""
+    share = gpu_topology.memory_fraction()
+    whose = "jax's default" if share == gpu_topology.MEMORY_FRACTION else "set"
+    return f"\n           ({share:.0%} of {_gib(machine.chip.memory)}: XLA_PYTHON_CLIENT_MEM_FRACTION, {whose})"
+
+
+def _not_compiled(plan: Plan, cudnn_bytes: int) -> list[str]:
+    """What the run's programs hold that the compiled ones do not."""
+    lines = ["compiled without a GPU: XLA times algorithms for products on the card, and here has to take its defaults"]
+    if plan.config.model.attention in ("auto", "cudnn"):
+        total = {phase.name: phase.total for phase in plan.phases}["update"]
+        lines += [
+            "not compiled: attention by cuDNN, for want of its library. These programs attend in plain XLA, 128 queries at a",
+            f"  time. cuDNN holds at most {_gib(cudnn_bytes)} GiB of softmax statistics. With it the update needs at most "
+            f"{_gib(total + cudnn_bytes)} of {_gib(plan.capacity)} GiB",
+        ]
+    return lines
 
 
 def _searched(config: config_lib.Config) -> types.Json:
@@ -197,9 +236,9 @@ def _searched(config: config_lib.Config) -> types.Json:
 
 
 def _table(plan: Plan) -> list[str]:
-    """GiB per chip: a row for each kind, a column for each phase."""
+    """GiB per chip or GPU: a row for each kind, a column for each phase."""
     kinds = [kind for kind in memory.KINDS if any(phase.kinds[kind] for phase in plan.phases)]
-    head = f"{'GiB per chip':<14}" + "".join(f"{phase.name:>11}" for phase in plan.phases)
+    head = f"{'GiB per ' + plan.topology.unit:<14}" + "".join(f"{phase.name:>11}" for phase in plan.phases)
     rows = [f"{kind:<14}" + "".join(f"{_gib(phase.kinds[kind]):>11}" for phase in plan.phases) for kind in kinds]
     return [head, *rows, f"{'total':<14}" + "".join(f"{_gib(phase.total):>11}" for phase in plan.phases)]
 

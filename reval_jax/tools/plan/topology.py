@@ -8,6 +8,7 @@ import importlib.util
 import math
 import os
 import re
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -62,6 +63,11 @@ class Topology(NamedTuple):
     shape: tuple[int, ...]  # chips along each dimension
 
     @property
+    def unit(self) -> str:
+        """The word for one device."""
+        return "chip"
+
+    @property
     def name(self) -> str:
         """As libtpu names it, for example v5e:4x4."""
         return f"{self.generation}:{'x'.join(map(str, self.shape))}"
@@ -81,6 +87,22 @@ class Topology(NamedTuple):
         """One host's part. A v5e or v6e slice of up to 8 chips is one host; else a host has 4 chips."""
         is_one_host = len(self.shape) == 2 and self.num_chips <= 8
         return self if is_one_host else Topology(self.generation, self.chip.host)
+
+    @property
+    def network_bandwidth(self) -> float:
+        """Bytes/s of a chip to the others, one way."""
+        return self.chip.link_bandwidth
+
+    def larger(self) -> Iterator[Topology]:
+        """The common slices of its generation with more chips, from small to large."""
+        for each in common_names().values():
+            if each.generation == self.generation and each.num_chips > self.num_chips:
+                yield each
+
+    @property
+    def common_name(self) -> str:
+        """Its common slice name, or `name` if it has none."""
+        return {topology: name for name, topology in common_names().items()}.get(self, self.name)
 
 
 def common_names() -> dict[str, Topology]:
