@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 import shutil
+import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,6 +35,7 @@ def examine() -> list[Finding]:
         Finding("python", f"{platform.python_version()} on {platform.platform()}, {os.cpu_count()} cores", True),
         *(_version(name) for name in run_directory.PACKAGES),
         Finding("devices", f"{len(devices)} {jax.default_backend()} ({kinds}), {jax.process_count()} processes", True),
+        *accelerator(),
         _memory(),
         _disk(Path.cwd()),
         Finding("compilation cache", cache, os.access(_nearest_existing(Path(cache)), os.W_OK)),
@@ -45,6 +47,39 @@ def examine() -> list[Finding]:
         _matrix_vector(),
         _scores(),
     ]
+
+
+def accelerator() -> list[Finding]:
+    """What a user of a GPU needs to know: driver, memory that jax may take, and cuDNN; nothing on a CPU or TPU."""
+    if jax.default_backend() != "gpu":
+        return []
+    (device, *_) = jax.local_devices()
+    limit = (device.memory_stats() or {}).get("bytes_limit")
+    return [
+        Finding("GPU driver", _driver(), True),
+        Finding("GPU memory for jax", f"{limit / 2**30:.1f} GiB of each GPU" if limit else "unknown", True),
+        Finding("cuDNN", _cudnn(), True),
+    ]
+
+
+def _driver() -> str:
+    """The version of the NVIDIA driver, from nvidia-smi."""
+    words = ["nvidia-smi", "--query-gpu=driver_version,name,memory.total", "--format=csv,noheader"]
+    try:
+        found = subprocess.run(words, capture_output=True, text=True, check=True, timeout=30).stdout  # noqa: S603
+    except (OSError, subprocess.SubprocessError):
+        return "unknown: nvidia-smi does not run"
+    return "; ".join(dict.fromkeys(line.strip() for line in found.splitlines()))
+
+
+def _cudnn() -> str:
+    """The version of cuDNN's wheel."""
+    for package in ("nvidia-cudnn-cu13", "nvidia-cudnn-cu12"):
+        try:
+            return f"{package} {importlib.metadata.version(package)}"
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return "not installed as a wheel; attention uses the system's, or plain XLA"
 
 
 def _version(package: str) -> Finding:

@@ -1,0 +1,1 @@
+"""Everything that needs an NVIDIA GPU: `python -m benchmarks.gpu`."""
