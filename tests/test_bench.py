@@ -12,7 +12,7 @@ import pytest
 from support import hf_checkpoints
 
 from benchmarks import log_probabilities
-from reval_jax import cli, timing, weights, work
+from reval_jax import cli, model, timing, weights, work
 from reval_jax.tools import bench
 
 SMALL = bench.time_update.Workload(rows=2, tokens=64, prompt_tokens=8)
@@ -128,18 +128,36 @@ def test_a_sampler_benchmark_reports_its_measurements(lengths):
         lengths=(lengths,),
         window=4,
         caches=("compute", "int8"),
-        attentions=("auto", "per_row"),
+        attentions=("auto", "per_row", "whole"),
         repeats=1,
         on_case=lambda case: print(bench.time_sampler.summary(case)),
     )
     assert json.loads(json.dumps(results))["machine"]
-    kinds = [(cache, attention) for cache in ("compute", "int8") for attention in ("batched", "per_row")]
+    kinds = [(cache, attention) for cache in ("compute", "int8") for attention in ("batched", "per_row", "whole")]
     for case, kind in zip(results["cases"], kinds, strict=True):
         assert (case["lengths"], case["slots"], (case["kv_cache"], case["attention"])) == (lengths, 16, kind)
         assert case["tokens"] == bench.time_sampler.response_lengths(shape, lengths).sum()
         assert case["tokens_per_s"] == pytest.approx(case["tokens"] / case["seconds"]["run"])
         assert 0 < case["slot_use"] <= 1
         assert case["compiled_programs"] == 4  # the slots, a prefill, its admission, the window
+
+
+def test_the_kernel_for_gpus_is_refused_elsewhere():
+    with pytest.raises(ValueError, match="--attention triton is a kernel for GPUs"):
+        bench.time_sampler._with_attention(model.kernels.PLAIN, "triton")
+
+
+def test_each_attention_gets_a_cache_that_it_can_read():
+    on_gpu = model.kernels.gpu_sampler(model.attention.xla.attend, fuses_heads=True)
+    for kernels, attention, storage in (
+        (on_gpu, "triton", model.cache.ROWS),
+        (on_gpu, "batched", model.cache.PLAIN),
+        (model.kernels.PLAIN, "whole", model.cache.ROWS),
+        (model.kernels.PLAIN._replace(storage=model.cpu.UINT16), "per_row", model.cpu.UINT16),
+    ):
+        chosen = bench.time_sampler._with_attention(kernels, attention)
+        assert chosen.storage is storage
+        assert bench.time_sampler._attention_name(chosen) == attention
 
 
 def test_responses_of_log_normal_lengths_have_a_quarter_of_the_limit_on_average():

@@ -110,8 +110,7 @@ def test_admission_waits_for_no_loop_and_copies_the_cache_nowhere(h100_8):
         compiled = steps.lower_admit(engine, 256).compile()
     program = gpu_programs.read(compiled.as_text())
     assert program.host_waits() == 0
-    prompts = engine.decode_slots * 256 * 2 * 2 * engine.architecture.num_kv_heads * engine.architecture.head_size
-    assert compiled.memory_analysis().temp_size_in_bytes <= engine.architecture.num_layers * prompts + 2**20
+    assert compiled.memory_analysis().temp_size_in_bytes <= 2**20
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])

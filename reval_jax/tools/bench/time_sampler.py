@@ -131,6 +131,10 @@ def _with_attention(kernels: model.Kernels, attention: CachedAttention) -> model
     return kernels._replace(attend_cached=attend)
 
 
+def _attention_name(kernels: model.Kernels) -> str:
+    return next(name for name, (attend, _) in CACHED_ATTENTION.items() if attend is kernels.attend_cached)
+
+
 def measure(
     engine: sampler.Engine, params: model.Params, workload: Workload, lengths: str, *, repeats: int
 ) -> types.Json:
@@ -183,7 +187,7 @@ def measure(
         "lengths": lengths,
         "dtype": engine.compute_dtype,
         "kv_cache": engine.cache,
-        "attention": engine.kernels.attend_cached.__name__,
+        "attention": _attention_name(engine.kernels),
         "slots": engine.decode_slots,
         "window": engine.decode_window,
         "tokens": tokens,
