@@ -23,7 +23,7 @@ BIN := $(VENV)/bin
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-demo dist docs demo test test-fast lint format bench bench-performance stress clean
+.PHONY: help install install-demo cuda-compiler dist docs demo test test-fast lint format bench bench-performance stress clean
 .DELETE_ON_ERROR:
 
 help:
@@ -72,7 +72,16 @@ $(VENV)/.installed-test: $(VENV)/.installed-run
 	esac; \
 	case "$$(uname -sm)" in 'Linux x86_64') extras=$$extras,tpu ;; esac; \
 	set -ex; $(BIN)/python -m pip install --quiet --editable ".[$$extras]" --constraint requirements.txt
+	@case "$$(uname -sm)" in 'Linux x86_64') $(MAKE) --no-print-directory cuda-compiler || \
+	    echo "make: without XLA's compiler for NVIDIA GPUs the tests marked gpu_compile are skipped." >&2 ;; esac
 	@touch $@
+
+# XLA's compiler for NVIDIA GPUs, for tests of the programs that a GPU would run; it needs no GPU and no driver. It is beside the
+# environment's packages, not among them: installed there, it makes jax report the missing driver whenever it starts.
+cuda-compiler:
+	version=$$($(BIN)/python -c 'import importlib.metadata; print(importlib.metadata.version("jax"))') && \
+	    $(BIN)/python -m pip install --quiet --no-deps --no-compile --upgrade --target $(VENV)/cuda-compiler \
+	    jax-cuda13-plugin==$$version jax-cuda13-pjrt==$$version
 
 $(VENV)/.installed-docs: $(VENV)/.installed-run
 	$(BIN)/python -m pip install --quiet --editable ".[docs]" --constraint requirements.txt

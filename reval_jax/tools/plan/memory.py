@@ -195,8 +195,15 @@ def with_programs(bound: Phase, results: dict[str, compilation.Result]) -> Phase
     """
     refused = [result.reason for result in results.values() if isinstance(result, compilation.TooLarge)]
     compiled = [result for result in results.values() if isinstance(result, compilation.ProgramMemory)]
-    temporaries = max(
-        result.needed - sum(bound.kinds[kind] for kind in _HELD_BY_PROGRAM[name]) for name, result in results.items()
-    )
+    temporaries = max(_beyond(name, result, bound) for name, result in results.items())
     kinds = bound.kinds | {"temporaries": max(0, temporaries), "programs": sum(result.code for result in compiled)}
     return Phase(bound.name, kinds, is_compiled=True, refusal=refused[0] if refused else None)
+
+
+def _beyond(program: str, result: compilation.Result, bound: Phase) -> int:
+    """Bytes that a program needs beyond the kinds among its own arrays."""
+    beyond = result.needed - sum(bound.kinds[kind] for kind in _HELD_BY_PROGRAM[program])
+    if program == "sync_weights" and isinstance(result, compilation.ProgramMemory):
+        # Where layers are copied one by one, one layer's arrays are its arguments and results, not all.
+        return max(beyond, result.temporaries)
+    return beyond
