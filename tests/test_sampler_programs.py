@@ -42,6 +42,15 @@ def test_fifty_rounds_of_other_prompts_and_settings_compile_nothing_after_the_fi
     assert len(jax.live_arrays()) <= live
 
 
+def test_engines_whose_limits_need_the_same_cache_share_their_programs():
+    """As an evaluation and a run do, whose longest prompts differ."""
+    tiny = tiny_programs.tiny()
+    one, other, longer = (engine_of(tiny, prompt_tokens=tokens) for tokens in (9, 16, 256))
+    assert (one.max_prompt_tokens, other.max_prompt_tokens) == (9, 16)
+    assert steps.compiled(one) is steps.compiled(other)
+    assert steps.compiled(one) is not steps.compiled(longer)
+
+
 def test_a_prompt_is_prefilled_once_for_all_its_samples(monkeypatch):
     prefilled = []
     real = steps.compiled

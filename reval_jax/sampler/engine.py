@@ -15,14 +15,18 @@ CacheSetting = Literal["compute", "int8"]
 
 @dataclasses.dataclass(frozen=True)
 class Engine:
-    """The settings that the sampler's programs are compiled for; hashable, so that they are compiled once."""
+    """The settings that the sampler's programs are compiled for; hashable, so that they are compiled once.
+
+    Two engines whose limits differ are equal if their caches have the same length: then they share all programs.
+    """
 
     architecture: model.Architecture
     mesh: Mesh  # this process's devices, axes (rows, tensor)
     compute_dtype: str
     cache: CacheSetting  # dtype of keys and values: compute_dtype, or int8 with a scale per token and head
-    max_prompt_tokens: int  # tokens
-    max_response_tokens: int  # tokens, the end-of-sequence token included
+    max_prompt_tokens: int = dataclasses.field(compare=False)  # tokens
+    max_response_tokens: int = dataclasses.field(compare=False)  # tokens, the end-of-sequence token included
+    cache_length: int  # positions of a slot: for the longest prompt and response, and for every prompt after padding
     decode_slots: int  # responses decoded at once
     decode_window: int  # decode steps per device call; the host refills slots in between
     kernels: model.Kernels  # of `model.kernels.for_sampler`, or others to try
@@ -36,11 +40,6 @@ class Engine:
     def cache_dtype(self) -> str:
         """The dtype of keys and values in the cache."""
         return self.compute_dtype if self.cache == "compute" else self.cache
-
-    @property
-    def cache_length(self) -> int:
-        """Positions of a slot: enough for the longest prompt with the longest response, and for every prompt after padding."""
-        return _cache_length(self.max_prompt_tokens, self.max_response_tokens)
 
     def prefill_rows(self, width: int) -> int:
         """Prompts prefilled together at this padded width. It depends on the width alone, and so do a prompt's bits."""
@@ -98,6 +97,7 @@ def make(
         cache,
         max_prompt_tokens,
         max_response_tokens,
+        cache_length,
         decode_slots,
         decode_window,
         model.kernels.for_sampler(attention, mesh, architecture, compute_dtype, cache_length=cache_length),
