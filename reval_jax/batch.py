@@ -94,8 +94,8 @@ def shape_of(num_tokens: int, num_shards: int, *, limits: Limits) -> Shape:
     most = -(-limits.trajectories // num_shards) * num_shards
     rows = min(max(1, limits.micro_batch_tokens // num_tokens) * num_shards, most)
     responses = min(num_tokens, limits.response_tokens)
-    # At most one trajectory per 8 tokens, and 64 per row: more slots would only widen the [R, S] arrays.
-    return Shape(-(-most // rows), rows, num_tokens, responses, slots=min(64, max(1, num_tokens // 8)))
+    # More slots would only widen the [R, S] arrays.
+    return Shape(-(-most // rows), rows, num_tokens, responses, slots=ragged.row_slots(num_tokens))
 
 
 def first_fit(length: np.ndarray, response_length: np.ndarray, shape: Shape) -> np.ndarray:

@@ -166,6 +166,9 @@ class Update:
     # grpo (dual clip): with a negative advantage A the loss is at most -A times this.
     clip_dual: Annotated[float, pydantic.Field(gt=1)] = 3.0
     max_skipped: PositiveInt = 5  # consecutive non-finite updates that stop the run
+    # GPU: kernels that add in a fixed order and are not chosen by timing them. With false, which may be faster, two runs from one
+    # seed differ in the last bits, and a resumed run from one that never stopped. CPU and TPU programs always repeat.
+    deterministic: bool = True
 
 
 @dataclasses.dataclass(frozen=True)

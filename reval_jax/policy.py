@@ -51,22 +51,25 @@ def score(
     )
     response_mask = rows.slot < rows.first.shape[1]
     targets = jnp.take_along_axis(rows.tokens, rows.target_index, axis=1)
-    predicting = jnp.take_along_axis(hidden, (rows.target_index - 1)[:, :, None], axis=1)
+    predicting = kernels.lookup.columns(hidden, rows.target_index - 1, response_mask)
     head = model.head_weight(architecture, params)
+    chunk_tokens = scores.chunk_size(targets.size, head.shape[1], None, chunk_bytes=kernels.chunk_bytes)
     log_prob, logsumexp = scores.token_scores(
         predicting.reshape(targets.size, -1),
         head,
         targets.reshape(-1),
         temperature=temperature,
+        chunk_tokens=chunk_tokens,
         gather_axis=parallel.FSDP if kernels.split.width else None,
         vocab_axis=parallel.TENSOR if kernels.split.vocab else None,
     )
     log_prob = jnp.where(response_mask, log_prob.reshape(targets.shape), 0.0)
-    first_value = jnp.take_along_axis(logsumexp.reshape(targets.shape), rows.first, axis=1)
+    has_response = rows.response_length > 0
+    first_value = kernels.lookup.columns(logsumexp.reshape(targets.shape), rows.first, has_response)
     return PolicyScores(
         log_prob,
         sum_by_slot(log_prob, rows.slot, rows.first.shape[1]),
-        jnp.where(rows.response_length > 0, first_value, 0.0),
+        jnp.where(has_response, first_value, 0.0),
         response_mask,
     )
 

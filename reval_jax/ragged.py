@@ -33,6 +33,11 @@ def sums(values: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return np.add.reduceat(values, starts(lengths), dtype=np.float32)
 
 
+def row_slots(num_tokens: int) -> int:
+    """The number of parts that a packed row of so many tokens has room for: one per 8 tokens, and 64 at most."""
+    return min(64, max(1, num_tokens // 8))
+
+
 def interleave(left: Iterable[np.ndarray], right: Iterable[np.ndarray]) -> np.ndarray:
     """One flat array: the first part of `left`, the first of `right`, the second of `left`, and so on."""
     return np.concatenate([part for pair in zip(left, right, strict=True) for part in pair])

@@ -107,7 +107,10 @@ def make_scorer(architecture: model.Architecture, mesh: Mesh, *, config: config_
             in_specs=(placement, split),
             out_specs=(split.reward, split.reward),
             check_vma=False,
-        )
+        ),
+        compiler_options=model.kernels.compiler_options(
+            mesh, config.model.compute_dtype, deterministic=config.update.deterministic, has_gradient=False
+        ),
     )
 
 

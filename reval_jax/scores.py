@@ -120,10 +120,10 @@ def make_plan(
     return Plan(chunk_size(hidden.shape[0], head.shape[1], chunk_tokens), head.dtype, vocab_axis, gather_axis)
 
 
-def chunk_size(num_tokens: int, vocabulary: int, chunk_tokens: int | None) -> int:
-    """Tokens in a chunk; all of them where no loop is needed."""
+def chunk_size(num_tokens: int, vocabulary: int, chunk_tokens: int | None, *, chunk_bytes: int = CHUNK_BYTES) -> int:
+    """Tokens in a chunk, all of them where no loop is needed; with None as many as `chunk_bytes` of logits allow."""
     if chunk_tokens is None:
-        largest = max(16, CHUNK_BYTES // (4 * vocabulary) // 16 * 16)  # a bfloat16 tile has 16 rows
+        largest = max(16, chunk_bytes // (4 * vocabulary) // 16 * 16)  # a bfloat16 tile has 16 rows
         # Chunks of about equal size, since the last one is padded and padding is work.
         num_chunks = max(1, math.ceil(num_tokens / largest))
         chunk_tokens = math.ceil(num_tokens / num_chunks / 16) * 16

@@ -155,6 +155,8 @@ def _notes(config: config_lib.Config, architecture: model.Architecture, devices:
             f"prompt and response may be {config.max_tokens} tokens long (task.max_prompt_tokens + rollout.max_response_tokens), "
             f"more than the {architecture.max_positions} positions the model was published for"
         )
+    if why := model.kernels.mask_reason(config.model.attention, devices, architecture, config.model.compute_dtype):
+        notes.append(f"the learner's attention takes segments as a mask [T, T], because in cuDNN's packed form {why}")
     return notes
 
 

@@ -178,6 +178,10 @@ def make_step(
     counted. Compiles once for each shape of the batch.
     """
     schedule = learning_rate(config.optimizer)
+    kernels = model.kernels.for_learner(config.model.attention, mesh, architecture, config.model.compute_dtype)
+    options = model.kernels.compiler_options(
+        mesh, config.model.compute_dtype, deterministic=config.update.deterministic, has_gradient=True
+    )
 
     def step(state: TrainState, rows: batch.Batch) -> tuple[TrainState, algorithms.Metrics]:
         value, gradients, metrics = loss_and_gradients(architecture, state.params, rows, loss, mesh, config=config)
@@ -204,8 +208,9 @@ def make_step(
             "actor/grad_norm": norm,
             "actor/lr": schedule(_optimizer_count(state.opt_state)),
         }
-        return jax.lax.cond(is_finite, apply, skip, state), metrics
+        return kernels.cond(is_finite, apply, skip, state), metrics
 
     # Stating the outputs' placement avoids a second compilation: an inferred one may be equal and written differently.
     placement = jax.tree.map(lambda leaf: leaf.sharding, abstract(abstract_params(architecture, mesh), optimizer, mesh))
-    return jax.jit(step, donate_argnums=0, out_shardings=(placement, mesh_lib.replicated(mesh)))
+    outputs = (placement, mesh_lib.replicated(mesh))
+    return jax.jit(step, donate_argnums=0, out_shardings=outputs, compiler_options=options)

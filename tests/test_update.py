@@ -11,7 +11,7 @@ import optax
 import pytest
 from support import hf_checkpoints, tiny_programs
 
-from reval_jax import algorithms, batch, distributed, mesh, update
+from reval_jax import algorithms, batch, distributed, mesh, model, update
 
 OBJECTIVES = (
     "reval",
@@ -109,6 +109,26 @@ def test_gradients_equal_finite_differences(objective):
 def assert_gradients_agree(one, other):
     largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(one))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * largest, rtol=0), one, other)
+
+
+def as_on_gpu(monkeypatch):
+    """From now on the programs are those for a GPU, run on a CPU, whose compiler does not take its options."""
+    monkeypatch.setattr(model.kernels, "platform_of", lambda mesh: "gpu")
+    monkeypatch.setattr(model.kernels, "compiler_options", lambda *settings, **kinds: None)
+
+
+@pytest.mark.parametrize(
+    "axes", [{}, pytest.param({"data": 2, "fsdp": 2, "tensor": 2}, marks=pytest.mark.slow)], ids=["1", "8"]
+)
+def test_the_update_for_gpus_has_the_same_loss_and_gradients(axes, monkeypatch):
+    trajectories = tiny_programs.random_trajectories(8)
+    tiny = tiny_programs.tiny(**axes, update={"micro_batch_tokens": 48})
+    value, gradients, metrics = loss_and_gradients(tiny, trajectories)
+    as_on_gpu(monkeypatch)
+    result, result_gradients, result_metrics = loss_and_gradients(tiny, trajectories)
+    np.testing.assert_allclose(result, value, rtol=1e-6)
+    assert_gradients_agree(result_gradients, gradients)
+    assert result_metrics == pytest.approx(metrics, rel=1e-5, abs=1e-6)
 
 
 @pytest.mark.parametrize("objective", ["reval", pytest.param("grpo", marks=pytest.mark.slow)])
@@ -255,8 +275,11 @@ def test_warm_up_climbs_linearly_and_the_first_update_moves():
     assert [float(rate(jnp.int32(count))) for count in range(6)] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4, 0.4])
 
 
+@pytest.mark.parametrize("form", ["own", "gpu"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_an_update_that_is_not_finite_leaves_everything_bitwise_and_is_counted(bad):
+def test_an_update_that_is_not_finite_leaves_everything_bitwise_and_is_counted(bad, form, monkeypatch):
+    if form == "gpu":
+        as_on_gpu(monkeypatch)
     tiny = tiny_programs.tiny()
     trajectories = tiny_programs.random_trajectories(8)
     step, state = stepper(tiny)

@@ -25,10 +25,10 @@ def embed(table: jax.Array, tokens: jax.Array, kernels: Kernels, *, compute_dtyp
     if split.vocab:
         row = gathered - jax.lax.axis_index(parallel.TENSOR) * table.shape[0]
         is_local = (row >= 0) & (row < table.shape[0])
-        embedded = table[jnp.where(is_local, row, 0)].astype(compute_dtype)
+        embedded = kernels.lookup.rows(table, jnp.where(is_local, row, 0)).astype(compute_dtype)
         embedded = jnp.where(is_local[..., None], embedded, jnp.zeros_like(embedded))
     else:
-        embedded = kernels.storage.unpack(table[gathered]).astype(compute_dtype)
+        embedded = kernels.storage.unpack(kernels.lookup.rows(table, gathered)).astype(compute_dtype)
     if split.width:
         embedded = jax.lax.all_to_all(embedded, parallel.FSDP, split_axis=0, concat_axis=3, tiled=True)
     return parallel.reduce_from_tensor(embedded[0]) if split.vocab else embedded[0]

@@ -10,17 +10,20 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from reval_jax import mesh as mesh_lib
-from reval_jax import parallel
-from reval_jax.model import cache, cpu, gpu, layout, linear
+from reval_jax import parallel, scores
+from reval_jax.model import cache, compiler, cpu, gpu, layout, linear, lookup
 from reval_jax.model.architecture import Architecture
 from reval_jax.model.attention import cudnn, decode_triton, splash, xla
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
 """(query, keys, values, segment ids) → attended; see `attention`."""
+Cond = Callable[..., Any]
+"""(condition, function if true, function if false, argument) → result, as `jax.lax.cond`."""
 Setting = Literal["auto", "xla", "splash", "cudnn"]
 Platform = Literal["cpu", "gpu", "tpu"]
 
@@ -38,11 +41,24 @@ class Kernels(NamedTuple):
     attend: Attend = xla.attend  # attention over whole rows: forward pass and prefill
     attend_cached: cache.Attend = cache.batched  # attention of one new token per row over the cache
     residuals: Callable[[Callable[..., Any]], Callable[..., Any]] = _plain_residuals  # wraps a layer's function
+    lookup: lookup.Lookup = lookup.PLAIN  # reads by index that have a gradient
+    chunk_bytes: int = scores.CHUNK_BYTES  # float32 logits that the score head holds at once
+    cond: Cond = jax.lax.cond  # of two functions the one that a condition chooses
     storage: cache.Storage = cache.PLAIN  # how cache and embedding are held in memory
     layout: layout.Layout = layout.STACKED  # how the sampler holds layers
     copy_rows: Callable[..., Any] = cache.copy_rows_in_turn  # of prompts' caches into slots
     prefill_tokens: int = 128  # of prompts prefilled together: several short ones, or one longer
     branches_on_host: bool = False  # whether the host picks between programs where one program could branch
+
+
+GPU_CHUNK_BYTES = 2 * 2**30
+"""3,533 tokens against 151,936 columns. Each chunk reads the head and adds to its gradient, a gigabyte at this width: that is a
+tenth of its products' time, and half in chunks of `scores.CHUNK_BYTES`."""
+
+
+def select(condition: jax.Array, if_true: Callable[..., Any], if_false: Callable[..., Any], argument: Any) -> Any:
+    """`jax.lax.cond` that computes both and keeps one bit for bit: on GPU the host would wait to learn the condition."""
+    return jax.tree.map(lambda one, other: jnp.where(condition, one, other), if_true(argument), if_false(argument))
 
 
 PLAIN = Kernels()
@@ -63,18 +79,49 @@ def for_learner(setting: Setting, mesh: Mesh, architecture: Architecture, comput
     """
     platform = platform_of(mesh)
     split = split_of(mesh, architecture)
-    return Kernels(
-        split=split,
-        linear=_learner_linear(platform, is_gathered=split.width),
-        attend=choose_attention(setting, platform, compute_dtype, architecture.head_size),
-        residuals=cpu.uint16_residuals if platform == "cpu" else _plain_residuals,
-    )
-
-
-def _learner_linear(platform: Platform, *, is_gathered: bool) -> linear.Linear:
+    attend = choose_attention(setting, platform, compute_dtype, architecture.head_size)
+    common = Kernels(split=split, linear=linear.gathered_linear if split.width else linear.linear, attend=attend)
+    if platform == "cpu":
+        return common._replace(residuals=cpu.uint16_residuals)
     if platform == "gpu":
-        return linear.rounded_gathered_linear if is_gathered else linear.rounded_linear
-    return linear.gathered_linear if is_gathered else linear.linear
+        return common._replace(
+            linear=linear.rounded_gathered_linear if split.width else linear.rounded_linear,
+            attend=_packed(attend, mask_reason(setting, mesh, architecture, compute_dtype)),
+            lookup=lookup.REPEATABLE,
+            chunk_bytes=GPU_CHUNK_BYTES,
+            cond=select,
+        )
+    return common
+
+
+def _packed(attend: Attend, refusal: str | None) -> Attend:
+    return cudnn.attend_packed if attend is cudnn.attend and refusal is None else attend
+
+
+def mask_reason(setting: Setting, mesh: Mesh, architecture: Architecture, compute_dtype: DTypeLike) -> str | None:
+    """Why the learner's cuDNN attention gets a mask, as `cudnn.packed_refusal` says; None where it does not."""
+    if choose_attention(setting, platform_of(mesh), compute_dtype, architecture.head_size) is not cudnn.attend:
+        return None
+    # The GPUs are alike; each process tests one of its own.
+    local = jax.local_devices()
+    device = next((each for each in mesh.devices.flat if each in local), mesh.devices.flat[0])
+    return cudnn.packed_refusal(device, compute_dtype, architecture.head_size)
+
+
+def compiler_options(
+    mesh: Mesh, compute_dtype: DTypeLike, *, deterministic: bool, has_gradient: bool
+) -> compiler.Options | None:
+    """The options with which `jax.jit` compiles a program for this mesh; None but on GPUs.
+
+    Args:
+      deterministic: results repeat bit for bit, in this process and in the next; else kernels are chosen by timing them.
+      has_gradient: the program computes gradients.
+    """
+    if platform_of(mesh) != "gpu":
+        return None
+    if deterministic:
+        return compiler.DETERMINISTIC if has_gradient else compiler.UNTIMED
+    return compiler.CUBLAS if jnp.dtype(compute_dtype) == jnp.float32 else None
 
 
 def for_sampler(

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from reval_jax import distributed, run_directory, scores, xla_guard
+from reval_jax import distributed, model, run_directory, scores, xla_guard
 
 
 class Finding(NamedTuple):
@@ -46,6 +46,7 @@ def examine() -> list[Finding]:
         ),
         _matrix_vector(),
         _scores(),
+        *([_packed_attention(devices[0])] if jax.default_backend() == "gpu" else []),
     ]
 
 
@@ -133,3 +134,9 @@ def _scores() -> Finding:
     )
     error = float(np.abs(np.asarray(log_prob) - expected).max())
     return Finding("token scores", f"largest error {error:.1e} nats", error < 1e-3)
+
+
+def _packed_attention(device: jax.Device) -> Finding:
+    """Whether the learner's attention on GPUs can use cuDNN's packed form; where it cannot, a mask takes its place."""
+    refusal = model.attention.cudnn.packed_refusal(device, "bfloat16", 128)
+    return Finding("packed attention", "right" if refusal is None else f"replaced by a mask: {refusal}", True)

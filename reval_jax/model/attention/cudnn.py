@@ -1,13 +1,146 @@
-"""Attention by cuDNN's flash kernel, for NVIDIA GPUs. It never holds the scores in memory, but it does hold their mask."""
+"""Attention by cuDNN's flash kernel, for NVIDIA GPUs. It never holds the scores in memory.
+
+Segments reach it in one of two ways: as their places in the row (`attend_packed`, which also skips what they exclude), or as a
+mask [T,T] (`attend`), where the first is not available or wrong: `packed_refusal` says where.
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+import functools
+from collections.abc import Callable
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import Primitive
 from jax.typing import DTypeLike
+
+from reval_jax import ragged
+from reval_jax.model import compiler
+from reval_jax.model.attention import xla
+
+PackedKernel = Callable[[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
+"""(query, keys, values, offsets, lengths) → attended; offsets i32[B,M+1] and lengths i32[B,M] as `runs` gives them."""
+
+RIGHT_SINCE = (0, 11, 2)
+"""jax before it computes wrong grouped queries in the packed form, and does not say so (jax pull request 39521)."""
+
+
+def attend_packed(query: jax.Array, keys: jax.Array, values: jax.Array, segment_ids: jax.Array) -> jax.Array:
+    """Grouped-query attention, causal and inside segments: query [B,T,N,H], keys and values [B,T,K,H] -> [B,T,N,H].
+
+    Scores and softmax are float32; operands bfloat16 or float16. A segment is a run of equal ids, padding too. A row may have as
+    many as a row of a batch has trajectories (`ragged.row_slots`), and one more: `batch` puts padding at a row's end. With
+    more, the results are wrong. The backward pass keeps float32[B (slots + 1), N, T]: at 8,192 columns 2 MiB a row and head.
+
+    Raises:
+      ValueError: the type or the head size is one that cuDNN does not take.
+    """
+    check(query.dtype, query.shape[3])
+    return _attend_packed(query, keys, values, segment_ids, _packed_kernel)
+
+
+def _attend_packed(
+    query: jax.Array, keys: jax.Array, values: jax.Array, segment_ids: jax.Array, kernel: PackedKernel
+) -> jax.Array:
+    return kernel(query, keys, values, *runs(segment_ids, ragged.row_slots(segment_ids.shape[1]) + 1))
+
+
+def runs(segment_ids: jax.Array, most: int) -> tuple[jax.Array, jax.Array]:
+    """The runs of equal ids in each row [B,T]: their first columns i32[B,most+1] and lengths i32[B,most], -1 past the last run.
+
+    A row has `most` runs at most.
+    """
+    length = segment_ids.shape[1]
+    begins = jnp.concatenate(
+        [jnp.ones_like(segment_ids[:, :1], bool), segment_ids[:, 1:] != segment_ids[:, :-1]], axis=1
+    )
+    run = jnp.cumsum(begins, axis=1, dtype=jnp.int32)  # 1, 2, … over the row
+    # Counted, because a scatter of ids is a sort in a deterministic program.
+    is_before = run[:, None, :] <= jnp.arange(most + 1, dtype=jnp.int32)[None, :, None]
+    edges = jnp.sum(is_before, axis=2, dtype=jnp.int32)  # run k begins at edges[k]; T past the last run
+    lengths = edges[:, 1:] - edges[:, :-1]
+    return jnp.where(edges < length, edges, -1), jnp.where(lengths > 0, lengths, -1)
+
+
+def _packed_kernel(
+    query: jax.Array, keys: jax.Array, values: jax.Array, offsets: jax.Array, lengths: jax.Array
+) -> jax.Array:
+    # jax has no public function that takes offsets.
+    from jax._src.cudnn import fused_attention_stablehlo as fused
+
+    attended: jax.Array = fused.dot_product_attention(
+        query,
+        keys,
+        values,
+        q_seqlen=lengths,
+        kv_seqlen=lengths,
+        q_offsets=offsets,
+        kv_offsets=offsets,
+        scale=query.shape[3] ** -0.5,
+        mask_type=fused.MaskType.PADDING_CAUSAL,
+        qkv_layout="BTNH",
+    )
+    return attended
+
+
+def packed_refusal(device: jax.Device, dtype: DTypeLike, head_size: int) -> str | None:
+    """Why `attend_packed` cannot be used on this GPU, or None.
+
+    On a device of this process the kernel's results and gradients are compared with `xla.attend`'s, once for each type and head
+    size. For a device elsewhere, which programs are only compiled for, jax's version decides.
+    """
+    if jax.__version_info__ < RIGHT_SINCE:
+        needed = ".".join(map(str, RIGHT_SINCE))
+        return f"jax {jax.__version__} computes wrong grouped queries there, and {needed} does not"
+    if device not in jax.local_devices():
+        return None
+    return _tried(device, jnp.dtype(dtype).name, head_size)
+
+
+@functools.cache
+def _tried(device: jax.Device, dtype: str, head_size: int) -> str | None:
+    try:
+        error = self_test(device, dtype, head_size)
+    except (RuntimeError, NotImplementedError, ValueError) as failure:  # no such kernel for this card or this cuDNN
+        return f"a test of it failed: {str(failure).splitlines()[0]}"
+    return None if error < 0.02 else f"a test of it differs from the reference by {error:.1%}"
+
+
+def self_test(device: jax.Device, dtype: DTypeLike, head_size: int, kernel: PackedKernel = _packed_kernel) -> float:
+    """The largest relative error of `attend_packed` and its three gradients against `xla.attend` in float32.
+
+    Two rows of odd length with three query heads a key head, segments of unequal lengths, and padding.
+    """
+    generator = np.random.default_rng(0)
+    shapes = [(2, 193, heads, head_size) for heads in (6, 2, 2, 6)]
+    segments = np.array([np.repeat([1, 2, 3, 0], sizes) for sizes in ([100, 1, 59, 33], [7, 120, 66, 0])], np.int32)
+    with jax.ensure_compile_time_eval(), jax.default_device(device):
+        arrays = [jnp.asarray(generator.normal(size=shape), dtype) for shape in shapes]
+
+        def run(attend: Callable[..., jax.Array], *arrays: jax.Array) -> tuple[jax.Array, ...]:
+            attended, pullback = jax.vjp(lambda *operands: attend(*operands, jnp.asarray(segments)), *arrays[:3])
+            return attended, *pullback(arrays[3])
+
+        options: dict[str, Any] = {} if device.platform != "gpu" else {"compiler_options": compiler.DETERMINISTIC}
+        packed = functools.partial(_attend_packed, kernel=kernel)
+        found = jax.jit(functools.partial(run, packed), **options)(*arrays)
+        wide = [array.astype(jnp.float32) for array in arrays]
+        expected = jax.jit(functools.partial(run, xla.attend), **options)(*wide)
+        results, exact = ([np.asarray(array, np.float64) for array in arrays] for arrays in (found, expected))
+    errors = [np.linalg.norm(one - other) / np.linalg.norm(other) for one, other in zip(results, exact, strict=True)]
+    return float(np.max(errors))
+
+
+def attend_causal(query: jax.Array, keys: jax.Array, values: jax.Array, segment_ids: jax.Array) -> jax.Array:
+    """`attend` where each row is one segment, whose ids are not read: no mask exists. For prompts.
+
+    Raises:
+      ValueError: the type or the head size is one that cuDNN does not take.
+    """
+    check(query.dtype, query.shape[3])
+    return jax.nn.dot_product_attention(query, keys, values, is_causal=True, implementation="cudnn")
 
 
 def attend(query: jax.Array, keys: jax.Array, values: jax.Array, segment_ids: jax.Array) -> jax.Array:
