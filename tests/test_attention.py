@@ -203,9 +203,8 @@ def test_the_implementation_follows_the_platform_of_the_mesh(setting, platform, 
     assert sampler.attend is expected
     is_packed = chosen == "cudnn" and jax.__version_info__ >= attention.cudnn.RIGHT_SINCE
     assert learner.attend is (attention.cudnn.attend_packed if is_packed else expected)
-    is_on_cpu = platform == "cpu"
-    assert (learner.residuals is cpu.uint16_residuals) == is_on_cpu
-    assert (sampler == kernels.PLAIN._replace(attend=expected)) == (not is_on_cpu)
+    assert (learner.residuals is cpu.uint16_residuals) == (platform == "cpu")
+    assert (sampler == kernels.PLAIN._replace(attend=expected)) == (platform == "tpu")
 
 
 @pytest.mark.parametrize(
