@@ -20,14 +20,10 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib
 import tyro
 
 from reval_jax import config as config_lib
 from reval_jax import metrics
-
-matplotlib.use("agg")
-from matplotlib import pyplot as plt
 
 CURVES = {
     "share of right responses": "critic/score/mean",
@@ -165,6 +161,11 @@ def describe(
 
 def draw(record: dict[str, Any], target: Path) -> None:
     """Plots the curves by round, with a line at each interruption."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot as plt
+
     figure, panels = plt.subplots(2, 2, figsize=(9, 6), layout="constrained")
     for axes, (title, key) in zip(panels.flat, CURVES.items(), strict=True):
         curve = record["curves"][key]

@@ -63,11 +63,14 @@ def main(argv: list[str] | None = None) -> int:
     listed = "\n".join(f"  {name:<13}{part.limit:>4.0f} s  {part.describes}" for name, part in parts_lib.PARTS.items())
     description = f"{__doc__}\nParts, with their time limits:\n{listed}"
     args = tyro.cli(Gpu, args=argv, prog="python -m benchmarks.gpu", description=description)
+    previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the running part is ended too
     try:
         return _run(args)
     except ValueError as error:
         print(f"gpu: {error}", file=sys.stderr)
         return 2
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _run(args: Gpu) -> int:
@@ -117,7 +120,13 @@ def _print_case(part: str, case: dict[str, Any]) -> None:
 
 def _environment(scratch: Path) -> dict[str, str]:
     """The parts' variables: an empty compilation cache that they share, and most of the GPU's memory for each in turn."""
-    variables = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(scratch / "xla"), "PYTHONPATH": _python_path()}
+    temporary = scratch / "tmp"  # a part that is killed leaves its files there, and they are deleted at the end
+    temporary.mkdir()
+    variables = os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": str(scratch / "xla"),
+        "PYTHONPATH": _python_path(),
+        "TMPDIR": str(temporary),
+    }
     variables.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.9")
     return variables
 
@@ -141,7 +150,7 @@ def _machine(args: Gpu, environment: dict[str, str]) -> dict[str, Any]:
       ValueError: jax sees no GPU, or does not start.
     """
     words = parts_lib.command("machine", is_small=args.small)
-    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=180)
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     if len(lines) != 2:
         raise ValueError(

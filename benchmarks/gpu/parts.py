@@ -35,16 +35,16 @@ class Part(NamedTuple):
 PARTS = {
     "numerics": Part("correctness:numerics", 60, "attention, score head and forward pass against float64 and the CPU"),
     "decode": Part("speed:decode", 60, "one decode step, 256 slots, 1k context: time, kernels, share of the roofline"),
-    "update": Part("speed:update", 110, "the update at 1.5B: remat dots and full, fixed and log-normal lengths"),
-    "repeat": Part("correctness:repeat", 70, "whether an update repeats bit for bit, and what that costs"),
-    "resume": Part("resume:resume", 90, "a run killed and resumed against one never stopped, byte for byte"),
-    "invariance": Part("correctness:invariance", 60, "a response's bits, whatever the window and the other responses"),
-    "sampler": Part(
-        "speed:generate", 110, "generation: 64 to 512 slots, fixed and log-normal, bfloat16 and int8 caches"
-    ),
-    "scores": Part("speed:scores", 30, "the score head, 8,192 tokens x 151,936 x 1,536, against full logits"),
+    "update": Part("speed:update", 100, "the update at 1.5B: remat dots and full, fixed and log-normal lengths"),
+    "resume": Part("resume:resume", 80, "a run killed and resumed against one never stopped, byte for byte"),
+    "repeat": Part("correctness:repeat", 60, "whether an update repeats bit for bit, and what that costs"),
+    "demo": Part("demo_run:demo", 120, "the demo from a cold cache: seconds to the first round and to the end"),
     "transformers": Part("transformers_peer:measure", 60, "the same update and generation by transformers on torch"),
-    "demo": Part("demo_run:demo", 150, "the demo from a cold cache: seconds to the first round and to the end"),
+    "sampler": Part(
+        "speed:generate", 100, "generation: 64 to 512 slots, fixed and log-normal, bfloat16 and int8 caches"
+    ),
+    "invariance": Part("correctness:invariance", 60, "a response's bits, whatever the window and the other responses"),
+    "scores": Part("speed:scores", 30, "the score head, 8,192 tokens x 151,936 x 1,536, against full logits"),
 }
 """Name → part, the most decisive first."""
 

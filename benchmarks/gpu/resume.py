@@ -13,6 +13,7 @@ from pathlib import Path
 
 import jax
 
+from benchmarks import interrupted, two_versions
 from benchmarks.gpu.parts import Emit, SkippedError
 
 ROUNDS, KILLED_AFTER = 8, 3  # checkpoints are written every two rounds, so that one round is lost
@@ -24,11 +25,8 @@ def resume(is_small: bool, emit: Emit) -> None:
     The tests' tiny model with wider layers in bfloat16; it is not good at anything, but its losses move, and its kernels are
     those of any model.
     """
-    missing = [name for name in ("pytest", "matplotlib") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise SkippedError(f"{' and '.join(missing)} not installed: the tests' files write the tiny model")
-    from benchmarks import two_versions
-
+    if importlib.util.find_spec("pytest") is None:
+        raise SkippedError("pytest is not installed, with which the tests' files write the model")
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch)
         options = _options(_write_files(directory / "files", is_small), is_small)
@@ -89,8 +87,6 @@ def _finish(process: subprocess.Popen[bytes], *, expected: int) -> None:
 
 def _killed(options: list[str], run_dir: Path) -> int:
     """Trains until KILLED_AFTER rounds are finished, then kills the process at once; returns the rounds that were."""
-    from benchmarks import interrupted  # it imports matplotlib
-
     process = _train(options, run_dir)
     while interrupted.num_finished(run_dir) < KILLED_AFTER and process.poll() is None:
         time.sleep(0.01)

@@ -116,8 +116,9 @@ def _kernels(call: Callable[[], Any], steps: int) -> dict[str, Any] | None:
         (file,) = Path(directory).rglob("*.xplane.pb")
         counts: collections.Counter[str] = collections.Counter()
         total: collections.Counter[str] = collections.Counter()
-        for plane in jax.profiler.ProfileData.from_file(str(file)).planes:
-            for line in plane.lines if "GPU" in plane.name else ():
+        planes = [each for each in jax.profiler.ProfileData.from_file(str(file)).planes if "GPU" in each.name]
+        for plane in planes:
+            for line in plane.lines:
                 for event in line.events if line.name.startswith("Stream") else ():
                     counts[event.name] += 1
                     total[event.name] += event.duration_ns
@@ -135,7 +136,7 @@ def _kernels(call: Callable[[], Any], steps: int) -> dict[str, Any] | None:
 
 
 def generate(is_small: bool, emit: Emit) -> None:
-    """Generation: slots, lengths and caches, the most telling first; every case refills each slot at least once."""
+    """Generation: slots, lengths and caches, the most telling first."""
     distributed.start()
     of = architecture(is_small)
     unit = 1 if is_small else 16
@@ -153,7 +154,7 @@ def generate(is_small: bool, emit: Emit) -> None:
         prompt, response = (8, 8) if is_small else (256, 256)
         time_sampler.run(
             of,
-            time_sampler.Workload(max(1, slots // 4), 8, prompt, response),
+            time_sampler.Workload(max(1, slots // 8), 8, prompt, response),
             dtypes=(DTYPE,),
             slots=(slots,),
             lengths=(lengths,),
