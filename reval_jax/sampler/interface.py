@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 
 
 class Sampling(NamedTuple):
-    """How tokens are sampled and what ends a response; runtime values, so that changing them compiles nothing."""
+    """How tokens are sampled and what ends a response; runtime values, so that changing them compiles nothing.
+
+    On GPUs, truncated and full sampling are two programs.
+    """
 
     temperature: float = 1.0  # logits are divided by it
     top_k: int = 0  # tokens kept; 0 keeps all

@@ -18,7 +18,7 @@ GROUP = 256  # tokens; near the square root of the vocabulary, which needs the f
 
 
 class SamplingParams(NamedTuple):
-    """How a token is sampled, as device scalars: changing them compiles nothing."""
+    """How a token is sampled, as device scalars: changing them compiles nothing, unless `truncates` does."""
 
     temperature: jax.Array | float = 1.0  # logits are divided by it
     top_k: jax.Array | int = 0  # tokens kept; 0 keeps all
