@@ -81,7 +81,7 @@ $(VENV)/.installed-test: $(VENV)/.installed-run
 cuda-compiler:
 	version=$$($(BIN)/python -c 'import importlib.metadata; print(importlib.metadata.version("jax"))') && \
 	    $(BIN)/python -m pip install --quiet --no-deps --no-compile --upgrade --target $(VENV)/cuda-compiler \
-	    jax-cuda13-plugin==$$version jax-cuda13-pjrt==$$version
+	    jax-cuda13-plugin==$$version jax-cuda13-pjrt==$$version 'nvidia-cuda-nvcc>=13,<14' 'nvidia-nvvm>=13,<14'
 
 $(VENV)/.installed-docs: $(VENV)/.installed-run
 	$(BIN)/python -m pip install --quiet --editable ".[docs]" --constraint requirements.txt

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -68,9 +69,26 @@ def test_names_of_tpu_slices_are_not_taken_for_gpus(name):
 
 def test_missing_wheels_are_named_with_the_version_that_fits(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    command = f"pip install --no-deps jax-cuda13-plugin=={jax.__version__} jax-cuda13-pjrt=={jax.__version__}"
+    command = f"pip install --no-deps jax-cuda13-plugin=={jax.__version__} jax-cuda13-pjrt=={jax.__version__} 'nvidia-cuda-nvcc"
     with pytest.raises(ValueError, match=re.escape(command)):
         gpu_topology.devices(gpu_topology.named("h100:8"))
+
+
+@pytest.mark.parametrize("has_toolkit", [True, False])
+def test_the_plugin_alone_is_not_the_compiler(monkeypatch, tmp_path, has_toolkit):
+    """XLA looks for the assembler and the device library beside the plugin, and in CUDA's usual folder."""
+    monkeypatch.setattr(gpu_topology, "_TOOLKIT", tmp_path / "no toolkit")
+    plugin = tmp_path / "jax_plugins" / "xla_cuda13" / "__init__.py"
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: SimpleNamespace(origin=str(plugin)))
+    if has_toolkit:
+        for name in ("bin/ptxas", "nvvm/libdevice/libdevice.10.bc"):
+            file = tmp_path / "nvidia" / "cu13" / name
+            file.parent.mkdir(parents=True)
+            file.touch()
+        gpu_topology.require_compiler()
+    else:
+        with pytest.raises(ValueError, match=r"'nvidia-cuda-nvcc>=13,<14' 'nvidia-nvvm>=13,<14'"):
+            gpu_topology.require_compiler()
 
 
 # --- plans -----------------------------------------------------------------------------------------------------------

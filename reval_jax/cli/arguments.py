@@ -78,7 +78,7 @@ class Report:
 class Plan:
     """Check whether a run fits a TPU slice or hosts with NVIDIA GPUs, by compiling its programs; needs no TPU and no GPU.
 
-    Compiling for TPUs needs jax's extra tpu (libtpu), for GPUs the extra plan-cuda (two wheels of jax, no driver). Memory is that
+    Compiling for TPUs needs jax's extra tpu (libtpu), for GPUs the extra plan-cuda (wheels, no driver). Memory is that
     of the compiled programs; times are estimates from published rates. Of a GPU's memory programs get jax's default of 75%, or
     XLA_PYTHON_CLIENT_MEM_FRACTION.
     """

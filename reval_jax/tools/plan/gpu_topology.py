@@ -1,6 +1,6 @@
 """Hosts with NVIDIA GPUs by name, and their GPUs as devices to compile for on a machine without any.
 
-XLA's compiler for NVIDIA comes in two wheels, which need neither a driver nor CUDA. It takes a GPU's properties as text.
+XLA's compiler for NVIDIA comes in wheels of jax and of NVIDIA, which need no driver. It takes a GPU's properties as text.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -71,6 +72,7 @@ LARGEST_FRACTION = 0.92
 
 _NAME = re.compile(r"(?:([1-9]\d*)\s*x\s*)?([a-z0-9-]+):([1-9]\d*)")
 _PLUGIN = "jax_plugins.xla_cuda13"
+_TOOLKIT = Path("/usr/local/cuda")
 
 
 class GpuHosts(NamedTuple):
@@ -231,23 +233,39 @@ def memory_bytes(topology: GpuHosts) -> int:
     return int(topology.chip.memory * memory_fraction())
 
 
+def wheels() -> str:
+    """The wheels with the compiler, as pip takes them: XLA's plugin of this jax, and NVIDIA's assembler and device library."""
+    version = jax.__version__
+    return f"jax-cuda13-plugin=={version} jax-cuda13-pjrt=={version} 'nvidia-cuda-nvcc>=13,<14' 'nvidia-nvvm>=13,<14'"
+
+
 def require_compiler() -> None:
-    """Checks that the wheels with XLA's compiler for NVIDIA GPUs are installed.
+    """Checks that the wheels with the compiler for NVIDIA GPUs are installed.
 
     Raises:
       ValueError: they are not; the message has the command that installs those of this jax.
     """
-    try:
-        missing = [name for name in (_PLUGIN, "jax_cuda13_plugin") if importlib.util.find_spec(name) is None]
-    except ModuleNotFoundError:  # no jax_plugins at all
-        missing = [_PLUGIN]
-    if missing:
-        version = jax.__version__
+    if not (_has_plugin() and _has_toolkit()):
         raise ValueError(
-            "plan compiles for NVIDIA GPUs with jax's CUDA plugin, which is not installed here. No GPU, driver or CUDA is "
-            f"needed. jax {version} needs these two wheels (Linux, 142 MB): pip install --no-deps "
-            f"jax-cuda13-plugin=={version} jax-cuda13-pjrt=={version}"
+            "plan compiles for NVIDIA GPUs with jax's CUDA plugin and NVIDIA's assembler, which are not both installed here. No "
+            f"GPU and no driver is needed. jax {jax.__version__} needs these wheels (Linux, 270 MB): pip install --no-deps "
+            f"{wheels()}"
         )
+
+
+def _has_plugin() -> bool:
+    try:
+        return all(importlib.util.find_spec(name) is not None for name in (_PLUGIN, "jax_cuda13_plugin"))
+    except ModuleNotFoundError:  # no jax_plugins at all
+        return False
+
+
+def _has_toolkit() -> bool:
+    """Whether XLA will find ptxas and libdevice: in NVIDIA's wheels beside the plugin, or in a CUDA toolkit."""
+    plugin: Any = importlib.util.find_spec(_PLUGIN)
+    folders = [Path(plugin.origin).parents[2] / "nvidia" / "cu13", _TOOLKIT]
+    needed = ("bin/ptxas", "nvvm/libdevice/libdevice.10.bc")
+    return any(all((folder / file).is_file() for file in needed) for folder in folders)
 
 
 def _register() -> None:
