@@ -63,6 +63,9 @@ class Model:
     remat: Literal["none", "dots", "attention", "full"] = "none"
     # Attention kernel; auto is splash on TPU, cudnn on GPU (bfloat16) and xla elsewhere.
     attention: Literal["auto", "xla", "splash", "cudnn"] = "auto"
+    # GPU: kernels that add in a fixed order and are not chosen by timing them. With false, which may be faster, two runs from one
+    # seed differ in the last bits, and a resumed run from one that never stopped. CPU and TPU programs always repeat.
+    deterministic: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,9 +169,6 @@ class Update:
     # grpo (dual clip): with a negative advantage A the loss is at most -A times this.
     clip_dual: Annotated[float, pydantic.Field(gt=1)] = 3.0
     max_skipped: PositiveInt = 5  # consecutive non-finite updates that stop the run
-    # GPU: kernels that add in a fixed order and are not chosen by timing them. With false, which may be faster, two runs from one
-    # seed differ in the last bits, and a resumed run from one that never stopped. CPU and TPU programs always repeat.
-    deterministic: bool = True
 
 
 @dataclasses.dataclass(frozen=True)

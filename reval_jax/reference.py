@@ -109,7 +109,7 @@ def make_scorer(architecture: model.Architecture, mesh: Mesh, *, config: config_
             check_vma=False,
         ),
         compiler_options=model.kernels.compiler_options(
-            mesh, config.model.compute_dtype, deterministic=config.update.deterministic, has_gradient=False
+            mesh, config.model.compute_dtype, deterministic=config.model.deterministic, has_gradient=False
         ),
     )
 

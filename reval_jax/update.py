@@ -180,7 +180,7 @@ def make_step(
     schedule = learning_rate(config.optimizer)
     kernels = model.kernels.for_learner(config.model.attention, mesh, architecture, config.model.compute_dtype)
     options = model.kernels.compiler_options(
-        mesh, config.model.compute_dtype, deterministic=config.update.deterministic, has_gradient=True
+        mesh, config.model.compute_dtype, deterministic=config.model.deterministic, has_gradient=True
     )
 
     def step(state: TrainState, rows: batch.Batch) -> tuple[TrainState, algorithms.Metrics]:

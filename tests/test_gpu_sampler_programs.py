@@ -104,6 +104,14 @@ def test_truncated_sampling_does_not_wait_for_the_host_either(h100_8):
     assert not token_loop(compiled).unknown_loops_inside
 
 
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_only_a_deterministic_sampler_is_compiled_without_timing(h100_8, deterministic):
+    engine = dataclasses.replace(engine_for(h100_8[:1]), deterministic=deterministic)
+    text = compiled_window(engine).as_text()
+    assert ("cublas" in text) == deterministic
+    assert ("gemm_fusion" in text) != deterministic
+
+
 def test_admission_waits_for_no_loop_and_copies_the_cache_nowhere(h100_8):
     engine = engine_for(h100_8[:1])
     with gpu_topology.lowering_for(h100_8[:1]):

@@ -138,6 +138,7 @@ def for_sampler(
     platform = platform_of(mesh)
     attend = choose_attention(setting, platform, compute_dtype, architecture.head_size)
     if platform == "gpu":
+        attend = cudnn.attend_causal if attend is cudnn.attend else attend  # A prompt is one segment.
         return gpu_sampler(attend, fuses_heads=architecture.num_kv_heads % mesh.shape["tensor"] == 0)
     if platform != "cpu":
         return Kernels(attend=attend)

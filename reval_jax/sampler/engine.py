@@ -30,6 +30,7 @@ class Engine:
     decode_slots: int  # responses decoded at once
     decode_window: int  # decode steps per device call; the host refills slots in between
     kernels: model.Kernels  # of `model.kernels.for_sampler`, or others to try
+    deterministic: bool = True  # GPU: as `model.deterministic`
 
     @property
     def row_shards(self) -> int:
@@ -70,12 +71,14 @@ def make(
     decode_window: int,
     cache: CacheSetting = "compute",
     attention: model.kernels.Setting = "auto",
+    deterministic: bool = True,
 ) -> Engine:
     """The engine for these devices, with the kernels of their platform.
 
     Args:
       mesh: the sampler's, of `mesh.make_meshes`: devices of this process, axes (rows, tensor).
       attention: over whole rows, when prompts are prefilled.
+      deterministic: on GPUs, kernels are not chosen by timing them, so that another process samples the same bits.
 
     Raises:
       ValueError: the slots do not divide over the process's devices, or leave one of them a single slot; or the platform
@@ -101,6 +104,7 @@ def make(
         decode_slots,
         decode_window,
         model.kernels.for_sampler(attention, mesh, architecture, compute_dtype, cache_length=cache_length),
+        deterministic,
     )
 
 
@@ -128,4 +132,5 @@ def from_config(
         decode_window=config.rollout.decode_window,
         cache=config.rollout.kv_cache,
         attention=config.model.attention,
+        deterministic=config.model.deterministic,
     )

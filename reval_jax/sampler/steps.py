@@ -79,9 +79,17 @@ def compiled(engine: Engine) -> Programs:
     rows: Any = engine.sharding("rows")
     admissions = Admissions(*[rows] * len(Admissions._fields))
     window = Window(rows, rows, rows, rows, rows)
+    options = model.kernels.compiler_options(
+        engine.mesh, engine.compute_dtype, deterministic=engine.deterministic, has_gradient=False
+    )
     return Programs(
         fresh=jax.jit(functools.partial(_fresh, engine), out_shardings=state),
-        prefill=jax.jit(functools.partial(_prefill, engine), in_shardings=(None, rows), out_shardings=prompts),
+        prefill=jax.jit(
+            functools.partial(_prefill, engine),
+            in_shardings=(None, rows),
+            out_shardings=prompts,
+            compiler_options=options,
+        ),
         admit=jax.jit(
             functools.partial(_admit, engine),
             donate_argnums=0,
@@ -94,6 +102,7 @@ def compiled(engine: Engine) -> Programs:
             static_argnums=4,
             in_shardings=(None, state, whole, whole),
             out_shardings=(state, window),
+            compiler_options=options,
         ),
     )
 
