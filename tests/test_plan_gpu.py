@@ -133,13 +133,19 @@ def test_between_hosts_weights_are_gathered_over_their_adapters_and_sums_stay_in
     assert link_seconds(hosts, data=2, tensor=4) == link_seconds(host, data=2, tensor=4)
 
 
-def test_what_cudnn_holds_is_a_statistic_for_each_query_of_each_segment():
+def test_what_cudnn_adds_is_a_statistic_for_each_query_of_each_segment_or_a_mask():
     pod = fake_pods.fake_pod()._replace(topology=gpu_topology.named("h100:8"))
-    config = fake_pods.search_settings(model={"remat": "full"}, mesh={"tensor": 2})
-    of_layer = 64 * (8 // 2) * 512 * 4  # one row a device, 64 segments, heads of one device, 512 columns
-    assert memory.cudnn_bytes(fake_pods.BIG, pod, config) == of_layer
-    kept = fake_pods.search_settings(model={"remat": "dots"}, mesh={"tensor": 2})
-    assert memory.cudnn_bytes(fake_pods.BIG, pod, kept) == fake_pods.BIG.num_layers * of_layer
+
+    def added(**model):
+        settings = {"compute_dtype": "bfloat16"} | model
+        return memory.cudnn_bytes(fake_pods.BIG, pod, fake_pods.search_settings(model=settings, mesh={"tensor": 2}))
+
+    # One row of 512 columns a device, 64 segments and padding, the heads of one device.
+    of_layer = (64 + 1) * (8 // 2) * 512 * 4
+    mask = 2 * 512 * 512 * 2 + 4 * 512 * 4
+    assert added(remat="full") == max(of_layer, mask)
+    assert added(remat="dots") == fake_pods.BIG.num_layers * of_layer
+    assert added(attention="xla") == added(compute_dtype="float32") == 0
 
 
 def test_advice_for_gpus_begins_with_the_share_of_memory_and_ends_with_more_gpus(monkeypatch):
@@ -184,6 +190,7 @@ def no_gpu(monkeypatch):
 
 def test_the_plan_of_a_host_is_in_gpus_and_says_what_is_not_compiled(config_file, no_gpu, capsys, tmp_path):
     arguments = ["plan", "--config", str(config_file), "--topology", "h100:8", "--json", str(tmp_path / "plan.json")]
+    arguments += ["--model.compute_dtype", "bfloat16"]
     assert cli.main(arguments) == 0
     text = capsys.readouterr().out
     assert "h100:8: 8 GPUs, 8 a host, 59.33 GiB each for programs" in text

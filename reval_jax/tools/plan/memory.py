@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from reval_jax import algorithms, batch, model, sampler, types, update
 from reval_jax import config as config_lib
 from reval_jax import mesh as mesh_lib
+from reval_jax.model import attention
 from reval_jax.tools.plan import compilation
 
 PHASES = {
@@ -165,15 +166,22 @@ def _head_bytes(architecture: model.Architecture, mesh: jax.sharding.Mesh, confi
 
 
 def cudnn_bytes(architecture: model.Architecture, pod: compilation.Pod, config: config_lib.Config) -> int:
-    """Most bytes that attention by cuDNN holds in the update, on packed rows: its softmax statistics.
+    """Most bytes that attention by cuDNN adds to the update; 0 where it is not used.
 
-    They are f32[rows · segments, heads, columns] of a layer, kept for the backward pass of all layers unless model.remat is full.
+    On packed rows softmax statistics f32[rows · (segments + 1), heads, columns] of a layer, kept for the backward pass of all layers
+    unless model.remat is full; with a mask, where packed rows are refused, the mask [rows, columns, columns] and its gradient.
     """
+    dtype = jnp.dtype(config.model.compute_dtype)
+    if config.model.attention not in ("auto", "cudnn") or attention.cudnn.refusal(dtype, architecture.head_size):
+        return 0
     mesh = mesh_lib.make(config.mesh, pod.devices)
     shape, tensor = compilation.largest_shape(mesh_lib.num_row_shards(mesh), config), mesh.shape["tensor"]
     heads = architecture.num_heads // tensor if architecture.num_heads % tensor == 0 else architecture.num_heads
-    of_layer = shape.rows // mesh_lib.num_row_shards(mesh) * shape.slots * heads * shape.tokens * 4
-    return of_layer * (1 if config.model.remat == "full" else architecture.num_layers)
+    layers = 1 if config.model.remat == "full" else architecture.num_layers
+    rows = shape.rows // mesh_lib.num_row_shards(mesh)
+    packed = layers * rows * (shape.slots + 1) * heads * shape.tokens * 4
+    masked = layers * rows * heads * shape.tokens * 4 + 2 * rows * shape.tokens**2 * dtype.itemsize
+    return max(packed, masked)
 
 
 _HELD_BY_PROGRAM = {

@@ -216,11 +216,11 @@ def _share_of_memory(machine: machines.Machine) -> str:
 def _not_compiled(plan: Plan, cudnn_bytes: int) -> list[str]:
     """What the run's programs hold that the compiled ones do not."""
     lines = ["compiled without a GPU: XLA times algorithms for products on the card, and here has to take its defaults"]
-    if plan.config.model.attention in ("auto", "cudnn"):
+    if cudnn_bytes:
         total = {phase.name: phase.total for phase in plan.phases}["update"]
         lines += [
             "not compiled: attention by cuDNN, for want of its library. These programs attend in plain XLA, 128 queries at a",
-            f"  time. cuDNN holds at most {_gib(cudnn_bytes)} GiB of softmax statistics. With it the update needs at most "
+            f"  time. cuDNN adds at most {_gib(cudnn_bytes)} GiB, softmax statistics or a mask: the update needs at most "
             f"{_gib(total + cudnn_bytes)} of {_gib(plan.capacity)} GiB",
         ]
     return lines
