@@ -168,8 +168,8 @@ def _head_bytes(architecture: model.Architecture, mesh: jax.sharding.Mesh, confi
 def cudnn_bytes(architecture: model.Architecture, pod: compilation.Pod, config: config_lib.Config) -> int:
     """Most bytes that attention by cuDNN adds to the update; 0 where it is not used.
 
-    On packed rows softmax statistics f32[rows · (segments + 1), heads, columns] of a layer, kept for the backward pass of all layers
-    unless model.remat is full; with a mask, where packed rows are refused, the mask [rows, columns, columns] and its gradient.
+    On packed rows softmax statistics f32[rows · (segments + 1), heads, columns] of a layer, kept for the backward pass of all
+    layers unless model.remat is full; with a mask, where packed rows are refused, it, [rows, columns, columns], and its gradient.
     """
     dtype = jnp.dtype(config.model.compute_dtype)
     if config.model.attention not in ("auto", "cudnn") or attention.cudnn.refusal(dtype, architecture.head_size):
