@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import re
@@ -16,7 +17,8 @@ import pytest
 from support import tiny_runs
 
 import reval_jax
-from reval_jax import cli, config, weights
+from reval_jax import cli, config, model, weights
+from reval_jax.tools import doctor
 
 ROOT = Path(__file__).resolve().parent.parent
 FIELDS = [
@@ -293,6 +295,20 @@ def test_doctor_passes_on_this_machine_and_lists_its_checks(capsys, tmp_path, mo
         finding["name"] for finding in findings
     }
     assert "BAD" not in text
+
+
+def test_doctor_compares_the_bits_of_an_attentions_gradients():
+    assert doctor.repeats(model.attention.xla.attend).is_fine
+    calls = itertools.count()
+
+    def attend(query, keys, values, segments):
+        """An attention whose result depends on how often it was called, as atomic sums depend on their order."""
+        shape = jax.ShapeDtypeStruct((), np.float32)
+        call = jax.pure_callback(lambda: np.float32(next(calls)), shape)
+        return model.attention.xla.attend(query * (1 + call).astype(query.dtype), keys, values, segments)
+
+    finding = doctor.repeats(attend)
+    assert (finding.result, finding.is_fine) == ("differ from call to call", False)
 
 
 def test_doctor_exits_with_1_if_a_check_fails(capsys, monkeypatch):

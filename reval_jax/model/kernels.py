@@ -88,10 +88,15 @@ def for_learner(setting: Setting, mesh: Mesh, architecture: Architecture, comput
             linear=linear.rounded_gathered_linear if split.width else linear.rounded_linear,
             attend=_packed(attend, mask_reason(setting, mesh, architecture, compute_dtype)),
             lookup=lookup.REPEATABLE,
-            chunk_bytes=GPU_CHUNK_BYTES,
+            chunk_bytes=chunk_bytes(mesh),
             cond=select,
         )
     return common
+
+
+def chunk_bytes(mesh: Mesh) -> int:
+    """Bytes of float32 logits that the learner's score head holds at once: `Kernels.chunk_bytes`."""
+    return GPU_CHUNK_BYTES if platform_of(mesh) == "gpu" else scores.CHUNK_BYTES
 
 
 def _packed(attend: Attend, refusal: str | None) -> Attend:

@@ -46,7 +46,7 @@ def examine() -> list[Finding]:
         ),
         _matrix_vector(),
         _scores(),
-        *([_packed_attention(devices[0])] if jax.default_backend() == "gpu" else []),
+        *(_of_learner(devices[0]) if jax.default_backend() == "gpu" else ()),
     ]
 
 
@@ -136,7 +136,35 @@ def _scores() -> Finding:
     return Finding("token scores", f"largest error {error:.1e} nats", error < 1e-3)
 
 
+def _of_learner(device: jax.Device) -> list[Finding]:
+    """The learner's attention on GPUs."""
+    cudnn = model.attention.cudnn
+    is_packed = cudnn.packed_refusal(device, "bfloat16", 128) is None
+    return [_packed_attention(device), repeats(cudnn.attend_packed if is_packed else cudnn.attend)]
+
+
 def _packed_attention(device: jax.Device) -> Finding:
     """Whether the learner's attention on GPUs can use cuDNN's packed form; where it cannot, a mask takes its place."""
     refusal = model.attention.cudnn.packed_refusal(device, "bfloat16", 128)
     return Finding("packed attention", "right" if refusal is None else f"replaced by a mask: {refusal}", True)
+
+
+def repeats(attend: model.kernels.Attend) -> Finding:
+    """Whether an attention's gradients repeat bit for bit, with the compiler's options of `update.deterministic`."""
+    rng = np.random.default_rng(2)
+    query, keys, values = (jnp.asarray(rng.standard_normal((2, 512, heads, 64)), jnp.bfloat16) for heads in (4, 2, 2))
+    segments = jnp.asarray(np.repeat([1, 2, 3, 0], [200, 12, 240, 60])[None].repeat(2, 0), jnp.int32)
+
+    def loss(query: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
+        return jnp.sum(attend(query, keys, values, segments).astype(jnp.float32) ** 2)
+
+    gradients = jax.jit(jax.grad(loss, argnums=(0, 1, 2)), compiler_options=model.compiler.DETERMINISTIC)
+    name = "deterministic gradients"
+    try:
+        results = [[np.asarray(each) for each in gradients(query, keys, values)] for _ in range(4)]
+    except RuntimeError as failure:  # this card, or this cuDNN, has no such kernel
+        return Finding(name, f"do not compile: {str(failure).splitlines()[0]}", False)
+    is_equal = all(
+        one.tobytes() == other.tobytes() for again in results for one, other in zip(results[0], again, strict=True)
+    )
+    return Finding(name, "repeat bit for bit" if is_equal else "differ from call to call", is_equal)

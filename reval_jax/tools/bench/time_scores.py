@@ -10,7 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from reval_jax import scores, timing, types
+from reval_jax import config as config_lib
+from reval_jax import mesh, model, scores, timing, types
 
 Scores = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 
@@ -60,15 +61,27 @@ def run(
 
 
 def measure(num_tokens: int, vocabulary: int, width: int, dtype: str, *, repeats: int, most_bytes: int) -> types.Json:
-    """Times one case: seconds are medians of forward plus backward; ratios are fused / full logits."""
+    """Times one case: seconds are medians of forward plus backward; ratios are fused / full logits.
+
+    The fused head takes chunks of as many tokens as in an update on this platform.
+    """
+    chunk_bytes = model.kernels.chunk_bytes(mesh.make(config_lib.Mesh()))
+    chunk = scores.chunk_size(num_tokens, vocabulary, None, chunk_bytes=chunk_bytes)
+    fused = functools.partial(scores.token_scores, chunk_tokens=chunk)
     shapes = (
         jax.ShapeDtypeStruct((num_tokens, width), dtype),
         jax.ShapeDtypeStruct((width, vocabulary), dtype),
         jax.ShapeDtypeStruct((num_tokens,), jnp.int32),
     )
-    case: types.Json = {"tokens": num_tokens, "vocabulary": vocabulary, "width": width, "dtype": dtype}
+    case: types.Json = {
+        "tokens": num_tokens,
+        "vocabulary": vocabulary,
+        "width": width,
+        "dtype": dtype,
+        "chunk_tokens": chunk,
+    }
     programs = {}
-    for name, function in (("fused", scores.token_scores), ("full_logits", full_logits)):
+    for name, function in (("fused", fused), ("full_logits", full_logits)):
         start = time.perf_counter()
         compiled = with_gradients(function).lower(*shapes).compile()
         case[f"{name}_compile_s"] = time.perf_counter() - start
