@@ -150,7 +150,7 @@ def _packed_attention(device: jax.Device) -> Finding:
 
 
 def repeats(attend: model.kernels.Attend) -> Finding:
-    """Whether an attention's gradients repeat bit for bit, with the compiler's options of `update.deterministic`."""
+    """Whether an attention's gradients repeat bit for bit, with the compiler's options of `model.deterministic`."""
     rng = np.random.default_rng(2)
     query, keys, values = (jnp.asarray(rng.standard_normal((2, 512, heads, 64)), jnp.bfloat16) for heads in (4, 2, 2))
     segments = jnp.asarray(np.repeat([1, 2, 3, 0], [200, 12, 240, 60])[None].repeat(2, 0), jnp.int32)
