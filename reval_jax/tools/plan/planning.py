@@ -215,7 +215,11 @@ def _share_of_memory(machine: machines.Machine) -> str:
 
 def _not_compiled(plan: Plan, cudnn_bytes: int) -> list[str]:
     """What the run's programs hold that the compiled ones do not."""
-    lines = ["compiled without a GPU: XLA times algorithms for products on the card, and here has to take its defaults"]
+    lines = []
+    if not plan.config.model.deterministic:
+        lines += [
+            "compiled without a GPU: XLA times candidates for products on the card, and here has to take its defaults"
+        ]
     if cudnn_bytes:
         total = {phase.name: phase.total for phase in plan.phases}["update"]
         lines += [
