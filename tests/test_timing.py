@@ -53,15 +53,19 @@ def test_a_slow_machine_times_the_first_size():
 
 def test_the_timed_programs_do_all_of_their_work(monkeypatch):
     """Each of a call's operations depends on the one before it; the numbers are random and stay finite."""
-    monkeypatch.setattr(timing, "lasting", lambda operations, sizes: operations(sizes[0], 3))
+    monkeypatch.setattr(timing, "lasting", lambda operations, sizes: operations(sizes[-1], 3))
+    monkeypatch.setattr(timing, "NUM_ROWS", 32)
     monkeypatch.setattr(timing, "FIRST_SIZE", 64)
+    monkeypatch.setattr(timing, "LARGEST_SIZE", 256)
+    monkeypatch.setattr(timing, "MOST_ELEMENTS", 1024)
     monkeypatch.setattr(timing, "FIRST_ELEMENTS", 1024)
     product = timing.matmul("float32")
     result = np.asarray(product.call(), np.float64)
-    random = np.random.default_rng(0).standard_normal((2, 64, 64), np.float32).astype(np.float64)
-    right = random[1] / 8
-    np.testing.assert_allclose(result, random[0] @ right @ right @ right, rtol=1e-3, atol=1e-3)
-    assert product.work == 3 * 2 * 64**3
+    rng = np.random.default_rng(0)
+    left = np.tile(rng.standard_normal((32, 64), np.float32), (1, 4)).astype(np.float64)
+    right = np.tile(rng.standard_normal((64, 64), np.float32) / (4 * 8), (4, 4)).astype(np.float64)
+    np.testing.assert_allclose(result, left @ right @ right @ right, rtol=1e-3, atol=1e-3)
+    assert product.work == 3 * 2 * 32 * 256 * 256
     assert 0.1 < result.std() < 10
     passes = timing.memory()
     first, second = np.asarray(passes.call()).copy(), np.asarray(passes.call())

@@ -35,10 +35,15 @@ def draw_decode(axis: Any, cases: list[dict[str, Any]]) -> None:
     """Milliseconds of a decode step, and the least that the card's rates allow."""
     axis.bar(range(len(cases)), [1e3 * case["seconds"] for case in cases], 0.6, label="measured")
     axis.bar(range(len(cases)), [1e3 * case["floor_s"] for case in cases], 0.6, color="lightgrey", label="roofline")
-    axis.set_xticks(range(len(cases)), [f"cache {case['kv_cache']}" for case in cases], fontsize=7)
+    axis.set_xticks(range(len(cases)), [_cache(case) for case in cases], fontsize=7)
     axis.set_ylabel("ms")
     axis.set_title(f"a decode step, {cases[0]['slots']} slots, {cases[0]['positions']} positions", fontsize=9)
     axis.legend(fontsize=7, frameon=False)
+
+
+def _cache(case: dict[str, Any]) -> str:
+    """The label of a decode step's case."""
+    return f"cache {case['kv_cache']}" + ("" if case["deterministic"] else ",\nnot deterministic")
 
 
 def draw_update(axis: Any, cases: list[dict[str, Any]]) -> None:

@@ -78,9 +78,16 @@ def decode(is_small: bool, emit: Emit) -> None:
     workload = time_sampler.Workload(1, 1, 16, 32) if is_small else time_sampler.Workload(1, 1, 512, 1024)
     positions = workload.prompt_tokens + workload.response_tokens // 2
     peak, rates, measured = timing.device_peak(DTYPE), timing.published(), _memory_rate()
-    for cache in ("compute", "int8"):
+    for cache, is_deterministic in (("compute", True), ("int8", True), ("compute", False)):
         engine = time_sampler.make_engine(
-            workload, of, dtype=DTYPE, slots=slots, window=window, lengths="fixed", cache=cache
+            workload,
+            of,
+            dtype=DTYPE,
+            slots=slots,
+            window=window,
+            lengths="fixed",
+            cache=cache,
+            deterministic=is_deterministic,
         )
         copy = sampler.sync_weights(params, engine)
         call = time_sampler.window_call(engine, copy, positions - window // 2)
@@ -89,6 +96,7 @@ def decode(is_small: bool, emit: Emit) -> None:
         emit(
             {
                 "kv_cache": cache,
+                "deterministic": is_deterministic,
                 "attention": engine.kernels.attend_cached.__name__,
                 "slots": slots,
                 "positions": positions,
