@@ -6,6 +6,7 @@ in loops over segments.
 
 from __future__ import annotations
 
+import functools
 import types
 
 import jax
@@ -129,15 +130,16 @@ def fixed(query, keys, values, offsets, lengths):
 
 
 def test_the_self_test_passes_a_right_kernel_and_finds_a_wrong_one():
-    here = jax.devices()[0]
-    assert cudnn.self_test(here, jnp.float32, 64, fixed) < 1e-5
-    assert cudnn.self_test(here, jnp.bfloat16, 64, fixed) < 0.02
-    assert cudnn.self_test(here, jnp.float32, 64, seen_at_once) > 0.1
+    tested = functools.partial(cudnn.self_test, jax.devices()[0], head_size=64, options=None)
+    assert tested(dtype=jnp.float32, kernel=fixed) < 1e-5
+    assert tested(dtype=jnp.bfloat16, kernel=fixed) < 0.02
+    assert tested(dtype=jnp.float32, kernel=seen_at_once) > 0.1
 
 
 def test_the_self_test_can_run_while_a_program_is_traced():
     errors = []
-    jax.jit(lambda x: errors.append(cudnn.self_test(jax.devices()[0], jnp.float32, 8, fixed)) or x)(1.0)
+    tested = functools.partial(cudnn.self_test, jax.devices()[0], jnp.float32, 8, kernel=fixed, options=None)
+    jax.jit(lambda x: errors.append(tested()) or x)(1.0)
     assert errors[0] < 1e-5
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -108,10 +108,17 @@ def _tried(device: jax.Device, dtype: str, head_size: int) -> str | None:
     return None if error < 0.02 else f"a test of it differs from the reference by {error:.1%}"
 
 
-def self_test(device: jax.Device, dtype: DTypeLike, head_size: int, kernel: PackedKernel = _packed_kernel) -> float:
+def self_test(
+    device: jax.Device,
+    dtype: DTypeLike,
+    head_size: int,
+    *,
+    kernel: PackedKernel = _packed_kernel,
+    options: compiler.Options | None = compiler.DETERMINISTIC,
+) -> float:
     """The largest relative error of `attend_packed` and its three gradients against `xla.attend` in float32.
 
-    Two rows of odd length with three query heads a key head, segments of unequal lengths, and padding.
+    Two rows of odd length with three query heads a key head, segments of unequal lengths, and padding; compiled as the update is.
     """
     generator = np.random.default_rng(0)
     shapes = [(2, 193, heads, head_size) for heads in (6, 2, 2, 6)]
@@ -123,11 +130,10 @@ def self_test(device: jax.Device, dtype: DTypeLike, head_size: int, kernel: Pack
             attended, pullback = jax.vjp(lambda *operands: attend(*operands, jnp.asarray(segments)), *arrays[:3])
             return attended, *pullback(arrays[3])
 
-        options: dict[str, Any] = {} if device.platform != "gpu" else {"compiler_options": compiler.DETERMINISTIC}
         packed = functools.partial(_attend_packed, kernel=kernel)
-        found = jax.jit(functools.partial(run, packed), **options)(*arrays)
+        found = jax.jit(functools.partial(run, packed), compiler_options=options)(*arrays)
         wide = [array.astype(jnp.float32) for array in arrays]
-        expected = jax.jit(functools.partial(run, xla.attend), **options)(*wide)
+        expected = jax.jit(functools.partial(run, xla.attend), compiler_options=options)(*wide)
         results, exact = ([np.asarray(array, np.float64) for array in arrays] for arrays in (found, expected))
     errors = [np.linalg.norm(one - other) / np.linalg.norm(other) for one, other in zip(results, exact, strict=True)]
     return float(np.max(errors))
