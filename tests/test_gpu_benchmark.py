@@ -123,7 +123,18 @@ def test_a_few_parts_run_in_small_and_write_results_and_plot(tmp_path):
     names = ("numerics", "decode", "scores")
     file = tmp_path / "results.json"
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.gpu", "--small", "--parts", ",".join(names), "--json", str(file)],
+        [
+            sys.executable,
+            "-m",
+            "benchmarks.gpu",
+            "--small",
+            "--minutes",
+            "30",
+            "--parts",
+            ",".join(names),
+            "--json",
+            str(file),
+        ],
         env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"},
         capture_output=True,
         text=True,

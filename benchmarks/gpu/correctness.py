@@ -189,7 +189,7 @@ def sampler_error(of: model.Architecture, params: model.Params, dtype: str, *, i
     differences, program = [], jax.jit(log_probs)
     for response in responses[::3]:
         whole = np.concatenate([prompts.tokens[response.prompt], response.tokens])
-        padded = np.zeros(64 + num_tokens, np.int32)
+        padded = np.zeros(16 + num_tokens, np.int32)
         padded[: len(whole)] = whole
         first = len(whole) - len(response.tokens)
         table = np.asarray(program(padded))
@@ -215,8 +215,9 @@ def _params(of: model.Architecture) -> model.Params:
 
 
 def _prompts(of: model.Architecture) -> types.Prompts:
+    """Four prompts that are padded to the same width, so that few programs are compiled."""
     rng, order = np.random.default_rng(3), np.arange(4, dtype=np.int64)
-    tokens = tuple(rng.integers(0, of.vocab_size, num).astype(np.int32) for num in (33, 5, 40, 17))
+    tokens = tuple(rng.integers(0, of.vocab_size, num).astype(np.int32) for num in (15, 5, 16, 9))
     return types.Prompts(order, order, ("",) * 4, tokens, ("",) * 4)
 
 
@@ -227,7 +228,7 @@ def _engine(
         of,
         mesh.make_meshes(config_lib.Mesh()).sampler,
         compute_dtype=dtype,
-        max_prompt_tokens=40,
+        max_prompt_tokens=16,
         max_response_tokens=num_tokens,
         decode_slots=slots * jax.local_device_count(),
         decode_window=window,
@@ -263,13 +264,14 @@ def invariance(is_small: bool, emit: Emit) -> None:
         engine = _engine(of, dtype, num_tokens=num_tokens, cache=cache)
         expected = _sampled(engine, params, prompts)[:6]
         other_window = _engine(of, dtype, num_tokens=num_tokens, cache=cache, window=5)
-        more_slots = _engine(of, dtype, num_tokens=num_tokens, cache=cache, slots=32)
         changed = {
             "another window": functools.partial(_sampled, other_window, params, prompts),
             "other lengths beside them": functools.partial(_sampled, engine, params, prompts, shorter),
             "no others": functools.partial(_sampled, engine, params, first),
-            "more slots": functools.partial(_sampled, more_slots, params, prompts),
         }
+        if (dtype, cache) == ("bfloat16", "compute"):
+            more_slots = _engine(of, dtype, num_tokens=num_tokens, slots=32)
+            changed["more slots"] = functools.partial(_sampled, more_slots, params, prompts)
         for what, call in changed.items():
             is_equal = all(
                 np.array_equal(one.tokens, other.tokens) and one.log_prob.tobytes() == other.log_prob.tobytes()
