@@ -6,9 +6,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from reval_jax import batch, model, parallel, scores
+from reval_jax import config as config_lib
 
 
 class PolicyScores(NamedTuple):
@@ -18,6 +20,35 @@ class PolicyScores(NamedTuple):
     trajectory_log_prob: jax.Array  # f32[R, S] nats, log pi(tau): the sum over the response, its end token included
     soft_value: jax.Array  # f32[R, S] nats, V(s1): logsumexp of Q at the last prompt token; 0 in an empty slot
     response_mask: jax.Array  # bool[R, C] True on response tokens
+
+
+def kernels(architecture: model.Architecture, mesh: Mesh, config: config_lib.Config) -> model.Kernels:
+    """The kernels of a run's learner.
+
+    Raises:
+      ValueError: as `model.kernels.for_learner`.
+    """
+    return model.kernels.for_learner(
+        config.model.attention, mesh, architecture, config.model.compute_dtype, repeats_at=_repeats_at(config)
+    )
+
+
+def attention_note(architecture: model.Architecture, mesh: Mesh, config: config_lib.Config) -> str | None:
+    """Why the learner does not attend by the best kernel of its platform, or None."""
+    attend, why = model.kernels.learner_attention(
+        config.model.attention, mesh, architecture, config.model.compute_dtype, _repeats_at(config)
+    )
+    return (
+        None
+        if why is None
+        else f"the learner attends by {attend.__module__.rpartition('.')[2]}.{attend.__name__}, {why}"
+    )
+
+
+def _repeats_at(config: config_lib.Config) -> tuple[int, int] | None:
+    """Rows and columns of a device's largest micro-batch, if gradients have to repeat."""
+    columns = batch.row_length(config.max_tokens)
+    return (max(1, config.update.micro_batch_tokens // columns), columns) if config.model.deterministic else None
 
 
 def score(

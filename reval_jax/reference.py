@@ -82,7 +82,7 @@ def make_scorer(architecture: model.Architecture, mesh: Mesh, *, config: config_
     """The jitted forward pass, a `Scorer`."""
     axes, shapes = model.logical_axes(architecture), model.abstract_params(architecture)
     placement = mesh_lib.specs(mesh_lib.shardings(mesh, axes, shapes, mesh_lib.LEARNER_AXES))
-    kernels = model.kernels.for_learner(config.model.attention, mesh, architecture, config.model.compute_dtype)
+    kernels = policy.kernels(architecture, mesh, config)
 
     def local_scores(params: model.Params, rows: batch.Batch) -> tuple[jax.Array, jax.Array]:
         def add_micro_batch(index: jax.Array, out: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:

@@ -19,6 +19,7 @@ from reval_jax import (
     mesh,
     metrics,
     model,
+    policy,
     prompts,
     reference,
     replay,
@@ -111,10 +112,11 @@ def prepare(config: config_lib.Config, run_dir: Path, *, console: console_lib.Co
         console.log(f"resuming {run_dir} after round {latest}")
     for change in changes:
         console.log(f"resuming with {change}")
-    for note in _notes(config, architecture, meshes.learner):
+    notes = _notes(config, architecture, meshes.learner)
+    for note in notes:
         console.log(f"note: {note}")
-    identity = f"{config_lib.results_hash(config)} {data.fingerprint} {architecture} after round {latest}"
-    distributed.check_agreement(identity, "settings, training data, model or checkpoint")
+    identity = f"{config_lib.results_hash(config)} {data.fingerprint} {architecture} {notes} after round {latest}"
+    distributed.check_agreement(identity, "settings, training data, model, attention kernel or checkpoint")
     is_writer = jax.process_index() == 0
     if is_writer:
         metrics.check(directory.metrics, keep_bytes=run.progress.metrics_bytes)
@@ -155,8 +157,8 @@ def _notes(config: config_lib.Config, architecture: model.Architecture, devices:
             f"prompt and response may be {config.max_tokens} tokens long (task.max_prompt_tokens + rollout.max_response_tokens), "
             f"more than the {architecture.max_positions} positions the model was published for"
         )
-    if why := model.kernels.mask_reason(config.model.attention, devices, architecture, config.model.compute_dtype):
-        notes.append(f"the learner's attention takes segments as a mask [T, T], because in cuDNN's packed form {why}")
+    if note := policy.attention_note(architecture, devices, config):
+        notes.append(note)
     return notes
 
 

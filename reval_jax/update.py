@@ -124,7 +124,7 @@ def loss_and_gradients(
     gradients reduce-scattered over it; nothing crosses data until the one sum after the loop.
     """
     placement = mesh_lib.specs(jax.tree.map(lambda leaf: leaf.sharding, abstract_params(architecture, mesh)))
-    kernels = model.kernels.for_learner(config.model.attention, mesh, architecture, config.model.compute_dtype)
+    kernels = policy.kernels(architecture, mesh, config)
 
     def micro_batch_loss(params: model.Params, rows: batch.Batch) -> tuple[jax.Array, algorithms.Metrics]:
         scores = policy.score(
@@ -178,7 +178,7 @@ def make_step(
     counted. Compiles once for each shape of the batch.
     """
     schedule = learning_rate(config.optimizer)
-    kernels = model.kernels.for_learner(config.model.attention, mesh, architecture, config.model.compute_dtype)
+    kernels = policy.kernels(architecture, mesh, config)
     options = model.kernels.compiler_options(
         mesh, config.model.compute_dtype, deterministic=config.model.deterministic, has_gradient=True
     )

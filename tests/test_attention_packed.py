@@ -149,8 +149,9 @@ def test_the_self_test_can_run_while_a_program_is_traced():
         (0.003, None),
         (0.5, r"differs from the reference by 50\.0%"),
         (float("nan"), "differs from the reference by nan%"),
-        (RuntimeError("cuDNN not found\n…"), "failed: cuDNN not found"),
-        (NotImplementedError("requires at least Hopper"), "failed: requires at least Hopper"),
+        (RuntimeError("cuDNN not found\n…"), "failed: RuntimeError cuDNN not found …"),
+        (NotImplementedError("requires at least Hopper"), "failed: NotImplementedError requires at least Hopper"),
+        (AttributeError(""), "failed: AttributeError"),
     ],
 )
 def test_a_kernel_that_fails_its_test_here_is_not_used(monkeypatch, outcome, expected):
@@ -175,10 +176,68 @@ def test_the_log_and_doctor_say_why_a_mask_is_used(monkeypatch):
     monkeypatch.setattr(kernels, "platform_of", lambda mesh: "gpu")
     monkeypatch.setattr(cudnn, "packed_refusal", lambda *arguments: "a test of it failed: no such card")
     [note] = setup._notes(config, architecture, devices)
-    assert "a mask [T, T], because in cuDNN's packed form a test of it failed: no such card" in note
+    # On this CPU no form of cuDNN runs, so plain XLA attends; where nothing has to repeat, only the packed form is tested.
+    assert note.startswith(
+        "the learner attends by xla.attend, not cuDNN's packed form: a test of it failed: no such card;"
+    )
+    assert "not cuDNN's mask [T, T]: a test of it failed" in note
+    loose = tiny_programs.settings(model={"compute_dtype": "bfloat16", "deterministic": False})
+    [note] = setup._notes(loose, architecture, devices)
+    assert note == "the learner attends by cudnn.attend, not cuDNN's packed form: a test of it failed: no such card"
     finding = doctor._packed_attention(jax.devices()[0])
     assert finding.is_fine
     assert finding.result == "replaced by a mask: a test of it failed: no such card"
+
+
+def test_cudnn_is_asked_whether_its_gradient_repeats_and_what_it_takes(monkeypatch):
+    """On CPU, of attention in plain XLA, which repeats."""
+    device, largest = jax.devices()[0], cudnn.Heads(2, 256, 4, 2, 8)
+    refusal = functools.partial(cudnn.gradient_refusal.__wrapped__, attention.xla.attend, device, "float32", largest)
+    monkeypatch.setattr(cudnn.compiler, "DETERMINISTIC", None)  # its options are for GPUs
+    assert refusal() is None
+    monkeypatch.setattr(cudnn, "_repeats", lambda *arguments: False)
+    assert refusal() == "its gradient does not repeat bit for bit"
+    monkeypatch.setattr(cudnn, "MOST_WORKSPACE", 1e-9)
+    monkeypatch.setattr(type(device), "memory_stats", lambda self: {"bytes_limit": 2**36}, raising=False)
+    assert "GiB for 2 rows of 256 tokens, more than" in refusal()
+
+
+def test_an_attention_whose_gradient_differs_from_call_to_call_does_not_repeat(monkeypatch):
+    monkeypatch.setattr(cudnn.compiler, "DETERMINISTIC", None)
+    calls = iter(range(100))
+
+    @jax.custom_vjp
+    def noise(query):
+        return query
+
+    def backward(_, cotangent):
+        number = jax.pure_callback(lambda _: np.float32(next(calls)), jax.ShapeDtypeStruct((), jnp.float32), cotangent)
+        return (cotangent * number,)
+
+    noise.defvjp(lambda query: (query, None), backward)
+
+    def noisy(query, *others):
+        return attention.xla.attend(noise(query), *others)
+
+    largest = cudnn.Heads(2, 512, 4, 2, 8)
+    assert cudnn._repeats(attention.xla.attend, jax.devices()[0], "float32", largest)
+    assert not cudnn._repeats(noisy, jax.devices()[0], "float32", largest)
+
+
+def test_where_no_form_of_cudnn_repeats_auto_attends_in_plain_xla_and_cudnn_is_refused(monkeypatch):
+    device = gpu(monkeypatch, (0, 12, 0))
+    one = types.SimpleNamespace(devices=np.array([[device]]), shape=dict.fromkeys(mesh.AXES, 1))
+    monkeypatch.setattr(cudnn, "gradient_refusal", lambda *arguments: "its gradient does not repeat bit for bit")
+    chosen = functools.partial(
+        kernels.for_learner,
+        mesh=one,
+        architecture=hf_checkpoints.tiny_architecture(head_size=128),
+        compute_dtype="bfloat16",
+    )
+    assert chosen("auto").attend is cudnn.attend_packed
+    assert chosen("auto", repeats_at=(2, 8192)).attend is attention.xla.attend
+    with pytest.raises(ValueError, match=r"does not repeat.*Use model\.attention=auto"):
+        chosen("cudnn", repeats_at=(2, 8192))
 
 
 # --- lowered for a GPU -----------------------------------------------------------------------------------------------

@@ -82,7 +82,7 @@ def attention_errors(
     of = dataclasses.replace(_small_model(True), num_heads=heads, num_kv_heads=kv_heads, head_size=size)
     chosen = model.kernels.for_learner("auto", learner, of, dtype).attend
     options = model.kernels.compiler_options(learner, dtype, deterministic=True, has_gradient=True)
-    mask_reason = model.kernels.mask_reason("auto", learner, of, dtype)
+    _, mask_reason = model.kernels.learner_attention("auto", learner, of, dtype, None)
     cases = []
     for attend in dict.fromkeys((chosen, xla.attend)):
 

@@ -71,22 +71,31 @@ def platform_of(mesh: Mesh) -> Platform:
     return platform
 
 
-def for_learner(setting: Setting, mesh: Mesh, architecture: Architecture, compute_dtype: DTypeLike) -> Kernels:
+def for_learner(
+    setting: Setting,
+    mesh: Mesh,
+    architecture: Architecture,
+    compute_dtype: DTypeLike,
+    *,
+    repeats_at: tuple[int, int] | None = None,
+) -> Kernels:
     """The kernels of score and update, inside a `jax.shard_map` over the learner's mesh.
 
+    Args:
+      repeats_at: as of `learner_attention`.
+
     Raises:
-      ValueError: as `choose_attention`.
+      ValueError: as `learner_attention`.
     """
     platform = platform_of(mesh)
     split = split_of(mesh, architecture)
-    attend = choose_attention(setting, platform, compute_dtype, architecture.head_size)
+    attend, _ = learner_attention(setting, mesh, architecture, compute_dtype, repeats_at)
     common = Kernels(split=split, linear=linear.gathered_linear if split.width else linear.linear, attend=attend)
     if platform == "cpu":
         return common._replace(residuals=cpu.uint16_residuals)
     if platform == "gpu":
         return common._replace(
             linear=linear.rounded_gathered_linear if split.width else linear.rounded_linear,
-            attend=_packed(attend, mask_reason(setting, mesh, architecture, compute_dtype)),
             lookup=lookup.REPEATABLE,
             chunk_bytes=chunk_bytes(mesh),
             cond=select,
@@ -99,18 +108,53 @@ def chunk_bytes(mesh: Mesh) -> int:
     return GPU_CHUNK_BYTES if platform_of(mesh) == "gpu" else scores.CHUNK_BYTES
 
 
-def _packed(attend: Attend, refusal: str | None) -> Attend:
-    return cudnn.attend_packed if attend is cudnn.attend and refusal is None else attend
+def learner_attention(
+    setting: Setting,
+    mesh: Mesh,
+    architecture: Architecture,
+    compute_dtype: DTypeLike,
+    repeats_at: tuple[int, int] | None,
+) -> tuple[Attend, str | None]:
+    """The attention of score and update, and why it is not cuDNN's packed form: None where it is, or where cuDNN is not meant.
 
+    With cuDNN that is its packed form, else its mask, else, under "auto", plain XLA: the first that is right on this GPU, and
+    whose gradient repeats if it has to. Each process tests one of its GPUs; they are alike.
 
-def mask_reason(setting: Setting, mesh: Mesh, architecture: Architecture, compute_dtype: DTypeLike) -> str | None:
-    """Why the learner's cuDNN attention gets a mask, as `cudnn.packed_refusal` says; None where it does not."""
-    if choose_attention(setting, platform_of(mesh), compute_dtype, architecture.head_size) is not cudnn.attend:
-        return None
-    # The GPUs are alike; each process tests one of its own.
+    Args:
+      repeats_at: rows and columns of a device's largest micro-batch, if gradients must repeat bit for bit; else None.
+
+    Raises:
+      ValueError: as `choose_attention`; or cuDNN was named, and neither form of it will do.
+    """
+    attend = choose_attention(setting, platform_of(mesh), compute_dtype, architecture.head_size)
+    if attend is not cudnn.attend:
+        return attend, None
     local = jax.local_devices()
     device = next((each for each in mesh.devices.flat if each in local), mesh.devices.flat[0])
-    return cudnn.packed_refusal(device, compute_dtype, architecture.head_size)
+    reasons: list[str] = []
+    for form, name in ((cudnn.attend_packed, "packed form"), (cudnn.attend, "mask [T, T]")):
+        is_packed = form is cudnn.attend_packed
+        why = cudnn.packed_refusal(device, compute_dtype, architecture.head_size) if is_packed else None
+        if why is None and repeats_at is not None:
+            largest = _largest_heads(mesh, architecture, repeats_at)
+            why = cudnn.gradient_refusal(form, device, jnp.dtype(compute_dtype).name, largest)
+        if why is None:
+            return form, "; ".join(reasons) or None
+        reasons.append(f"not cuDNN's {name}: {why}")
+    if setting == "cudnn":
+        raise ValueError(
+            f"model.attention=cudnn cannot run with model.deterministic=true here: {'; '.join(reasons)}. Use "
+            "model.attention=auto, which then attends in plain XLA, or model.deterministic=false."
+        )
+    return xla.attend, "; ".join(reasons)
+
+
+def _largest_heads(mesh: Mesh, architecture: Architecture, rows_and_columns: tuple[int, int]) -> cudnn.Heads:
+    """One device's part of the heads."""
+    tensor, split = mesh.shape[parallel.TENSOR], split_of(mesh, architecture)
+    heads = architecture.num_heads // (tensor if split.heads else 1)
+    kv_heads = architecture.num_kv_heads // tensor if split.kv_heads else min(heads, architecture.num_kv_heads)
+    return cudnn.Heads(*rows_and_columns, heads, kv_heads, architecture.head_size)
 
 
 def compiler_options(

@@ -1,5 +1,6 @@
-"""Attention by cuDNN's flash kernel, for NVIDIA GPUs. It never holds the scores in memory.
+"""Attention by cuDNN's flash kernel, for NVIDIA GPUs.
 
+The forward pass holds no scores in memory; the backward pass may, where its results have to repeat (`gradient_refusal`).
 Segments reach it in one of two ways: as their places in the row (`attend_packed`, which also skips what they exclude), or as a
 mask [T,T] (`attend`), where the first is not available or wrong: `packed_refusal` says where.
 """
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -103,9 +104,87 @@ def packed_refusal(device: jax.Device, dtype: DTypeLike, head_size: int) -> str 
 def _tried(device: jax.Device, dtype: str, head_size: int) -> str | None:
     try:
         error = self_test(device, dtype, head_size)
-    except (RuntimeError, NotImplementedError, ValueError) as failure:  # no such kernel for this card or this cuDNN
-        return f"a test of it failed: {str(failure).splitlines()[0]}"
+    except FAILURES as failure:
+        return _failed(failure)
     return None if error < 0.02 else f"a test of it differs from the reference by {error:.1%}"
+
+
+FAILURES = (RuntimeError, NotImplementedError, ValueError, ImportError, AttributeError, TypeError)
+"""What a kernel raises that this card or this cuDNN does not have, or a private function that another jax has changed."""
+MOST_WORKSPACE = 1 / 8
+"""Share of a device's memory that attention's gradient may take beside its arguments and results."""
+
+
+def _failed(failure: Exception) -> str:
+    return f"a test of it failed: {type(failure).__name__} {' '.join(str(failure).split())[:200]}"
+
+
+class Heads(NamedTuple):
+    """The largest operands of a device's attention: [rows, columns, heads, size], and [rows, columns, kv_heads, size]."""
+
+    rows: int
+    columns: int
+    heads: int
+    kv_heads: int
+    size: int
+
+
+@functools.cache
+def gradient_refusal(attend: Callable[..., jax.Array], device: jax.Device, dtype: str, largest: Heads) -> str | None:
+    """Why the gradients of `attend_packed` or `attend` cannot be computed on this GPU so that they repeat, or None.
+
+    cuDNN's backward pass adds in a fixed order on request. Where it does so by holding the gradients of all scores, it needs
+    rows · columns² numbers a head, in the packed form once for every segment that a row may have (NVIDIA/cudnn-frontend pull
+    request 398), and some cards refuse it. So the program is compiled at the largest size, and run at a small one. For a device
+    elsewhere, which programs are only compiled for, the answer is None.
+    """
+    if device not in jax.local_devices():
+        return None
+    try:
+        workspace, repeats = _workspace(attend, device, dtype, largest), _repeats(attend, device, dtype, largest)
+    except FAILURES as failure:
+        return _failed(failure)
+    limit = MOST_WORKSPACE * (device.memory_stats() or {}).get("bytes_limit", np.inf)
+    if workspace > limit:
+        return (
+            f"its repeatable gradient takes {workspace / 2**30:.1f} GiB for {largest.rows} rows of {largest.columns} tokens, "
+            f"more than {MOST_WORKSPACE:.1%} of the device's memory"
+        )
+    return None if repeats else "its gradient does not repeat bit for bit"
+
+
+def _gradients(attend: Callable[..., jax.Array]) -> jax.stages.Wrapped:
+    def gradients(query: jax.Array, keys: jax.Array, values: jax.Array, segment_ids: jax.Array) -> Any:
+        attended, pullback = jax.vjp(lambda *operands: attend(*operands, segment_ids), query, keys, values)
+        return pullback(attended)
+
+    return jax.jit(gradients, compiler_options=compiler.DETERMINISTIC)
+
+
+def _workspace(attend: Callable[..., jax.Array], device: jax.Device, dtype: str, largest: Heads) -> int:
+    """Bytes of temporaries of the gradient at the largest size."""
+    placed = jax.sharding.SingleDeviceSharding(device)
+    rows, columns, heads, kv_heads, size = largest
+    shapes = [(rows, columns, each, size) for each in (heads, kv_heads, kv_heads)]
+    arrays = [jax.ShapeDtypeStruct(shape, dtype, sharding=placed) for shape in shapes]
+    segments = jax.ShapeDtypeStruct((rows, columns), jnp.int32, sharding=placed)
+    memory: Any = _gradients(attend).lower(*arrays, segments).compile().memory_analysis()
+    return int(memory.temp_size_in_bytes)
+
+
+def _repeats(attend: Callable[..., jax.Array], device: jax.Device, dtype: str, largest: Heads) -> bool:
+    """Whether four gradients on two rows of 512 are the same in every bit."""
+    generator = np.random.default_rng(0)
+    shapes = [(2, 512, heads, largest.size) for heads in (largest.heads, largest.kv_heads, largest.kv_heads)]
+    segments = np.repeat([1, 2, 3, 0], [200, 12, 240, 60]).astype(np.int32)
+    with jax.ensure_compile_time_eval(), jax.default_device(device):
+        operands = [jnp.asarray(generator.normal(size=shape), dtype) for shape in shapes]
+        gradients = _gradients(attend)
+        found = [
+            [np.asarray(each).tobytes() for each in gradients(*operands, jnp.asarray(np.stack([segments] * 2)))]
+            for _ in range(4)
+        ]
+    return all(each == found[0] for each in found)
 
 
 def self_test(
