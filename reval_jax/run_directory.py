@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     import transformers
 
 PACKAGES = ("reval-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy", "math-verify")
+GPU_PACKAGES = ("jax-cuda13-plugin", "nvidia-cublas", "nvidia-cudnn-cu13")
+"""Libraries whose versions decide a GPU's bits, where they are installed."""
+
+
+MISSING = "not installed"
 
 
 class RunDirectory:
@@ -116,14 +121,15 @@ def claim(path: Path, config: config_lib.Config, *, data_fingerprint: str, round
 
 def package_versions() -> dict[str, str]:
     """The installed version of each package that results may depend on."""
-    return {name: _version(name) for name in PACKAGES}
+    installed = {name: _version(name) for name in (*PACKAGES, *GPU_PACKAGES)}
+    return {name: version for name, version in installed.items() if name in PACKAGES or version != MISSING}
 
 
 def _version(package: str) -> str:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        return "not installed"
+        return MISSING
 
 
 def write_rollouts(

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import tiny_programs
+from support import hf_checkpoints, tiny_programs
 from support.tiny_sampler import LONG_PROMPTS, STOPS, engine_of, generate
 
 from reval_jax import model, sampler
@@ -43,7 +43,7 @@ def softmax_of(query, keys, values, lengths):
     return attended
 
 
-@pytest.mark.parametrize(("heads", "kv_heads", "size"), [(12, 2, 128), (9, 3, 64), (4, 4, 80), (7, 1, 8)])
+@pytest.mark.parametrize(("heads", "kv_heads", "size"), [(12, 2, 128), (9, 3, 64), (4, 4, 80), (7, 1, 8), (20, 1, 16)])
 @pytest.mark.parametrize(
     ("dtype", "cache_dtype"),
     [("float32", "float32"), ("bfloat16", "bfloat16"), ("float32", "int8"), ("bfloat16", "int8")],
@@ -192,6 +192,30 @@ def test_truncated_and_full_sampling_are_two_programs_and_other_settings_none():
         counts.append(sampler.num_programs(engine) - before)
     # The first run also makes the slots, and prefills and admits prompts.
     assert counts == [4, 4, 5, 5]
+
+
+def test_an_int8_cache_that_the_kernel_cannot_count_is_refused(monkeypatch):
+    """512 slots of 8 heads of 64 numbers in 8,192 positions are 2^31."""
+    monkeypatch.setattr(model.kernels, "platform_of", lambda mesh: "gpu")
+    architecture = hf_checkpoints.tiny_architecture(num_heads=8, num_kv_heads=8, head_size=64)
+    one = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("rows", "tensor"))
+
+    def make(slots, cache):
+        return sampler.make(
+            architecture,
+            one,
+            compute_dtype="bfloat16",
+            max_prompt_tokens=1024,
+            max_response_tokens=7168,
+            decode_slots=slots,
+            decode_window=8,
+            cache=cache,
+            attention="xla",
+        )
+
+    assert make(511, "int8").cache_length == make(512, "compute").cache_length == 8192
+    with pytest.raises(ValueError, match="Use at most 511 slots"):
+        make(512, "int8")
 
 
 def test_the_kernels_of_a_gpu_are_these():

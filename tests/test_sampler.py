@@ -129,6 +129,36 @@ def test_an_interrupted_round_continues_from_its_finished_responses_bit_for_bit(
     assert_same(generate(tiny, **settings, finished={}), expected)
 
 
+def test_tokens_on_the_host_are_passed_on_before_a_failure_in_the_next_window(monkeypatch):
+    tiny = tiny_programs.tiny()
+    engine = engine_of(tiny, slots=4)
+    programs = steps.compiled(engine)
+    calls = []
+
+    def fails_later(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise RuntimeError("out of memory")
+        return programs.window(*arguments)
+
+    monkeypatch.setattr(steps, "compiled", lambda engine: programs._replace(window=fails_later))
+    job = scheduler.Job(
+        engine,
+        sampler.sync_weights(tiny.params, engine),
+        PROMPTS,
+        [(prompt, 0) for prompt in range(4)],
+        keys.named_key(0, "test"),
+        steps.sampling_params(1.0, 0, 1.0),
+        steps.padded_stop_ids(()),
+        np.full((4, 1), 8),
+    )
+    chunks = []
+    with pytest.raises(RuntimeError, match="out of memory"):
+        chunks.extend(chunk for window in scheduler.run(job, should_stop=lambda: False) for chunk in window)
+    assert sorted(chunk.prompt for chunk in chunks) == [0, 1, 2, 3]
+    assert all(len(chunk.tokens) == engine.decode_window for chunk in chunks)
+
+
 @pytest.mark.slow
 def test_draws_depend_on_neither_slots_nor_other_responses():
     tiny = tiny_programs.tiny()

@@ -25,3 +25,7 @@ UNTIMED: Options = CUBLAS | {"xla_gpu_autotune_level": 0}
 DETERMINISTIC: Options = UNTIMED | {"xla_gpu_exclude_nondeterministic_ops": True}
 """For programs with a gradient: cuDNN's attention adds the gradients of its blocks in a fixed order too, and XLA those of a
 scatter."""
+
+UNCAPTURED: Options = {"xla_gpu_enable_command_buffer": ""}
+"""For a program that gets other arrays at each call, as admission does: XLA captures a program's kernels in a CUDA graph, and
+updates the graph, while the GPU waits, whenever an argument has moved."""

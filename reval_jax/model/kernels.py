@@ -173,6 +173,11 @@ def compiler_options(
     return compiler.CUBLAS if jnp.dtype(compute_dtype) == jnp.float32 else None
 
 
+def admission_options(mesh: Mesh) -> compiler.Options | None:
+    """The same for the sampler's admission, which copies other arrays at each call and computes nothing."""
+    return compiler.UNCAPTURED if platform_of(mesh) == "gpu" else None
+
+
 def for_sampler(
     setting: Setting, mesh: Mesh, architecture: Architecture, compute_dtype: DTypeLike, *, cache_length: int
 ) -> Kernels:

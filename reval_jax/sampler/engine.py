@@ -81,8 +81,8 @@ def make(
       deterministic: on GPUs, kernels are not chosen by timing them, so that another process samples the same bits.
 
     Raises:
-      ValueError: the slots do not divide over the process's devices, or leave one of them a single slot; or the platform
-        cannot run `attention`.
+      ValueError: the slots do not divide over the process's devices, or leave one of them a single slot; the platform cannot
+        run `attention`; or an int8 cache is larger than a GPU's kernel can count.
     """
     shards = mesh.shape["rows"]
     # A product with one row is another program, whose results differ in their last bits: two slots are the least.
@@ -93,6 +93,15 @@ def make(
             f"more for each. Use a multiple of {shards}, for example {least}."
         )
     cache_length = _cache_length(max_prompt_tokens, max_response_tokens)
+    kernels = model.kernels.for_sampler(attention, mesh, architecture, compute_dtype, cache_length=cache_length)
+    kv_shards = mesh.shape["tensor"] if architecture.num_kv_heads % mesh.shape["tensor"] == 0 else 1
+    per_slot = architecture.num_kv_heads // kv_shards * cache_length * architecture.head_size
+    most = (2**31 - 1) // per_slot * shards
+    if cache == "int8" and kernels.attend_cached is model.attention.decode_triton.attend and decode_slots > most:
+        raise ValueError(
+            f"rollout.kv_cache=int8 with rollout.decode_slots={decode_slots}: a layer's cache has 2^31 numbers or more on a GPU, "
+            f"which the attention kernel cannot count. Use at most {most} slots, or rollout.kv_cache=compute."
+        )
     return Engine(
         architecture,
         mesh,
@@ -103,7 +112,7 @@ def make(
         cache_length,
         decode_slots,
         decode_window,
-        model.kernels.for_sampler(attention, mesh, architecture, compute_dtype, cache_length=cache_length),
+        kernels,
         deterministic,
     )
 

@@ -49,7 +49,10 @@ class Interrupted(Exception):  # noqa: N818  It is no error: the caller wanted i
 
 
 class Hooks(NamedTuple):
-    """Functions that `generate` calls between two windows; by default none."""
+    """Functions that `generate` calls once a window; by default none.
+
+    `should_stop` is asked before a window is decoded, the others get a window's tokens while the next one is.
+    """
 
     on_progress: Callable[[int, int], None] | None = None  # (finished responses, all responses)
     on_chunks: Callable[[list[Chunk]], None] | None = None  # the new tokens of every response under way

@@ -116,18 +116,23 @@ def run(
     state, truncates = programs.fresh(), steps.truncates(job.engine, job.sampling)
     fetched: _Fetched | None = None  # the last window, whose chunks the caller has not got yet
     while True:
-        if queue:
-            state = _admit(job, programs, state, _place(queue, store, slots, choose_slots))
-        is_stopped = any(slots.request) and should_stop()
-        if is_stopped or not any(slots.request):
-            if fetched:
+        window = None
+        try:
+            if queue:
+                state = _admit(job, programs, state, _place(queue, store, slots, choose_slots))
+            is_stopped = any(slots.request) and should_stop()
+            if any(slots.request) and not is_stopped:
+                state, window = programs.window(job.params, state, job.sampling, job.stop_ids, truncates)
+        except Exception:
+            if fetched:  # Whatever failed, these tokens are on the host.
                 yield _chunks(fetched)
-            if is_stopped:
-                raise Interrupted
-            return
-        state, window = programs.window(job.params, state, job.sampling, job.stop_ids, truncates)
+            raise
         if fetched:  # What the caller does with them, it does while the devices decode the next window.
             yield _chunks(fetched)
+        if is_stopped:
+            raise Interrupted
+        if window is None:
+            return
         fetched = slots.after(jax.device_get(window))
 
 

@@ -95,6 +95,7 @@ def compiled(engine: Engine) -> Programs:
             donate_argnums=0,
             in_shardings=(state, prompts, admissions, whole),
             out_shardings=state,
+            compiler_options=model.kernels.admission_options(engine.mesh),
         ),
         window=jax.jit(
             functools.partial(_window, engine),

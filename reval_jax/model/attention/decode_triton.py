@@ -22,7 +22,10 @@ try:
 except ImportError:  # a jax that has removed it
     triton = None  # type: ignore[assignment]
 
-_QUERY_ROWS = 16  # rows of a tensor core's product: the query heads of a key/value head, padded
+# jax warns at each lowering. Who uses this package cannot act on it; the docstring above is for who can.
+warnings.filterwarnings("ignore", message="The Pallas Triton backend is deprecated")
+
+_LEAST_ROWS = 16  # of a tensor core's product: the query heads of a key/value head are padded to it
 _BLOCK_BYTES = 16 * 2**10  # of keys or values that a program multiplies at once: 64 positions of 128 bfloat16 numbers
 
 
@@ -66,25 +69,26 @@ def attend(
     positions = pl.BlockSpec((None, None, length, size), lambda row, head: (row, head, 0, 0))
     scale = pl.BlockSpec((None, None, length), lambda row, head: (row, head, 0))
     scales = () if cache.key_scale is None else (cache.key_scale, cache.value_scale)
-    kernel = functools.partial(_attend_row, group=group, size=size, padded_size=padded_size, block=block)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The Pallas Triton backend is deprecated")
-        attended = pl.pallas_call(
-            kernel,
-            grid=(rows, num_kv_heads),
-            in_specs=[
-                pl.BlockSpec((None,), lambda row, head: (row,)),
-                per_head,
-                positions,
-                positions,
-                *[scale] * len(scales),
-            ],
-            out_specs=per_head,
-            out_shape=jax.ShapeDtypeStruct((rows, num_kv_heads, group, size), query.dtype),
-            compiler_params=triton.CompilerParams(num_warps=4, num_stages=3),
-            interpret=interpret,
-            name="decode_attention",
-        )(lengths, query.reshape(rows, num_kv_heads, group, size), cache.keys, cache.values, *scales)
+    query_rows = max(_LEAST_ROWS, pl.next_power_of_2(group))
+    kernel = functools.partial(
+        _attend_row, group=group, query_rows=query_rows, size=size, padded_size=padded_size, block=block
+    )
+    attended = pl.pallas_call(
+        kernel,
+        grid=(rows, num_kv_heads),
+        in_specs=[
+            pl.BlockSpec((None,), lambda row, head: (row,)),
+            per_head,
+            positions,
+            positions,
+            *[scale] * len(scales),
+        ],
+        out_specs=per_head,
+        out_shape=jax.ShapeDtypeStruct((rows, num_kv_heads, group, size), query.dtype),
+        compiler_params=triton.CompilerParams(num_warps=4, num_stages=3),
+        interpret=interpret,
+        name="decode_attention",
+    )(lengths, query.reshape(rows, num_kv_heads, group, size), cache.keys, cache.values, *scales)
     return attended.reshape(query.shape)
 
 
@@ -95,6 +99,7 @@ def _attend_row(
     values_ref: Any,
     *rest: Any,
     group: int,
+    query_rows: int,
     size: int,
     padded_size: int,
     block: int,
@@ -102,7 +107,7 @@ def _attend_row(
     """The kernel of one row and key/value head: refs i32[], [G,H], [S,H], [S,H], and for int8 the scales f32[S] twice."""
     *scale_refs, out_ref = rest
     dtype, length = query_ref.dtype, length_ref[...]
-    heads, columns = jnp.arange(_QUERY_ROWS)[:, None], jnp.arange(padded_size)[None]
+    heads, columns = jnp.arange(query_rows)[:, None], jnp.arange(padded_size)[None]
     is_query = (heads < group) & (columns < size)
     query = triton.load(query_ref.at[heads, columns], mask=is_query, other=0.0)
 
@@ -130,9 +135,9 @@ def _attend_row(
         return new_max, running_sum, running_out * shrink[:, None] + out
 
     running = (
-        jnp.full((_QUERY_ROWS,), linear.MASKED_SCORE, jnp.float32),
-        jnp.zeros((_QUERY_ROWS,), jnp.float32),
-        jnp.zeros((_QUERY_ROWS, padded_size), jnp.float32),
+        jnp.full((query_rows,), linear.MASKED_SCORE, jnp.float32),
+        jnp.zeros((query_rows,), jnp.float32),
+        jnp.zeros((query_rows, padded_size), jnp.float32),
     )
     _, running_sum, running_out = jax.lax.fori_loop(0, pl.cdiv(length, block), over_block, running)
     # A row's largest score has weight 1, so only a row of length 0 has a smaller sum.

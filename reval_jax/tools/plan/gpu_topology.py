@@ -138,7 +138,7 @@ def is_gpu_name(name: str) -> bool:
 
 
 def _kind(name: str) -> str:
-    return re.sub(r":.*|^\d+\s*x\s*", "", name.strip().lower())
+    return re.sub(r":.*|^(\d+\s*x?\s+|\d+\s*x|x\s+)\s*", "", name.strip().lower())
 
 
 def named(name: str) -> GpuHosts:

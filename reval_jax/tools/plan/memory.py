@@ -170,6 +170,7 @@ def cudnn_bytes(architecture: model.Architecture, pod: compilation.Pod, config: 
 
     On packed rows softmax statistics f32[rows · (segments + 1), heads, columns] of a layer, kept for the backward pass of all
     layers unless model.remat is full; with a mask, where packed rows are refused, it, [rows, columns, columns], and its gradient.
+    A gradient that has to repeat may take a workspace too, of which a run allows `cudnn.MOST_WORKSPACE`.
     """
     dtype = jnp.dtype(config.model.compute_dtype)
     if config.model.attention not in ("auto", "cudnn") or attention.cudnn.refusal(dtype, architecture.head_size):
@@ -181,7 +182,8 @@ def cudnn_bytes(architecture: model.Architecture, pod: compilation.Pod, config: 
     rows = shape.rows // mesh_lib.num_row_shards(mesh)
     packed = layers * rows * (shape.slots + 1) * heads * shape.tokens * 4
     masked = layers * rows * heads * shape.tokens * 4 + 2 * rows * shape.tokens**2 * dtype.itemsize
-    return max(packed, masked)
+    workspace = int(attention.cudnn.MOST_WORKSPACE * pod.capacity) if config.model.deterministic else 0
+    return max(packed, masked) + workspace
 
 
 _HELD_BY_PROGRAM = {

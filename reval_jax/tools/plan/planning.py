@@ -221,11 +221,11 @@ def _not_compiled(plan: Plan, cudnn_bytes: int) -> list[str]:
             "compiled without a GPU: XLA times candidates for products on the card, and here has to take its defaults"
         ]
     if cudnn_bytes:
-        total = {phase.name: phase.total for phase in plan.phases}["update"]
+        needed = {phase.name: phase.total for phase in plan.phases}["update"] + cudnn_bytes
         lines += [
             "not compiled: attention by cuDNN, for want of its library. These programs attend in plain XLA, 128 queries at a",
-            f"  time. cuDNN adds at most {_gib(cudnn_bytes)} GiB, softmax statistics or a mask: the update needs at most "
-            f"{_gib(total + cudnn_bytes)} of {_gib(plan.capacity)} GiB",
+            f"  time. cuDNN adds at most {_gib(cudnn_bytes)} GiB (softmax statistics or a mask, and with model.deterministic",
+            f"  the workspace that a run allows it): the update needs at most {_gib(needed)} of {_gib(plan.capacity)} GiB",
         ]
     return lines
 
