@@ -29,6 +29,12 @@ def relative_error(actual: Any, expected: Any) -> float:
     return float(np.linalg.norm(actual - expected) / np.linalg.norm(expected))
 
 
+def _options(dtype: str, *, has_gradient: bool) -> model.compiler.Options | None:
+    """The learner's: without them XLA times Triton's float32 products for minutes."""
+    learner = mesh.make(config_lib.Mesh())
+    return model.kernels.compiler_options(learner, dtype, deterministic=True, has_gradient=has_gradient)
+
+
 def _checked(what: str, dtype: str, errors: dict[str, float], **more: Any) -> dict[str, Any]:
     is_fine = all(error <= BOUND[dtype] for error in errors.values())
     return {"what": what, "dtype": dtype, **more, "errors": errors, "bound": BOUND[dtype], "is_fine": is_fine}
@@ -81,7 +87,7 @@ def attention_errors(
     learner = mesh.make(config_lib.Mesh())
     of = dataclasses.replace(_small_model(True), num_heads=heads, num_kv_heads=kv_heads, head_size=size)
     chosen = model.kernels.for_learner("auto", learner, of, dtype).attend
-    options = model.kernels.compiler_options(learner, dtype, deterministic=True, has_gradient=True)
+    options = _options(dtype, has_gradient=True)
     _, mask_reason = model.kernels.learner_attention("auto", learner, of, dtype, None)
     cases = []
     for attend in dict.fromkeys((chosen, xla.attend)):
@@ -140,7 +146,8 @@ def score_errors(dtype: str, num_tokens: int, width: int, vocabulary: int) -> di
         )
         return 0.5 * log_prob.sum() + 0.25 * logsumexp.sum(), (log_prob, logsumexp)
 
-    (_, results), gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(hidden, head)
+    program = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
+    (_, results), gradients = jax.jit(program, compiler_options=_options(dtype, has_gradient=True))(hidden, head)
     hidden, head = hidden.astype(np.float64), head.astype(np.float64)
     logits = hidden @ head
     top = logits.max(1, keepdims=True)
@@ -165,12 +172,13 @@ def forward_errors(of: model.Architecture, params: model.Params) -> dict[str, An
         hidden = model.hidden_states(of, params, tokens, positions, segments, compute_dtype="float32")
         return scores.head_product(hidden.reshape(-1, of.width), model.head(of, params, compute_dtype="float32"))
 
+    options = _options("float32", has_gradient=False)
     operands = params, tokens, positions, np.ones_like(tokens)
     on_cpu = jax.device_put(operands, jax.devices("cpu")[0])
     return _checked(
         "forward pass against the CPU",
         "float32",
-        {"logits": relative_error(jax.jit(logits)(*operands), jax.jit(logits)(*on_cpu))},
+        {"logits": relative_error(jax.jit(logits, compiler_options=options)(*operands), jax.jit(logits)(*on_cpu))},
     )
 
 
@@ -186,7 +194,7 @@ def sampler_error(of: model.Architecture, params: model.Params, dtype: str, *, i
         hidden = model.hidden_states(of, params, tokens[None], positions, ones, compute_dtype=dtype)[0]
         return jax.nn.log_softmax(scores.head_product(hidden, model.head(of, params, compute_dtype=dtype)))
 
-    differences, program = [], jax.jit(log_probs)
+    differences, program = [], jax.jit(log_probs, compiler_options=_options(dtype, has_gradient=False))
     for response in responses[::3]:
         whole = np.concatenate([prompts.tokens[response.prompt], response.tokens])
         padded = np.zeros(16 + num_tokens, np.int32)
@@ -290,27 +298,24 @@ def repeat(is_small: bool, emit: Emit) -> None:
     distributed.start()
     of = _small_model(is_small)
     workload = time_update.Workload(2, 64, 8) if is_small else time_update.Workload(8, 2048, 256)
-    for dtype in ("bfloat16", "float32"):
-        for is_deterministic in (True, False):
-            settings = time_update.make_config(
-                workload, dtype=dtype, remat="dots", micro_batch_tokens=4 * workload.tokens
-            )
-            chosen = dataclasses.replace(settings.model, deterministic=is_deterministic)
-            settings = dataclasses.replace(settings, model=chosen)
-            states, seconds, first = _updated_twice(of, settings, workload)
-            different = sum(
-                one.tobytes() != other.tobytes()
-                for one, other in zip(*(jax.tree.leaves(state) for state in states), strict=True)
-            )
-            case = {
-                "what": "update",
-                "dtype": dtype,
-                "deterministic": is_deterministic,
-                "different_arrays": different,
-                "seconds": seconds,
-                "first_call_s": first,
-            }
-            emit(case | {"is_fine": not different} if is_deterministic else case)
+    for dtype, is_deterministic in (("bfloat16", True), ("float32", True), ("bfloat16", False)):
+        settings = time_update.make_config(workload, dtype=dtype, remat="dots", micro_batch_tokens=4 * workload.tokens)
+        chosen = dataclasses.replace(settings.model, deterministic=is_deterministic)
+        settings = dataclasses.replace(settings, model=chosen)
+        states, seconds, first = _updated_twice(of, settings, workload)
+        different = sum(
+            one.tobytes() != other.tobytes()
+            for one, other in zip(*(jax.tree.leaves(state) for state in states), strict=True)
+        )
+        case = {
+            "what": "update",
+            "dtype": dtype,
+            "deterministic": is_deterministic,
+            "different_arrays": different,
+            "seconds": seconds,
+            "first_call_s": first,
+        }
+        emit(case | {"is_fine": not different} if is_deterministic else case)
 
 
 def _updated_twice(
