@@ -81,10 +81,10 @@ def test_an_update_benchmark_reports_its_measurements():
 def test_an_update_faster_than_its_peak_has_no_mfu_and_says_why():
     devices = jax.device_count()
     works = {kind: work.UpdateWork(60.0 * devices, 30.0 * devices, 20.0 * devices) for kind in ("fixed", "lognormal")}
-    use = bench.time_update._use(works, {"fixed": 1.0, "lognormal": 0.5}, timing.Peak(200.0, "measured"), 200.0)
+    use = bench.time_update.use(works, {"fixed": 1.0, "lognormal": 0.5}, timing.Peak(200.0, "measured"), 200.0)
     assert use["mfu"] == {"fixed": None, "lognormal": None}
     assert "busy" in use["refused"]
-    use = bench.time_update._use(works, {"fixed": 1.0, "lognormal": 2.0}, timing.Peak(200.0, "measured"), 200.0)
+    use = bench.time_update.use(works, {"fixed": 1.0, "lognormal": 2.0}, timing.Peak(200.0, "measured"), 200.0)
     assert use["mfu"] == pytest.approx({"fixed": 0.3, "lognormal": 0.15})
     assert use["refused"] is None
 

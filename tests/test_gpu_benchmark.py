@@ -52,6 +52,10 @@ def test_a_part_out_of_time_is_killed_with_its_children_and_keeps_its_cases(tmp_
     [
         ("import sys; sys.exit('lost')", "exit code 1"),
         (f"{CASE}; import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "exit code -9"),
+        (
+            f"{CASE}; import os, signal; print('{{\"case\": {{\"num', end='', flush=True); os.kill(os.getpid(), signal.SIGKILL)",
+            "exit code -9; a line was cut off after 14 characters",
+        ),
         ('print(\'{"end": "failed", "reason": "no memory"}\')', "no memory"),
     ],
 )
@@ -64,7 +68,7 @@ def test_a_part_that_fails_says_why_and_where_its_output_is(program, reason, tmp
 
 def test_the_rest_runs_after_a_failure_and_the_exit_code_tells_of_it(tmp_path, monkeypatch, capsys):
     programs = {
-        "machine": 'print(\'{"device": "cpu: a test"}\'); print(\'{"end": "done"}\')',
+        "machine": f'print(\'{{"case": {{"device": "cpu: a test"}}}}\'); {DONE}',
         "scores": "raise SystemExit(1)",
         "decode": 'print(\'{"end": "skipped", "reason": "not here"}\')',
         "update": f'print(\'{{"case": {{"is_fine": false}}}}\'); {DONE}',
@@ -87,6 +91,38 @@ def test_the_rest_runs_after_a_failure_and_the_exit_code_tells_of_it(tmp_path, m
     assert gpu.main([*options, "--parts", "update"]) == 1, "a check that was not met"
     assert gpu.main([*options, "--parts", "repeat", "--minutes", "0.001"]) == 1
     assert json.loads(file.read_text())["parts"]["repeat"]["end"] == "out of time"
+
+
+def test_a_machine_that_takes_too_long_to_describe_does_not_stop_the_parts(tmp_path, monkeypatch):
+    programs = {"machine": "import time; time.sleep(60)", "repeat": f"{CASE}; {DONE}"}
+    monkeypatch.setattr(parts, "command", lambda name, *, is_small: [sys.executable, "-c", programs[name]])
+    monkeypatch.setattr(gpu, "_plot", lambda record, path: "no plot")
+    monkeypatch.setattr(gpu, "MACHINE_SECONDS", 1)
+    file = tmp_path / "results.json"
+    assert gpu.main(["--json", str(file), "--parts", "repeat"]) == 0
+    record = json.loads(file.read_text())
+    assert record["machine"]["device"] == "unknown"
+    assert "killed after 1 s" in record["machine"]["reason"]
+    assert record["parts"]["repeat"]["cases"] == [{"number": 1}]
+
+
+def test_every_part_has_time_to_start_and_gets_what_those_before_it_left(tmp_path, monkeypatch):
+    assert sum(part.limit for part in parts.PARTS.values()) + 15 <= 60 * gpu.Gpu().minutes
+    limits = {}
+
+    def run_part(command, *, limit, **_):
+        limits[command[0]] = limit
+        cases = [{"device": "gpu: a test"}]
+        return gpu.Result("done", 0.0, "", cases)
+
+    monkeypatch.setattr(parts, "command", lambda name, *, is_small: [name])
+    monkeypatch.setattr(gpu, "run_part", run_part)
+    monkeypatch.setattr(gpu, "_plot", lambda record, path: "no plot")
+    assert gpu.main(["--json", str(tmp_path / "results.json")]) == 0
+    assert all(limits[name] >= part.limit for name, part in parts.PARTS.items())
+    assert limits["scores"] == pytest.approx(480, abs=5), "nothing was used before"
+    later = sum(part.limit for name, part in parts.PARTS.items() if name != "numerics")
+    assert limits["numerics"] == pytest.approx(480 - later, abs=5)
 
 
 def test_every_part_names_a_function_of_the_benchmark():

@@ -5,10 +5,10 @@
     python -m benchmarks.gpu --small --parts numerics # the same code with tiny sizes, on any machine
 
 A case is printed as one line of JSON as soon as it is measured. Each part runs in a process of its own and is killed at its
-time limit; a part that fails, or runs out of time, does not stop the rest, and keeps the cases that it has printed. The results
-are written after every part as JSON, and at the end as a plot (which needs matplotlib), to docs/performance_gpu.json and .svg, or
-with --small to runs/. No network is needed; BUILD.md lists the wheels to bring. The exit code is 1 if a part failed or a check
-was not met.
+time limit, to which the time is added that the parts before it left; a part that fails, or runs out of time, does not stop the
+rest, and keeps the cases that it has printed. The results are written after every part as JSON, and at the end as a plot (which
+needs matplotlib), to docs/performance_gpu.json and .svg, or with --small to runs/. No network is needed; BUILD.md lists the
+wheels to bring. The exit code is 1 if a part failed or a check was not met.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ import tyro
 from benchmarks.gpu import parts as parts_lib
 
 ROOT = Path(__file__).resolve().parents[2]
+MACHINE_SECONDS = 60  # until the description of the machine is given up
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Result(NamedTuple):
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the parts; returns an exit code."""
-    listed = "\n".join(f"  {name:<13}{part.limit:>4.0f} s  {part.describes}" for name, part in parts_lib.PARTS.items())
+    listed = "\n".join(f"  {name:<23}{part.limit:>4.0f} s  {part.describes}" for name, part in parts_lib.PARTS.items())
     description = f"{__doc__}\nParts, with their time limits:\n{listed}"
     args = tyro.cli(Gpu, args=argv, prog="python -m benchmarks.gpu", description=description)
     previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the running part is ended too
@@ -88,13 +89,14 @@ def _run(args: Gpu) -> int:
         record: dict[str, Any] = {
             "command": f"python -m benchmarks.gpu --parts {args.parts}{' --small' if args.small else ''}",
             "commit": _commit(),
-            "machine": _machine(args, environment),
+            "machine": _machine(args, environment, target.with_suffix(".machine.log")),
             "parts": {},
         }
         is_fine = True
-        for name in names:
+        for index, name in enumerate(names):
             left = deadline - time.monotonic()
-            limit = min(parts_lib.PARTS[name].limit * (10 if args.small else 1), left)
+            own, *later = (parts_lib.PARTS[each].limit * (10 if args.small else 1) for each in names[index:])
+            limit = min(max(own, left - sum(later)), left)
             if left < 5:
                 result = Result("out of time", 0.0, f"the {args.minutes:g} minutes of --minutes are over", [])
             else:
@@ -143,20 +145,21 @@ def _commit() -> str:
         return "unknown: no git repository"
 
 
-def _machine(args: Gpu, environment: dict[str, str]) -> dict[str, Any]:
-    """What the parts will run on.
+def _machine(args: Gpu, environment: dict[str, str], log: Path) -> dict[str, Any]:
+    """What the parts will run on, or that this took too long to find out: the parts then run nevertheless.
 
     Raises:
       ValueError: jax sees no GPU, or does not start.
     """
     words = parts_lib.command("machine", is_small=args.small)
-    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=180)
-    lines = [json.loads(line) for line in done.stdout.splitlines()]
-    if len(lines) != 2:
-        raise ValueError(
-            f"jax does not start here: {(lines or [{'reason': done.stderr.strip()[-800:]}])[-1]['reason']}"
-        )
-    found: dict[str, Any] = lines[0]
+    limit = MACHINE_SECONDS * (10 if args.small else 1)
+    done = run_part(words, limit=limit, environment=environment, log=log, on_case=lambda _: None)
+    if done.end == "out of time":
+        print(f"machine: {done.end}: {done.reason}", file=sys.stderr, flush=True)
+        return {"device": "unknown", "reason": done.reason}
+    if done.end != "done" or not done.cases:
+        raise ValueError(f"jax does not start here: {done.reason}")
+    found: dict[str, Any] = done.cases[0]
     if not args.small and not found["device"].startswith("gpu"):
         raise ValueError(
             f"jax sees no GPU here ({found['device']}). Install the extra `cuda` (BUILD.md), or use --small, which runs "
@@ -180,7 +183,7 @@ def run_part(
     """
     start = time.monotonic()
     cases: list[dict[str, Any]] = []
-    end, reason = "failed", ""
+    end, reason, cut = "failed", "", ""
     is_late = threading.Event()
     with (
         log.open("w", encoding="utf-8") as errors,
@@ -197,7 +200,11 @@ def run_part(
         timer.start()
         try:
             for text in process.stdout or ():
-                line = json.loads(text)
+                try:
+                    line = json.loads(text)
+                except ValueError:  # killed while it wrote
+                    cut = f"; a line was cut off after {len(text)} characters"
+                    continue
                 if "case" in line:
                     cases.append(line["case"])
                     on_case(line["case"])
@@ -208,9 +215,9 @@ def run_part(
             timer.cancel()
             _kill(process)
     if is_late.is_set():
-        end, reason = "out of time", f"killed after {limit:.0f} s with {len(cases)} cases; see {log}"
+        end, reason = "out of time", f"killed after {limit:.0f} s with {len(cases)} cases{cut}; see {log}"
     elif end == "failed":
-        reason = f"{reason or f'exit code {code}'}; see {log}"
+        reason = f"{reason or f'exit code {code}'}{cut}; see {log}"
     else:
         log.unlink()
     return Result(end, time.monotonic() - start, reason, cases)

@@ -28,25 +28,27 @@ class Part(NamedTuple):
     """One part, which runs in a process of its own."""
 
     function: str  # MODULE:FUNCTION of `benchmarks.gpu`, called with (is_small, emit)
-    limit: float  # seconds after which it is killed
+    limit: float  # seconds that it may take, whatever the others did; more, if the parts before it left some
     describes: str
 
 
 PARTS = {
     "numerics": Part("correctness:numerics", 60, "attention, score head and forward pass against float64 and the CPU"),
-    "decode": Part("speed:decode", 60, "one decode step, 256 slots, 1k context: time, kernels, share of the roofline"),
-    "update": Part("speed:update", 100, "the update at 1.5B: remat dots and full, fixed and log-normal lengths"),
-    "resume": Part("resume:resume", 80, "a run killed and resumed against one never stopped, byte for byte"),
-    "repeat": Part("correctness:repeat", 60, "whether an update repeats bit for bit, and what that costs"),
-    "demo": Part("demo_run:demo", 120, "the demo from a cold cache: seconds to the first round and to the end"),
-    "transformers": Part("transformers_peer:measure", 60, "the same update and generation by transformers on torch"),
-    "sampler": Part(
-        "speed:generate", 100, "generation: 64 to 512 slots, fixed and log-normal, bfloat16 and int8 caches"
+    "decode": Part("speed:decode", 40, "one decode step, 256 slots, 1k context: time, kernels, share of the roofline"),
+    "transformers_generate": Part(
+        "transformers_peer:generate", 35, "generation of such a size by transformers on torch"
     ),
-    "invariance": Part("correctness:invariance", 60, "a response's bits, whatever the window and the other responses"),
-    "scores": Part("speed:scores", 30, "the score head, 8,192 tokens x 151,936 x 1,536, against full logits"),
+    "update": Part("speed:update", 65, "the update at 1.5B: remat dots and full, fixed and log-normal lengths"),
+    "resume": Part("resume:resume", 60, "a run killed and resumed against one never stopped, byte for byte"),
+    "repeat": Part("correctness:repeat", 30, "whether an update repeats bit for bit, and what that costs"),
+    "demo": Part("demo_run:demo", 120, "the demo from a cold cache: seconds to the first round and to the end"),
+    "transformers_update": Part("transformers_peer:update", 15, "the same update by transformers on torch"),
+    "sampler": Part("speed:generate", 20, "generation: 64 to 512 slots; at 256 also log-normal lengths and int8 cache"),
+    "invariance": Part("correctness:invariance", 10, "a response's bits, whatever the window and the other responses"),
+    "scores": Part("speed:scores", 10, "the score head, 8,192 tokens x 151,936 x 1,536, against full logits"),
 }
-"""Name → part, the most decisive first."""
+"""Name → part, the most decisive first. Together the limits leave 15 s of 8 minutes for the machine's description; the last parts
+count on time that those before them leave."""
 
 
 def command(name: str, *, is_small: bool) -> list[str]:
@@ -72,7 +74,7 @@ def main(name: str, *, is_small: bool) -> None:
 
     try:
         if name == "machine":
-            emit(describe())
+            emit({"case": describe()})
         else:
             module, _, function = PARTS[name].function.partition(":")
             run = getattr(importlib.import_module(f"benchmarks.gpu.{module}"), function)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import jax
 
 from benchmarks.gpu.parts import Emit
 from reval_jax import config as config_lib
-from reval_jax import distributed, mesh, model, sampler, timing, weights
+from reval_jax import distributed, keys, mesh, model, sampler, timing, weights, work
 from reval_jax.tools.bench import time_sampler, time_scores, time_update
 
 MODEL = "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"
@@ -50,18 +51,43 @@ def _free_bytes() -> int:
 
 
 def update(is_small: bool, emit: Emit) -> None:
-    """The update, with the remat policies that a user chooses between."""
+    """The update, with the remat policies that a user chooses between, on fixed and on log-normal lengths."""
     distributed.start()
     workload = time_update.Workload(2, 64, 8) if is_small else time_update.Workload(16, 2048, 256)
-    time_update.run(
-        architecture(is_small),
-        workload,
-        dtypes=(DTYPE,),
-        remats=("dots", "full"),
-        micro_batch_tokens=4 * workload.tokens,
-        repeats=1 if is_small else 2,
-        on_case=emit,
-    )
+    rate = timing.measured_peak(DTYPE)
+    for remat in ("dots", "full"):
+        emit(_update(architecture(is_small), workload, remat, rate, repeats=1 if is_small else 2))
+
+
+def _update(
+    of: model.Architecture, workload: time_update.Workload, remat: str, rate: float, *, repeats: int
+) -> dict[str, Any]:
+    """Median seconds of an update, tokens/s and shares of the card's rate.
+
+    Args:
+      rate: measured FLOP/s of products.
+    """
+    config = time_update.make_config(workload, dtype=DTYPE, remat=remat, micro_batch_tokens=4 * workload.tokens)
+    bench = time_update.make(of, config)
+    trained = {
+        kind: time_update.trajectories(lengths(workload), workload, of.vocab_size)
+        for kind, lengths in (("fixed", time_update.fixed_lengths), ("lognormal", time_update.lognormal_lengths))
+    }
+    calls = {kind: time_update.update_call(bench, rows) for kind, rows in trained.items()}
+    start = time.perf_counter()
+    jax.block_until_ready(calls["fixed"]())
+    first = time.perf_counter() - start
+    seconds = timing.medians(timing.interleaved(calls, repeats=repeats))
+    works = {kind: work.update_on(of, rows, remat=remat) for kind, rows in trained.items()}
+    return {
+        "dtype": DTYPE,
+        "remat": remat,
+        "num_parameters": sum(leaf.size for leaf in jax.tree.leaves(bench.state[0].params)),
+        "first_call_s": first,
+        "seconds": seconds,
+        "tokens_per_s": {kind: int(rows.length.sum()) / seconds[kind] for kind, rows in trained.items()},
+        **time_update.use(works, seconds, timing.peak_of(DTYPE, rate), rate),
+    }
 
 
 def _params(of: model.Architecture) -> model.Params:
@@ -137,8 +163,8 @@ def _kernels(call: Callable[[], Any], steps: int) -> dict[str, Any] | None:
         "copies_to_host_a_step": sum(count for name, count in counts.items() if "D2H" in name) / steps,
         "busy_ms_a_step": sum(total.values()) / 1e6 / steps,
         "longest": [
-            {"name": name[:120], "ms_a_step": time / 1e6 / steps, "a_step": counts[name] / steps}
-            for name, time in total.most_common(12)
+            {"name": name[:120], "ms_a_step": duration / 1e6 / steps, "a_step": counts[name] / steps}
+            for name, duration in total.most_common(12)
         ],
     }
 
@@ -147,28 +173,64 @@ def generate(is_small: bool, emit: Emit) -> None:
     """Generation: slots, lengths and caches, the most telling first."""
     distributed.start()
     of = architecture(is_small)
+    params = _params(of)
     unit = 1 if is_small else 16
+    peak, rates, measured = timing.device_peak(DTYPE), timing.published(), _memory_rate()
     cases = [
         (16, "fixed", "compute"),
         (16, "lognormal", "compute"),
         (16, "fixed", "int8"),
         (32, "fixed", "compute"),
         (4, "fixed", "compute"),
-        (8, "fixed", "compute"),
-        (16, "lognormal", "int8"),
     ]
     for number, lengths, cache in cases:
         slots = unit * number
         prompt, response = (8, 8) if is_small else (256, 256)
-        time_sampler.run(
-            of,
-            time_sampler.Workload(max(1, slots // 8), 8, prompt, response),
-            dtypes=(DTYPE,),
-            slots=(slots,),
-            lengths=(lengths,),
-            window=4 if is_small else 64,
-            caches=(cache,),  # type: ignore[arg-type]
-            attentions=("auto",),
-            repeats=1,
-            on_case=emit,
+        workload = time_sampler.Workload(max(1, slots // 8), 8, prompt, response)
+        window = 4 if is_small else 64
+        engine = time_sampler.make_engine(
+            workload, of, dtype=DTYPE, slots=slots, window=window, lengths=lengths, cache=cache
         )
+        copy = sampler.sync_weights(params, engine)
+        first, seconds, tokens = _generated(engine, copy, workload, lengths)
+        bandwidth = rates.memory if rates else measured
+        floor = time_sampler.step_floor(engine, copy, prompt + response / 2, peak.flops, bandwidth)
+        emit(
+            {
+                "lengths": lengths,
+                "dtype": DTYPE,
+                "kv_cache": cache,
+                "attention": engine.kernels.attend_cached.__name__,
+                "slots": slots,
+                "window": window,
+                "tokens": tokens,
+                "seconds": seconds,
+                "tokens_per_s": tokens / seconds,
+                "roofline_tokens_per_s": slots / floor,
+                "peak": peak._asdict() | {"memory": bandwidth},
+                "measured_memory_bytes_per_s": measured,
+                "first_call_s": first,
+            }
+        )
+
+
+def _generated(
+    engine: sampler.Engine, params: model.Params, workload: time_sampler.Workload, lengths: str
+) -> tuple[float, float, int]:
+    """Seconds of a first run, which compiles, and of a second; and the tokens of one."""
+    limits = time_sampler.response_lengths(workload, lengths)
+    prompts = time_sampler.random_prompts(workload, len(limits), engine.architecture.vocab_size)
+    seconds = []
+    for number in range(2):
+        start = time.perf_counter()
+        sampler.generate(
+            engine,
+            params,
+            prompts,
+            keys.named_key(0, "benchmark", number),
+            samples_per_prompt=workload.samples,
+            sampling=sampler.Sampling(),
+            max_tokens=limits,
+        )
+        seconds.append(time.perf_counter() - start)
+    return seconds[0], seconds[1], int(limits.sum())

@@ -1,4 +1,4 @@
-"""An update and generation by transformers on torch, with the sizes of the parts `update` and `decode`.
+"""Generation and an update by transformers on torch, with the sizes of the parts `decode` and `update`.
 
 The update is autocast bfloat16 over float32 parameters, scaled dot-product attention, fused AdamW and ReVal's loss without a
 reference; `generate` keeps a dynamic cache and bfloat16 weights.
@@ -15,8 +15,26 @@ from typing import Any
 from benchmarks.gpu.parts import Emit, SkippedError
 
 
-def measure(is_small: bool, emit: Emit) -> None:
-    """Both, or skipped without torch, transformers and, unless small, a GPU that torch can use."""
+def generate(is_small: bool, emit: Emit) -> None:
+    """Responses to prompts that together have as many positions as those of `decode`; skipped as `_start` says."""
+    torch, device = _start(is_small)
+    emit(_generate(torch, device, _config(is_small), *((4, 8, 8) if is_small else (256, 768, 128))))
+
+
+def update(is_small: bool, emit: Emit) -> None:
+    """The update of fixed lengths, without and with gradient checkpoints; skipped as `_start` says."""
+    torch, device = _start(is_small)
+    sizes = (2, 64, 2) if is_small else (16, 2048, 4)
+    for has_checkpoints in (False, True):
+        emit(_update(torch, device, _config(is_small), *sizes, has_checkpoints=has_checkpoints))
+
+
+def _start(is_small: bool) -> tuple[Any, str]:
+    """The module torch, and the device that it uses.
+
+    Raises:
+      SkippedError: without torch, transformers or, unless small, a GPU that torch can use.
+    """
     missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
     if missing:
         raise SkippedError(f"{' and '.join(missing)} not installed")
@@ -24,13 +42,9 @@ def measure(is_small: bool, emit: Emit) -> None:
 
     if not is_small and not torch.cuda.is_available():
         raise SkippedError(f"torch {torch.__version__} sees no GPU")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.backends.cuda.matmul.allow_tf32 = True
     torch.manual_seed(0)
-    sizes = (2, 64, 2) if is_small else (16, 2048, 4)
-    for has_checkpoints in (False, True):
-        emit(_update(torch, device, _config(is_small), *sizes, has_checkpoints=has_checkpoints))
-    emit(_generate(torch, device, _config(is_small), *((4, 8, 8) if is_small else (256, 768, 128))))
+    return torch, "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _config(is_small: bool) -> Any:

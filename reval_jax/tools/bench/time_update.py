@@ -209,14 +209,14 @@ def measure(bench: Bench, workload: Workload, *, repeats: int) -> types.Json:
         "first_call_s": first,
         "seconds": seconds,
         "tokens_per_s": rates,
-        **_use(works, seconds, timing.peak_of(dtype, measured_rate), measured_rate),
+        **use(works, seconds, timing.peak_of(dtype, measured_rate), measured_rate),
         "packed_over_unpacked": seconds["lognormal_unpacked"] / seconds["lognormal"],
         "stored_scores_save": (seconds["fixed_scored_again"] - seconds["fixed"]) / seconds["reference"],
         "replayed_over_scored_again": seconds["fixed_scored_again"] / seconds["fixed"],
     }
 
 
-def _use(
+def use(
     works: dict[str, work.UpdateWork], seconds: dict[str, float], peak: timing.Peak, measured_rate: float
 ) -> types.Json:
     """MFU and its denominators, and the work beside it as shares of the same peak."""
