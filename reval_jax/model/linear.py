@@ -22,7 +22,6 @@ SAVED_ATTENTION = "attention"  # of its attention's output and the kernel's resi
 MASKED_SCORE = -1e30
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def product(spec: str, compute_dtype: DTypeLike, left: jax.Array, right: jax.Array) -> jax.Array:
     """The two-operand einsum `spec` with `compute_dtype` operands and a float32 accumulator and result.
 
@@ -30,7 +29,23 @@ def product(spec: str, compute_dtype: DTypeLike, left: jax.Array, right: jax.Arr
     GPU run at float32 speed. Here the cotangent is cast too, and a float32 weight's gradient leaves the accumulator
     unrounded. Every index of one operand must occur in the other operand or in the result.
     """
-    return _multiply(spec, compute_dtype, jnp.float32, left, right)
+    return _product(spec, compute_dtype, jnp.float32, left, right)
+
+
+def rounded_product(spec: str, compute_dtype: DTypeLike, left: jax.Array, right: jax.Array) -> jax.Array:
+    """`product` cast to `compute_dtype`, the cast being part of the product: on GPU it saves a float32 array and a kernel.
+
+    The left operand's cotangent leaves so too; the right operand's, a weight's gradient, leaves in float32.
+    """
+    return _product(spec, compute_dtype, compute_dtype, left, right)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _product(
+    spec: str, compute_dtype: DTypeLike, result_dtype: DTypeLike, left: jax.Array, right: jax.Array
+) -> jax.Array:
+    """`product`, whose result and left cotangent leave in `result_dtype`."""
+    return _multiply(spec, compute_dtype, result_dtype, left, right)
 
 
 def _multiply(
@@ -58,17 +73,17 @@ def _multiply(
 
 
 def _product_forward(
-    spec: str, compute_dtype: DTypeLike, left: jax.Array, right: jax.Array
+    spec: str, compute_dtype: DTypeLike, result_dtype: DTypeLike, left: jax.Array, right: jax.Array
 ) -> tuple[jax.Array, Operands]:
-    return product(spec, compute_dtype, left, right), (left, right)
+    return _product(spec, compute_dtype, result_dtype, left, right), (left, right)
 
 
 def _product_backward(
-    spec: str, compute_dtype: DTypeLike, operands: Operands, cotangent: jax.Array
+    spec: str, compute_dtype: DTypeLike, result_dtype: DTypeLike, operands: Operands, cotangent: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     left, right = operands
     left_axes, right_axes, result = axes_of(spec)
-    left_cotangent = product(f"{result},{right_axes}->{left_axes}", compute_dtype, cotangent, right)
+    left_cotangent = _product(f"{result},{right_axes}->{left_axes}", compute_dtype, result_dtype, cotangent, right)
     right_cotangent = _weight_cotangent(spec, compute_dtype, left, cotangent)
     return left_cotangent.astype(left.dtype), right_cotangent.astype(right.dtype)
 
@@ -87,35 +102,7 @@ def _weight_cotangent(spec: str, compute_dtype: DTypeLike, left: jax.Array, cota
     return product(f"{left_axes},{result}->{right_axes}", compute_dtype, left, cotangent)
 
 
-product.defvjp(_product_forward, _product_backward)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def rounded_product(spec: str, compute_dtype: DTypeLike, left: jax.Array, right: jax.Array) -> jax.Array:
-    """`product` cast to `compute_dtype`, the cast being part of the product: on GPU it saves a float32 array and a kernel.
-
-    The left operand's cotangent leaves so too; the right operand's, a weight's gradient, leaves in float32.
-    """
-    return _multiply(spec, compute_dtype, compute_dtype, left, right)
-
-
-def _rounded_forward(
-    spec: str, compute_dtype: DTypeLike, left: jax.Array, right: jax.Array
-) -> tuple[jax.Array, Operands]:
-    return rounded_product(spec, compute_dtype, left, right), (left, right)
-
-
-def _rounded_backward(
-    spec: str, compute_dtype: DTypeLike, operands: Operands, cotangent: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    left, right = operands
-    left_axes, right_axes, result = axes_of(spec)
-    left_cotangent = rounded_product(f"{result},{right_axes}->{left_axes}", compute_dtype, cotangent, right)
-    right_cotangent = _weight_cotangent(spec, compute_dtype, left, cotangent)
-    return left_cotangent.astype(left.dtype), right_cotangent.astype(right.dtype)
-
-
-rounded_product.defvjp(_rounded_forward, _rounded_backward)
+_product.defvjp(_product_forward, _product_backward)
 
 Product = Callable[[str, DTypeLike, jax.Array, jax.Array], jax.Array]
 """`product` or `rounded_product`."""
