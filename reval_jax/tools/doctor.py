@@ -151,20 +151,9 @@ def _packed_attention(device: jax.Device) -> Finding:
 
 def repeats(attend: model.kernels.Attend) -> Finding:
     """Whether an attention's gradients repeat bit for bit, with the compiler's options of `model.deterministic`."""
-    rng = np.random.default_rng(2)
-    query, keys, values = (jnp.asarray(rng.standard_normal((2, 512, heads, 64)), jnp.bfloat16) for heads in (4, 2, 2))
-    segments = jnp.asarray(np.repeat([1, 2, 3, 0], [200, 12, 240, 60])[None].repeat(2, 0), jnp.int32)
-
-    def loss(query: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
-        return jnp.sum(attend(query, keys, values, segments).astype(jnp.float32) ** 2)
-
-    gradients = jax.jit(jax.grad(loss, argnums=(0, 1, 2)), compiler_options=model.compiler.DETERMINISTIC)
-    name = "deterministic gradients"
+    cudnn, name = model.attention.cudnn, "deterministic gradients"
     try:
-        results = [[np.asarray(each) for each in gradients(query, keys, values)] for _ in range(4)]
-    except RuntimeError as failure:  # this card, or this cuDNN, has no such kernel
-        return Finding(name, f"do not compile: {str(failure).splitlines()[0]}", False)
-    is_equal = all(
-        one.tobytes() == other.tobytes() for again in results for one, other in zip(results[0], again, strict=True)
-    )
+        is_equal = cudnn.repeats(attend, jax.local_devices()[0], "bfloat16", cudnn.Heads(2, 512, 4, 2, 64))
+    except cudnn.FAILURES as failure:  # this card, or this cuDNN, has no such kernel
+        return Finding(name, f"do not compile: {type(failure).__name__} {' '.join(str(failure).split())[:200]}", False)
     return Finding(name, "repeat bit for bit" if is_equal else "differ from call to call", is_equal)

@@ -141,7 +141,7 @@ def gradient_refusal(attend: Callable[..., jax.Array], device: jax.Device, dtype
     if device not in jax.local_devices():
         return None
     try:
-        workspace, repeats = _workspace(attend, device, dtype, largest), _repeats(attend, device, dtype, largest)
+        workspace, is_repeated = _workspace(attend, device, dtype, largest), repeats(attend, device, dtype, largest)
     except FAILURES as failure:
         return _failed(failure)
     limit = MOST_WORKSPACE * (device.memory_stats() or {}).get("bytes_limit", np.inf)
@@ -150,7 +150,7 @@ def gradient_refusal(attend: Callable[..., jax.Array], device: jax.Device, dtype
             f"its repeatable gradient takes {workspace / 2**30:.1f} GiB for {largest.rows} rows of {largest.columns} tokens, "
             f"more than {MOST_WORKSPACE:.1%} of the device's memory"
         )
-    return None if repeats else "its gradient does not repeat bit for bit"
+    return None if is_repeated else "its gradient does not repeat bit for bit"
 
 
 def _gradients(attend: Callable[..., jax.Array]) -> jax.stages.Wrapped:
@@ -172,8 +172,8 @@ def _workspace(attend: Callable[..., jax.Array], device: jax.Device, dtype: str,
     return int(memory.temp_size_in_bytes)
 
 
-def _repeats(attend: Callable[..., jax.Array], device: jax.Device, dtype: str, largest: Heads) -> bool:
-    """Whether four gradients on two rows of 512 are the same in every bit."""
+def repeats(attend: Callable[..., jax.Array], device: jax.Device, dtype: str, largest: Heads) -> bool:
+    """Whether four gradients on two rows of 512 columns are the same in every bit; rows and columns of `largest` are not read."""
     generator = np.random.default_rng(0)
     shapes = [(2, 512, heads, largest.size) for heads in (largest.heads, largest.kv_heads, largest.kv_heads)]
     segments = np.repeat([1, 2, 3, 0], [200, 12, 240, 60]).astype(np.int32)
