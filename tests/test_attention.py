@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import SingleDeviceSharding
-from support import hf_checkpoints
+from support import hf_checkpoints, pretended_cudnn
 
 from reval_jax import mesh, model
 from reval_jax.model import attention, cpu, kernels
@@ -262,16 +262,11 @@ def test_the_backward_pass_runs_the_splash_kernel_again_only_when_nothing_is_kep
 
 
 @pytest.fixture
-def pretended_cudnn(monkeypatch):
-    """While tracing, jax reads versions from the GPU's driver; without a driver, this returns those of an A100."""
-    from jax._src.cudnn import fused_attention_stablehlo
-
-    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
-    monkeypatch.setattr(fused_attention_stablehlo, "check_compute_capability", lambda capability: False)
-    monkeypatch.setattr(fused_attention_stablehlo, "is_cuda_compute_capability_equal", lambda capability: False)
+def pretended_a100(monkeypatch):
+    pretended_cudnn.patch(monkeypatch, version=91000, is_at_least_hopper=False)
 
 
-@pytest.mark.usefixtures("pretended_cudnn")
+@pytest.mark.usefixtures("pretended_a100")
 @pytest.mark.parametrize(("remat", "runs"), [("none", 1), ("dots", 1), ("attention", 1), ("full", 2)])
 def test_lowered_for_a_gpu_the_backward_pass_runs_cudnn_again_only_when_nothing_is_kept(remat, runs):
     architecture = hf_checkpoints.tiny_architecture(head_size=64)

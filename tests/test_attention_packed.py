@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import hf_checkpoints, tiny_programs
+from support import hf_checkpoints, pretended_cudnn, tiny_programs
 
 from reval_jax import batch, mesh, model, ragged, setup
 from reval_jax.model import attention, compiler, kernels
@@ -195,7 +195,7 @@ def test_cudnn_is_asked_whether_its_gradient_repeats_and_what_it_takes(monkeypat
     refusal = functools.partial(cudnn.gradient_refusal.__wrapped__, attention.xla.attend, device, "float32", largest)
     monkeypatch.setattr(cudnn.compiler, "DETERMINISTIC", None)  # its options are for GPUs
     assert refusal() is None
-    monkeypatch.setattr(cudnn, "_repeats", lambda *arguments: False)
+    monkeypatch.setattr(cudnn, "repeats", lambda *arguments: False)
     assert refusal() == "its gradient does not repeat bit for bit"
     monkeypatch.setattr(cudnn, "MOST_WORKSPACE", 1e-9)
     monkeypatch.setattr(type(device), "memory_stats", lambda self: {"bytes_limit": 2**36}, raising=False)
@@ -220,8 +220,8 @@ def test_an_attention_whose_gradient_differs_from_call_to_call_does_not_repeat(m
         return attention.xla.attend(noise(query), *others)
 
     largest = cudnn.Heads(2, 512, 4, 2, 8)
-    assert cudnn._repeats(attention.xla.attend, jax.devices()[0], "float32", largest)
-    assert not cudnn._repeats(noisy, jax.devices()[0], "float32", largest)
+    assert cudnn.repeats(attention.xla.attend, jax.devices()[0], "float32", largest)
+    assert not cudnn.repeats(noisy, jax.devices()[0], "float32", largest)
 
 
 def test_where_no_form_of_cudnn_repeats_auto_attends_in_plain_xla_and_cudnn_is_refused(monkeypatch):
@@ -245,12 +245,7 @@ def test_where_no_form_of_cudnn_repeats_auto_attends_in_plain_xla_and_cudnn_is_r
 
 @pytest.fixture
 def pretended_hopper(monkeypatch):
-    """While tracing, jax reads versions from the GPU's driver; without a driver, this returns those of an H100."""
-    from jax._src.cudnn import fused_attention_stablehlo
-
-    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91200)
-    monkeypatch.setattr(fused_attention_stablehlo, "check_compute_capability", lambda capability: True)
-    monkeypatch.setattr(fused_attention_stablehlo, "is_cuda_compute_capability_equal", lambda capability: False)
+    pretended_cudnn.patch(monkeypatch, version=91200, is_at_least_hopper=True)
 
 
 @pytest.mark.usefixtures("pretended_hopper")

@@ -8,7 +8,7 @@ import re
 import jax
 import numpy as np
 import pytest
-from support import gpu_programs, hf_checkpoints, tiny_programs
+from support import gpu_programs, hf_checkpoints, pretended_cudnn, tiny_programs
 
 from reval_jax import algorithms, batch, mesh, update
 from reval_jax.model import kernels
@@ -23,12 +23,8 @@ def packed():
 
     And of jax itself one that is right about the packed form, whose calls are the same in those that are not.
     """
-    from jax._src.cudnn import fused_attention_stablehlo
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91200)
-        patch.setattr(fused_attention_stablehlo, "check_compute_capability", lambda capability: True)
-        patch.setattr(fused_attention_stablehlo, "is_cuda_compute_capability_equal", lambda capability: False)
+        pretended_cudnn.patch(patch, version=91200, is_at_least_hopper=True)
         patch.setattr(jax, "__version_info__", max(jax.__version_info__, cudnn.RIGHT_SINCE))
         yield
 
