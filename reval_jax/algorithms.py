@@ -301,7 +301,8 @@ def _check_loss(name: str, loss: Loss) -> None:
     # Sizes that are all different, so that axes cannot be confused unseen.
     rows = batch.abstract_micro_batch(batch.Shape(micro_batches=1, rows=2, tokens=7, responses=5, slots=3))
     mask = jax.ShapeDtypeStruct(rows.slot.shape, np.bool_)
-    scores = policy.PolicyScores(rows.behaviour_log_prob, rows.reward, rows.reward, mask)  # type: ignore[arg-type]
+    per_token, per_trajectory = rows.behaviour_log_prob, rows.reward
+    scores = policy.PolicyScores(per_token, per_trajectory, per_trajectory, mask, soft_values=per_token)  # type: ignore[arg-type]
     result = _call(f"the loss of {name}", jax.eval_shape, loss, scores, rows)
     expected = "(loss, metrics): a float32 scalar, and a dict of name to float32 scalar"
     if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)):

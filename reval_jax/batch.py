@@ -221,10 +221,7 @@ def pack(
     # (row, column) of every token, of every response token, and (row, slot) of every trajectory.
     index = {
         "tokens": (np.repeat(place.row, length), np.repeat(place.start, length) + source.offset),
-        "responses": (
-            np.repeat(place.row, response_length),
-            np.repeat(place.first, response_length) + source.response_offset,
-        ),
+        "responses": _response_columns(place, response_length),
         "slots": (place.row, place.slot),
     }
     fields: dict[str, jax.Array] = {}
@@ -237,6 +234,12 @@ def pack(
     for name, count in _COUNTS.items():
         fields[name] = mesh_lib.put(np.asarray(count.value(source), count.dtype), mesh_lib.replicated(mesh))
     return Batch(**fields)
+
+
+def _response_columns(place: Arrangement, response_length: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Row and column, of C, of every response token, in the trajectories' order."""
+    row, first = np.repeat(place.row, response_length), np.repeat(place.first, response_length)
+    return row, first + ragged.offsets(response_length)
 
 
 def micro_batch(rows: Batch, index: jax.Array | int) -> Batch:
@@ -253,6 +256,16 @@ def per_response_token(values: jax.Array, rows: Batch) -> jax.Array:
 def per_trajectory(values: np.ndarray, arrangement: Arrangement) -> np.ndarray:
     """[B] from a batch's [M, R, S], on the host, in the trajectories' order."""
     return values.reshape(-1, arrangement.shape.slots)[arrangement.row, arrangement.slot]
+
+
+def response_tokens(values: np.ndarray, arrangement: Arrangement, response_length: np.ndarray) -> np.ndarray:
+    """[sum of response_length] from a batch's [M, R, C], on the host: each response's values, in the trajectories' order.
+
+    Args:
+      response_length: i32[B], of the trajectories that were arranged.
+    """
+    columns = _response_columns(arrangement, response_length.astype(np.int64))
+    return values.reshape(-1, arrangement.shape.responses)[columns]
 
 
 def abstract(shape: Shape, mesh: Mesh) -> Batch:

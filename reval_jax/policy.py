@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -9,8 +10,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from reval_jax import batch, model, parallel, scores
+from reval_jax import batch, model, parallel, scores, types
 from reval_jax import config as config_lib
+from reval_jax import mesh as mesh_lib
 
 
 class PolicyScores(NamedTuple):
@@ -20,6 +22,8 @@ class PolicyScores(NamedTuple):
     trajectory_log_prob: jax.Array  # f32[R, S] nats, log pi(tau): the sum over the response, its end token included
     soft_value: jax.Array  # f32[R, S] nats, V(s1): logsumexp of Q at the last prompt token; 0 in an empty slot
     response_mask: jax.Array  # bool[R, C] True on response tokens
+    # f32[R, C] nats, V(s_h): logsumexp of Q at the position that predicts each response token; 0 past the row's last
+    soft_values: jax.Array | None = None
 
 
 def kernels(architecture: model.Architecture, mesh: Mesh, config: config_lib.Config) -> model.Kernels:
@@ -95,13 +99,60 @@ def score(
         vocab_axis=parallel.TENSOR if kernels.split.vocab else None,
     )
     log_prob = jnp.where(response_mask, log_prob.reshape(targets.shape), 0.0)
+    logsumexp = logsumexp.reshape(targets.shape)
     has_response = rows.response_length > 0
-    first_value = kernels.lookup.columns(logsumexp.reshape(targets.shape), rows.first, has_response)
+    first_value = kernels.lookup.columns(logsumexp, rows.first, has_response)
     return PolicyScores(
         log_prob,
         sum_by_slot(log_prob, rows.slot, rows.first.shape[1]),
         jnp.where(has_response, first_value, 0.0),
         response_mask,
+        soft_values=jnp.where(response_mask, logsumexp, 0.0),
+    )
+
+
+def make_scorer(
+    architecture: model.Architecture,
+    mesh: Mesh,
+    select: Callable[[PolicyScores], types.PyTree],
+    *,
+    config: config_lib.Config,
+) -> jax.stages.Wrapped:
+    """The jitted forward pass over a whole batch: (params, `batch.Batch`) → what `select` takes of each micro-batch's scores.
+
+    Each of its arrays [R, …] becomes one array [M, R, …], 0 in micro-batches that do not run.
+    """
+    axes, shapes = model.logical_axes(architecture), model.abstract_params(architecture)
+    placement = mesh_lib.specs(mesh_lib.shardings(mesh, axes, shapes, mesh_lib.LEARNER_AXES))
+    micro_batch_kernels = kernels(architecture, mesh, config)
+
+    def local_scores(params: model.Params, rows: batch.Batch) -> types.PyTree:
+        def selected(index: jax.Array | int) -> types.PyTree:
+            scored = score(
+                architecture,
+                params,
+                batch.micro_batch(rows, index),
+                temperature=config.rollout.temperature,
+                compute_dtype=config.model.compute_dtype,
+                kernels=micro_batch_kernels,
+            )
+            return select(scored)
+
+        def add_micro_batch(index: jax.Array, out: types.PyTree) -> types.PyTree:
+            return jax.tree.map(lambda whole, part: whole.at[index].set(part), out, selected(index))
+
+        num_micro_batches = rows.tokens.shape[0]
+        start = jax.tree.map(
+            lambda part: jnp.zeros((num_micro_batches, *part.shape), part.dtype), jax.eval_shape(selected, 0)
+        )
+        return jax.lax.fori_loop(0, rows.num_micro_batches, add_micro_batch, start)
+
+    split = batch.specs()
+    return jax.jit(
+        jax.shard_map(local_scores, mesh=mesh, in_specs=(placement, split), out_specs=split.tokens, check_vma=False),
+        compiler_options=model.kernels.compiler_options(
+            mesh, config.model.compute_dtype, deterministic=config.model.deterministic, has_gradient=False
+        ),
     )
 
 

@@ -12,7 +12,6 @@ from jax.sharding import Mesh
 
 from reval_jax import batch, distributed, model, policy, types
 from reval_jax import config as config_lib
-from reval_jax import mesh as mesh_lib
 
 Tree = TypeVar("Tree")  # parameters, or one of them
 
@@ -80,38 +79,11 @@ def load(reference: Reference) -> model.Params:
 
 def make_scorer(architecture: model.Architecture, mesh: Mesh, *, config: config_lib.Config) -> jax.stages.Wrapped:
     """The jitted forward pass, a `Scorer`."""
-    axes, shapes = model.logical_axes(architecture), model.abstract_params(architecture)
-    placement = mesh_lib.specs(mesh_lib.shardings(mesh, axes, shapes, mesh_lib.LEARNER_AXES))
-    kernels = policy.kernels(architecture, mesh, config)
 
-    def local_scores(params: model.Params, rows: batch.Batch) -> tuple[jax.Array, jax.Array]:
-        def add_micro_batch(index: jax.Array, out: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-            scores = policy.score(
-                architecture,
-                params,
-                batch.micro_batch(rows, index),
-                temperature=config.rollout.temperature,
-                compute_dtype=config.model.compute_dtype,
-                kernels=kernels,
-            )
-            return out[0].at[index].set(scores.trajectory_log_prob), out[1].at[index].set(scores.soft_value)
+    def sums(scores: policy.PolicyScores) -> tuple[jax.Array, jax.Array]:
+        return scores.trajectory_log_prob, scores.soft_value
 
-        start = (jnp.zeros_like(rows.reward), jnp.zeros_like(rows.reward))
-        return jax.lax.fori_loop(0, rows.num_micro_batches, add_micro_batch, start)
-
-    split = batch.specs()
-    return jax.jit(
-        jax.shard_map(
-            local_scores,
-            mesh=mesh,
-            in_specs=(placement, split),
-            out_specs=(split.reward, split.reward),
-            check_vma=False,
-        ),
-        compiler_options=model.kernels.compiler_options(
-            mesh, config.model.compute_dtype, deterministic=config.model.deterministic, has_gradient=False
-        ),
-    )
+    return policy.make_scorer(architecture, mesh, sums, config=config)
 
 
 def score(
