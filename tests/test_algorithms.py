@@ -60,7 +60,7 @@ def test_no_other_file_names_a_built_in_to_choose_by():
         for file in (ROOT / "reval_jax").rglob("*.py")
         if re.search(r"[\"'](tbrm|regression|grpo)[\"']", file.read_text())
     }
-    assert named == {"reval_jax/config.py", "reval_jax/algorithms.py"}
+    assert named == {"reval_jax/config/sections.py", "reval_jax/algorithms.py"}
 
 
 def buffer_of(num):
