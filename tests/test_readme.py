@@ -83,9 +83,14 @@ def test_every_function_of_the_equation_table_exists():
     names = re.findall(r"`(\w+)\.(\w+)`", README.partition("## How it works")[2].partition("## The files")[0])
     assert len(names) > 10
     for module, name in names:
-        body = ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8")).body
+        folder = PACKAGE / module
+        source = folder / "__init__.py" if folder.is_dir() else PACKAGE / f"{module}.py"
+        body = ast.parse(source.read_text(encoding="utf-8")).body
         functions = {node.name for node in body if isinstance(node, ast.FunctionDef)}
-        assert name in functions, f"README.md names {module}.{name}, which reval_jax/{module}.py does not define"
+        exported = {alias.name for node in body if isinstance(node, ast.ImportFrom) for alias in node.names}
+        assert name in (exported if folder.is_dir() else functions), (
+            f"README.md names {module}.{name}, which {source.relative_to(ROOT)} does not have"
+        )
 
 
 @pytest.mark.parametrize("page", PAGES)
