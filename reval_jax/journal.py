@@ -16,7 +16,10 @@ import numpy as np
 from reval_jax import ragged, types
 
 RAGGED = ("tokens", "log_prob", "truncated_log_prob")
-"""Fields of a response that hold one number per token."""
+"""Fields that every response has, of one number per token."""
+
+OPTIONAL = "mean_log_prob"
+"""A field of one number per token that the responses of a file have all, or none."""
 
 
 class Journal:
@@ -34,10 +37,15 @@ class Journal:
             if other.is_dir() and other != self._path:
                 shutil.rmtree(other)
 
-    def read(self, first: int, num_prompts: int) -> dict[tuple[int, int], types.Response]:
+    def read(
+        self, first: int, num_prompts: int, *, needs_mean_log_prob: bool = False
+    ) -> dict[tuple[int, int], types.Response]:
         """Responses by (prompt, sample) to prompts first … first + num_prompts − 1 of the round, renumbered from 0.
 
         Files that a crash left unreadable are skipped.
+
+        Args:
+          needs_mean_log_prob: leave out responses without it, so that they are sampled again.
         """
         finished: dict[tuple[int, int], types.Response] = {}
         for file in sorted(self._path.glob("*.npz")):
@@ -50,6 +58,7 @@ class Journal:
                 response._replace(prompt=response.prompt - first)
                 for response in responses
                 if first <= response.prompt < first + num_prompts
+                and not (needs_mean_log_prob and response.mean_log_prob is None)
             ]
             finished |= {(response.prompt, response.sample): response for response in renumbered}
         return finished
@@ -69,22 +78,25 @@ class Journal:
 
 def _joined(responses: list[types.Response]) -> dict[str, np.ndarray]:
     """One array per field; ragged parts end to end."""
+    has_optional = all(getattr(response, OPTIONAL) is not None for response in responses)
+    ragged_names = (*RAGGED, OPTIONAL) if has_optional else RAGGED
     return {
         "prompt": np.array([response.prompt for response in responses], np.int32),
         "sample": np.array([response.sample for response in responses], np.int32),
         "length": np.array([len(response.tokens) for response in responses], np.int32),
         "is_truncated": np.array([response.is_truncated for response in responses], bool),
-        **{name: np.concatenate([getattr(response, name) for response in responses]) for name in RAGGED},
+        **{name: np.concatenate([getattr(response, name) for response in responses]) for name in ragged_names},
     }
 
 
 def _split(stored: dict[str, np.ndarray]) -> list[types.Response]:
     """The inverse of `_joined`."""
-    parts = zip(*(ragged.split(stored[name], stored["length"]) for name in RAGGED), strict=True)
+    names = [name for name in (*RAGGED, OPTIONAL) if name in stored or name in RAGGED]
+    parts = zip(*(ragged.split(stored[name], stored["length"]) for name in names), strict=True)
     rows = zip(
-        stored["prompt"].tolist(), stored["sample"].tolist(), parts, stored["is_truncated"].tolist(), strict=True
+        stored["prompt"].tolist(), stored["sample"].tolist(), stored["is_truncated"].tolist(), parts, strict=True
     )
     return [
-        types.Response(prompt, sample, tokens, log_prob, truncated_log_prob, is_truncated)
-        for prompt, sample, (tokens, log_prob, truncated_log_prob), is_truncated in rows
+        types.Response(prompt=prompt, sample=sample, is_truncated=is_truncated, **dict(zip(names, arrays, strict=True)))
+        for prompt, sample, is_truncated, arrays in rows
     ]

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from reval_jax import batch, model, parallel, scores, types
+from reval_jax import batch, model, parallel, scores, scores_sharded, types
 from reval_jax import config as config_lib
 from reval_jax import mesh as mesh_lib
 
@@ -24,6 +24,9 @@ class PolicyScores(NamedTuple):
     response_mask: jax.Array  # bool[R, C] True on response tokens
     # f32[R, C] nats, V(s_h): logsumexp of Q at the position that predicts each response token; 0 past the row's last
     soft_values: jax.Array | None = None
+    # f32[R, C] nats, mean of log pi over the vocabulary in the state of each response token, a constant to differentiation;
+    # 0 past the row's last. None unless `has_moments`
+    mean_log_prob: jax.Array | None = None
 
 
 def kernels(architecture: model.Architecture, mesh: Mesh, config: config_lib.Config) -> model.Kernels:
@@ -64,6 +67,7 @@ def score(
     compute_dtype: DTypeLike,
     remat: str = "none",
     kernels: model.Kernels = model.kernels.PLAIN,
+    has_moments: bool = False,
 ) -> PolicyScores:
     """Scores of a micro-batch's trajectories under Q = logit / temperature.
 
@@ -73,6 +77,7 @@ def score(
     Args:
       params: whole, or one device's part of each as `kernels.split` says, inside a `shard_map` over the mesh.
       rows: one micro-batch: a `batch.Batch` without the axis M, or this device's rows of it.
+      has_moments: whether to compute `mean_log_prob`, one more sum over each chunk of logits.
     """
     hidden = model.hidden_states(
         architecture,
@@ -89,7 +94,8 @@ def score(
     predicting = kernels.lookup.columns(hidden, rows.target_index - 1, response_mask)
     head = model.head_weight(architecture, params)
     chunk_tokens = scores.chunk_size(targets.size, head.shape[1], None, chunk_bytes=kernels.chunk_bytes)
-    log_prob, logsumexp = scores.token_scores(
+    score_tokens = scores_sharded.token_statistics if has_moments else scores.token_scores
+    log_prob, logsumexp, *moments = score_tokens(
         predicting.reshape(targets.size, -1),
         head,
         targets.reshape(-1),
@@ -100,6 +106,11 @@ def score(
     )
     log_prob = jnp.where(response_mask, log_prob.reshape(targets.shape), 0.0)
     logsumexp = logsumexp.reshape(targets.shape)
+    mean_log_prob = None
+    if has_moments:
+        _, mean_logit = moments
+        mean = mean_logit.reshape(targets.shape) - jax.lax.stop_gradient(logsumexp)
+        mean_log_prob = jnp.where(response_mask, mean, 0.0)
     has_response = rows.response_length > 0
     first_value = kernels.lookup.columns(logsumexp, rows.first, has_response)
     return PolicyScores(
@@ -108,6 +119,7 @@ def score(
         jnp.where(has_response, first_value, 0.0),
         response_mask,
         soft_values=jnp.where(response_mask, logsumexp, 0.0),
+        mean_log_prob=mean_log_prob,
     )
 
 

@@ -129,7 +129,9 @@ class _Round(NamedTuple):
                 keys.named_key(config.run.seed, "rollout", round),
                 samples_per_prompt=config.rollout.samples_per_prompt,
                 sampling=components.sampling,
-                finished=finished.read(first, len(local.texts)),
+                finished=finished.read(
+                    first, len(local.texts), needs_mean_log_prob=components.sampling.records_mean_log_prob
+                ),
                 hooks=sampler.Hooks(
                     on_finished=lambda responses: finished.add(responses, first),
                     on_progress=report,

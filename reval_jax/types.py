@@ -43,6 +43,9 @@ class Response(NamedTuple):
     log_prob: np.ndarray  # f32[n] nats, under the untruncated softmax(logits / temperature)
     truncated_log_prob: np.ndarray  # f32[n] nats, after top-k and top-p: what it was sampled from
     is_truncated: bool  # cut at the length limit
+    # f32[n] nats, mean of log softmax(logits / temperature) over the vocabulary, in the state that the token was sampled
+    # from; None where it was not asked for (`sampler.Sampling.records_mean_log_prob`)
+    mean_log_prob: np.ndarray | None = None
 
 
 class Verdicts(NamedTuple):

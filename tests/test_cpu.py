@@ -122,7 +122,7 @@ def lowered(tiny, platforms):
     copy = sampler.abstract_copy(engine)
     tokens = jax.ShapeDtypeStruct((engine.prefill_rows(32), 32), jnp.int32)
     sampling = steps.sampling_params(1.0, 0, 1.0)
-    settings = sampling, steps.padded_stop_ids(()), steps.truncates(engine, sampling)
+    settings = sampling, steps.padded_stop_ids(()), steps.case(engine, sampling)
     programs += [
         jitted.prefill.trace(copy, tokens),
         jitted.window.trace(copy, sampler.abstract_state(engine), *settings),

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 from support import tiny_runs
 
-from reval_jax import cli, config
+from reval_jax import cli, config, sampler, types
 
 ENGINE = '''
 """An engine that answers from a list, without a model."""
@@ -80,3 +81,17 @@ def test_config_lists_the_engines_that_there_are():
     from reval_jax.sampler import engines
 
     assert tuple(engines.ENGINES) == config.ENGINES
+
+
+def test_responses_without_the_mean_log_probabilities_that_an_algorithm_reads_are_refused():
+    numbers = np.array([-3.0, -2.5], np.float32)
+    response = types.Response(0, 0, np.array([5, 2], np.int32), numbers, numbers, False, numbers)
+    names = {"objective": "rover", "engine": "my_engine:listed"}
+    both = [response, response._replace(mean_log_prob=numbers - 1)]
+    np.testing.assert_array_equal(sampler.joined_mean_log_prob(both, **names), [-3, -2.5, -4, -3.5])
+    for mean, found in ((None, "no mean_log_prob"), (numbers[:1], r"mean_log_prob of shape \[1\]")):
+        message = (
+            f"update.objective=rover reads .* rollout.engine=my_engine:listed returned .* 2 tokens with {found}. Fill"
+        )
+        with pytest.raises(ValueError, match=message):
+            sampler.joined_mean_log_prob([response, response._replace(mean_log_prob=mean)], **names)

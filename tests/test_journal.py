@@ -14,7 +14,7 @@ from hypothesis import strategies
 from reval_jax import journal, types
 
 
-def make(lengths, seed=0):
+def make(lengths, seed=0, *, has_mean_log_prob=False):
     """Responses of these lengths with random log-probabilities; (prompt, sample) counts up."""
     rng = np.random.default_rng(seed)
     return [
@@ -25,6 +25,7 @@ def make(lengths, seed=0):
             log_prob=-rng.exponential(5, length).astype(np.float32),
             truncated_log_prob=-rng.exponential(5, length).astype(np.float32),
             is_truncated=bool(rng.integers(2)),
+            mean_log_prob=-rng.exponential(5, length).astype(np.float32) if has_mean_log_prob else None,
         )
         for index, length in enumerate(lengths)
     ]
@@ -41,7 +42,9 @@ def assert_same(actual, expected):
             response.is_truncated,
         )
         assert isinstance(other.is_truncated, bool)
-        for name in ("tokens", "log_prob", "truncated_log_prob"):
+        assert (other.mean_log_prob is None) == (response.mean_log_prob is None)
+        optional = () if response.mean_log_prob is None else ("mean_log_prob",)
+        for name in ("tokens", "log_prob", "truncated_log_prob", *optional):
             value, expected_value = getattr(other, name), getattr(response, name)
             assert (value.dtype, value.shape, value.tobytes()) == (
                 expected_value.dtype,
@@ -69,6 +72,16 @@ def test_a_journal_returns_the_added_responses_bit_for_bit(lengths, cuts, seed):
             journal.Journal(Path(directory) / "process", "a").add(responses[start:end], 0)
         assert_same(journal.Journal(Path(directory) / "process", "a").read(0, 1000), responses)
         assert len(files_of(Path(directory))) == len(edges) - 1
+
+
+def test_mean_log_probabilities_are_kept_and_responses_without_them_are_sampled_again_by_who_needs_them(tmp_path):
+    with_means = make([4, 2, 7], has_mean_log_prob=True)
+    without = [response._replace(prompt=response.prompt + 5) for response in make([3, 1], seed=1)]
+    store = journal.Journal(tmp_path, "a")
+    store.add(with_means, 0)
+    store.add(without, 0)
+    assert_same(store.read(0, 1000), with_means + without)
+    assert_same(store.read(0, 1000, needs_mean_log_prob=True), with_means)
 
 
 def test_nan_infinity_and_negative_zero_are_kept_bit_for_bit(tmp_path):

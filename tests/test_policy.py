@@ -6,19 +6,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import tiny_programs
+from support import tiny_programs, tiny_sampler
 
-from reval_jax import batch, policy
+from reval_jax import batch, policy, ragged, sampler
 
 
-def scored(tiny, trajectories, *, temperature=1.0, packer=batch.first_fit, **overrides):
+def scored(tiny, trajectories, *, temperature=1.0, packer=batch.first_fit, has_moments=False, **overrides):
     """Scores of the first micro-batch, the packed trajectories, and the place of each trajectory."""
     where = batch.arrange(trajectories, tiny.mesh, limits=tiny.limits, packer=packer)
     packed = batch.pack(trajectories, tiny.mesh, limits=tiny.limits, arrangement=where)
     rows = batch.micro_batch(packed, 0)._replace(**overrides)
     run = jax.jit(
         lambda params, rows: policy.score(
-            tiny.architecture, params, rows, temperature=temperature, compute_dtype="float32"
+            tiny.architecture,
+            params,
+            rows,
+            temperature=temperature,
+            compute_dtype="float32",
+            has_moments=has_moments,
         )
     )
     return run(tiny.params, rows), rows, where
@@ -43,6 +48,53 @@ def test_scores_equal_a_loop_over_unpadded_sequences(family, temperature):
         np.testing.assert_allclose(scores.soft_value[row, slot], soft_value, atol=2e-5)
     assert scores.response_mask.sum() == trajectories.response_length.sum()
     assert not np.any(np.asarray(scores.log_prob)[~np.asarray(scores.response_mask)])
+
+
+def test_mean_log_probabilities_are_those_of_the_predicting_positions_and_have_no_gradient():
+    tiny, temperature = tiny_programs.tiny(), 0.7
+    trajectories = tiny_programs.random_trajectories(8)
+    scores, rows, where = scored(tiny, trajectories, temperature=temperature, has_moments=True)
+    for index, (row, first) in enumerate(zip(where.row, where.first, strict=True)):
+        tokens, prompt, response = tiny_programs.tokens_of(trajectories, index)
+        logits = tiny_programs.full_logits(tiny.architecture, tiny.params, tokens) / temperature
+        expected = tiny_programs.log_softmax(logits[prompt - 1 : prompt + response - 1]).mean(axis=1)
+        np.testing.assert_allclose(scores.mean_log_prob[row, first : first + response], expected, atol=2e-5)
+    assert not np.any(np.asarray(scores.mean_log_prob)[~np.asarray(scores.response_mask)])
+
+    def total(params):
+        return policy.score(
+            tiny.architecture, params, rows, temperature=temperature, compute_dtype="float32", has_moments=True
+        ).mean_log_prob.sum()
+
+    assert all(not np.any(leaf) for leaf in jax.tree.leaves(jax.jit(jax.grad(total))(tiny.params)))
+
+
+def test_without_moments_the_other_scores_keep_their_bits():
+    tiny, trajectories = tiny_programs.tiny(), tiny_programs.random_trajectories(8)
+    plain, recorded = (scored(tiny, trajectories, has_moments=has_moments)[0] for has_moments in (False, True))
+    assert plain.mean_log_prob is None
+    for one, other in zip(plain[:5], recorded[:5], strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_the_samplers_mean_log_probabilities_equal_the_learners():
+    tiny, temperature = tiny_programs.tiny(rollout={"temperature": 0.8}), 0.8
+    sampling = sampler.Sampling(temperature, stop_ids=tiny_sampler.STOPS, records_mean_log_prob=True)
+    rollout = tiny_sampler.generate(tiny, samples=2, sampling=sampling)
+    prompt_tokens = [tiny_sampler.PROMPTS.tokens[prompt] for prompt in rollout.prompt]
+    responses = ragged.split(rollout.tokens, rollout.length)
+    trajectories = tiny_programs.random_trajectories(8)._replace(
+        tokens=ragged.interleave(prompt_tokens, responses).astype(np.int32),
+        log_prob=rollout.log_prob,
+        prompt_length=np.array([len(tokens) for tokens in prompt_tokens], np.int32),
+        response_length=rollout.length,
+    )
+    scores, _, where = scored(tiny, trajectories, temperature=temperature, has_moments=True)
+    learned = [
+        np.asarray(scores.mean_log_prob)[row, first : first + length]
+        for row, first, length in zip(where.row, where.first, rollout.length, strict=True)
+    ]
+    np.testing.assert_allclose(np.concatenate(learned), rollout.mean_log_prob, atol=1e-4)
 
 
 def test_packed_scores_equal_those_of_one_trajectory_a_row():

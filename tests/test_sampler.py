@@ -39,6 +39,28 @@ def test_recorded_log_probabilities_are_the_full_forwards(family):
         np.testing.assert_allclose(log_prob, expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("tensor", [1, 2])
+def test_recorded_mean_log_probabilities_are_those_of_the_state_that_each_token_was_sampled_from(tensor):
+    tiny = tiny_programs.tiny(tensor=tensor)
+    temperature = 0.8
+    recording = sampler.Sampling(temperature, stop_ids=STOPS, records_mean_log_prob=True)
+    rollout = generate(tiny, slots=4, sampling=recording)
+    means = np.split(rollout.mean_log_prob, np.cumsum(rollout.length)[:-1])
+    for index, (tokens, mean_log_prob) in enumerate(zip(responses_of(rollout)[0], means, strict=True)):
+        prompt = PROMPTS.tokens[rollout.prompt[index]]
+        logits = tiny_programs.full_logits(tiny.architecture, tiny.params, np.concatenate([prompt, tokens]))
+        expected = tiny_programs.log_softmax(logits[len(prompt) - 1 : -1] / temperature).mean(axis=1)
+        np.testing.assert_allclose(mean_log_prob, expected, atol=1e-4)
+
+
+def test_recording_mean_log_probabilities_changes_nothing_else():
+    tiny, recording = tiny_programs.tiny(), sampler.Sampling(0.8, stop_ids=STOPS, records_mean_log_prob=True)
+    rollout = generate(tiny, slots=4, sampling=recording)
+    plain = generate(tiny, slots=4, sampling=recording._replace(records_mean_log_prob=False))
+    assert plain.mean_log_prob is None
+    assert_same(plain, rollout._replace(mean_log_prob=None))
+
+
 def test_in_bfloat16_the_samplers_copy_computes_the_same_as_the_learners_parameters():
     tiny = tiny_programs.tiny(model={"compute_dtype": "bfloat16"})
     copy = sampler.sync_weights(tiny.params, engine_of(tiny, layers="stacked"))

@@ -138,6 +138,33 @@ def test_a_split_vocabulary_gives_the_same_tokens_and_gathers_no_logits(sampling
     np.testing.assert_array_equal(result.token, whole.token)
     np.testing.assert_allclose(result.log_prob, whole.log_prob, atol=1e-5)
     np.testing.assert_allclose(result.truncated_log_prob, whole.truncated_log_prob, atol=1e-5)
+    assert result.mean_log_prob is None
     text = split.lower(row_keys, logits, params).compile().as_text()
     assert "all-reduce" in text
     assert "all-gather" not in text
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+@pytest.mark.parametrize("sampling", [sampler.Sampling(0.6), sampler.Sampling(1.3, 40, 0.8)])
+def test_the_mean_log_probability_is_of_the_whole_softmax_also_where_it_is_truncated_or_split(parts, sampling):
+    rows, size = 8, 1200
+    logits = np.random.default_rng(2).normal(40, 4, (rows, size)).astype(np.float32)
+    row_keys = jax.random.split(keys.named_key(0, "draws"), rows)
+    params = steps.sampling_params(sampling.temperature, sampling.top_k, sampling.top_p)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:parts]), ("tensor",))
+
+    def sample(*, records_mean_log_prob):
+        def local(row_keys, logits, params):
+            case = sampling_op.Case(None, records_mean_log_prob)
+            return sampling_op.sample_token(row_keys, logits, params, axis="tensor" if parts > 1 else None, case=case)
+
+        specs = (PartitionSpec(), PartitionSpec(None, "tensor"), PartitionSpec())
+        split = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False)
+        return jax.jit(split)(row_keys, logits, params)
+
+    recorded, plain = sample(records_mean_log_prob=True), sample(records_mean_log_prob=False)
+    expected = tiny_programs.log_softmax(logits.astype(np.float64) / sampling.temperature).mean(axis=1)
+    np.testing.assert_allclose(recorded.mean_log_prob, expected, rtol=1e-6)
+    assert plain.mean_log_prob is None
+    for one, other in zip(recorded[:3], plain[:3], strict=True):
+        np.testing.assert_array_equal(one, other)

@@ -13,7 +13,16 @@ from reval_jax.sampler.engine import (
     from_config,
     make,
 )
-from reval_jax.sampler.interface import Chunk, Generate, Hooks, Interrupted, Sampler, Sampling, SamplingPolicy
+from reval_jax.sampler.interface import (
+    Chunk,
+    Generate,
+    Hooks,
+    Interrupted,
+    Sampler,
+    Sampling,
+    SamplingPolicy,
+    joined_mean_log_prob,
+)
 from reval_jax.sampler.sampler import generate, num_programs, sampling_of
 from reval_jax.sampler.steps import abstract_prompts, abstract_state, lower_prefill, lower_window
 from reval_jax.sampler.sync import abstract_copy, lower_sync_weights, sync_weights
@@ -34,6 +43,7 @@ __all__ = [
     "engines",
     "from_config",
     "generate",
+    "joined_mean_log_prob",
     "lower_prefill",
     "lower_sync_weights",
     "lower_window",

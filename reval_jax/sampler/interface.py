@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import jax
@@ -22,15 +22,17 @@ if TYPE_CHECKING:
 
 
 class Sampling(NamedTuple):
-    """How tokens are sampled and what ends a response; runtime values, so that changing them compiles nothing.
+    """How tokens are sampled, what ends a response and what is recorded.
 
-    On GPUs, truncated and full sampling are two programs.
+    Runtime values, so that changing them compiles nothing, but for `records_mean_log_prob`: with and without it are two
+    programs, as truncated and full sampling are on GPUs.
     """
 
     temperature: float = 1.0  # logits are divided by it
     top_k: int = 0  # tokens kept; 0 keeps all
     top_p: float = 1.0  # probability mass kept; 1 keeps all
     stop_ids: tuple[int, ...] = ()  # token ids that end a response
+    records_mean_log_prob: bool = False  # whether responses hold `mean_log_prob`
 
 
 class Chunk(NamedTuple):
@@ -42,6 +44,7 @@ class Chunk(NamedTuple):
     log_prob: np.ndarray  # f32[n] as of types.Response
     truncated_log_prob: np.ndarray  # f32[n] as of types.Response
     is_finished: bool
+    mean_log_prob: np.ndarray | None = None  # f32[n] as of types.Response
 
 
 class Interrupted(Exception):  # noqa: N818  It is no error: the caller wanted it.
@@ -91,6 +94,28 @@ class Generate(Protocol):
         finished: Mapping[tuple[int, int], types.Response] | None = None,
         hooks: Hooks = NO_HOOKS,
     ) -> list[types.Response]: ...
+
+
+def joined_mean_log_prob(responses: Sequence[types.Response], *, objective: str, engine: str) -> np.ndarray:
+    """f32[sum of n]: the mean log-probabilities of responses that an algorithm reads, end to end.
+
+    Args:
+      objective, engine: the run's `update.objective` and `rollout.engine`, for the message.
+
+    Raises:
+      ValueError: a response has none, or not one a token: the engine does not heed `Sampling.records_mean_log_prob`.
+    """
+    for response in responses:
+        found = None if response.mean_log_prob is None else np.shape(response.mean_log_prob)
+        if found != np.shape(response.tokens):
+            numbers = "no mean_log_prob" if found is None else f"mean_log_prob of shape {list(found)}"
+            raise ValueError(
+                f"update.objective={objective} reads the mean log-probability over the vocabulary in the state of every "
+                f"sampled token, but rollout.engine={engine} returned a response of {len(response.tokens)} tokens with "
+                f"{numbers}. Fill types.Response.mean_log_prob, f32[{len(response.tokens)}], when "
+                "sampling.records_mean_log_prob is set (docs/howto/sampler_engine.md), or set rollout.engine=jax."
+            )
+    return np.concatenate([np.asarray(response.mean_log_prob, np.float32) for response in responses])
 
 
 class Sampler(NamedTuple):

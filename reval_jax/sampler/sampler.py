@@ -19,14 +19,19 @@ from reval_jax.sampler.engine import Engine
 from reval_jax.sampler.interface import NO_HOOKS, Chunk, Hooks, Sampling
 
 
-def sampling_of(settings: config_lib.Rollout, stop_ids: tuple[int, ...]) -> Sampling:
+def sampling_of(
+    settings: config_lib.Rollout, stop_ids: tuple[int, ...], *, records_mean_log_prob: bool = False
+) -> Sampling:
     """How a run samples tokens: its settings with the model's stop tokens.
+
+    Args:
+      records_mean_log_prob: the algorithm reads `types.Response.mean_log_prob`.
 
     Raises:
       ValueError: more stop tokens than a program has room for.
     """
     _check_stop_ids(stop_ids)
-    return Sampling(settings.temperature, settings.top_k, settings.top_p, stop_ids)
+    return Sampling(settings.temperature, settings.top_k, settings.top_p, stop_ids, records_mean_log_prob)
 
 
 def generate(
@@ -55,6 +60,7 @@ def generate(
         steps.sampling_params(sampling.temperature, sampling.top_k, sampling.top_p),
         steps.padded_stop_ids(sampling.stop_ids),
         limits,
+        sampling.records_mean_log_prob,
     )
     for chunks in scheduler.run(job, should_stop=hooks.should_stop):
         ended = []
@@ -108,8 +114,9 @@ def _check_stop_ids(stop_ids: tuple[int, ...]) -> None:
 
 
 def _joined(parts: list[Chunk], sampling: Sampling) -> types.Response:
-    tokens, log_prob, truncated_log_prob = (
-        np.concatenate([getattr(part, name) for part in parts]) for name in ("tokens", "log_prob", "truncated_log_prob")
-    )
-    is_truncated = int(tokens[-1]) not in sampling.stop_ids
-    return types.Response(parts[0].prompt, parts[0].sample, tokens, log_prob, truncated_log_prob, is_truncated)
+    names = ["tokens", "log_prob", "truncated_log_prob"]
+    if sampling.records_mean_log_prob:
+        names.append("mean_log_prob")
+    whole = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+    is_truncated = int(whole["tokens"][-1]) not in sampling.stop_ids
+    return types.Response(prompt=parts[0].prompt, sample=parts[0].sample, is_truncated=is_truncated, **whole)

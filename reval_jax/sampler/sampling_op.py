@@ -18,11 +18,21 @@ GROUP = 256  # tokens; near the square root of the vocabulary, which needs the f
 
 
 class SamplingParams(NamedTuple):
-    """How a token is sampled, as device scalars: changing them compiles nothing, unless `truncates` does."""
+    """How a token is sampled, as device scalars: changing them compiles nothing, unless `Case.truncates` does."""
 
     temperature: jax.Array | float = 1.0  # logits are divided by it
     top_k: jax.Array | int = 0  # tokens kept; 0 keeps all
     top_p: jax.Array | float = 1.0  # probability mass kept of what top_k left; 1 keeps all
+
+
+class Case(NamedTuple):
+    """What a program that samples tokens is compiled for; hashable."""
+
+    truncates: bool | None = None  # whether its settings truncate, as `is_truncating` tells; None decides when it runs
+    records_mean_log_prob: bool = False  # whether it computes `TokenSample.mean_log_prob`
+
+
+ANY_CASE = Case()
 
 
 class TokenSample(NamedTuple):
@@ -31,6 +41,8 @@ class TokenSample(NamedTuple):
     token: jax.Array  # i32[B]
     log_prob: jax.Array  # f32[B] under softmax(logits / temperature)
     truncated_log_prob: jax.Array  # f32[B] under the distribution truncated by top_k and top_p, renormalised
+    # f32[B] mean of log softmax(logits / temperature) over the vocabulary; None where it is not asked for
+    mean_log_prob: jax.Array | None = None
 
 
 class _Truncation(NamedTuple):
@@ -69,7 +81,7 @@ def sample_token(
     sampling: SamplingParams,
     *,
     axis: str | None = None,
-    truncates: bool | None = None,
+    case: Case = ANY_CASE,
 ) -> TokenSample:
     """Samples one token per row.
 
@@ -81,8 +93,7 @@ def sample_token(
       logits: f32[B, V]; inside a `shard_map`, this device's columns.
       axis: the mesh axis that the columns are split over, in order. Only one number per group and a few per row
         cross it.
-      truncates: whether `sampling` truncates, as `is_truncating` tells, if the program is compiled for one case; None decides
-        when it runs.
+      case: static. Every column counts in the mean log-probability as in the others, also one that belongs to no token.
     """
     width = logits.shape[1]
     parts = jax.lax.axis_size(axis) if axis else 1
@@ -91,20 +102,20 @@ def sample_token(
     scaled = logits / sampling.temperature
     row_max = vocabulary.max(scaled.max(axis=1, keepdims=True))
     weights = jnp.exp(scaled - row_max)
-    full_masses = _group_masses(weights, vocabulary)
+    full_masses = _group_sums(weights, vocabulary)
 
     def truncated() -> tuple[_Truncation, jax.Array]:
         truncation = _truncate(scaled, weights, ids, sampling, vocabulary)
-        return truncation, _group_masses(jnp.where(truncation.keeps(scaled, ids), weights, 0.0), vocabulary)
+        return truncation, _group_sums(jnp.where(truncation.keeps(scaled, ids), weights, 0.0), vocabulary)
 
     def full() -> tuple[_Truncation, jax.Array]:
         rows = (logits.shape[0], 1)
         return _Truncation(jnp.zeros(rows, jnp.uint32), jnp.full(rows, vocabulary.size, jnp.int32)), full_masses
 
-    if truncates is None:
+    if case.truncates is None:
         truncation, masses = jax.lax.cond(is_truncating(sampling), truncated, full)
     else:
-        truncation, masses = truncated() if truncates else full()
+        truncation, masses = truncated() if case.truncates else full()
 
     num_groups = vocabulary.num_groups
     noise = jax.vmap(lambda key: jax.random.gumbel(key, (num_groups + GROUP,), jnp.float32))(keys)
@@ -117,7 +128,12 @@ def sample_token(
     log_prob, truncated_log_prob = (
         (chosen - jnp.log(mass.sum(axis=1, keepdims=True)))[:, 0] for mass in (full_masses, masses)
     )
-    return TokenSample(group * GROUP + place.astype(jnp.int32), log_prob, truncated_log_prob)
+    mean_log_prob = None
+    if case.records_mean_log_prob:
+        # Both terms are relative to the row's maximum, so that no digits cancel; sums by group round less than one long sum.
+        mean = _group_sums(scaled - row_max, vocabulary).sum(axis=1) / vocabulary.size
+        mean_log_prob = mean - jnp.log(full_masses.sum(axis=1))
+    return TokenSample(group * GROUP + place.astype(jnp.int32), log_prob, truncated_log_prob, mean_log_prob)
 
 
 def is_truncating(sampling: SamplingParams) -> Any:
@@ -125,16 +141,16 @@ def is_truncating(sampling: SamplingParams) -> Any:
     return (sampling.top_k > 0) | (sampling.top_p < 1.0)
 
 
-def _group_masses(weights: jax.Array, vocabulary: _Vocabulary) -> jax.Array:
-    """f32[B, groups], the sum of each group's weights over all parts."""
-    rows, width = weights.shape
+def _group_sums(values: jax.Array, vocabulary: _Vocabulary) -> jax.Array:
+    """f32[B, groups], the sum of each group's values over all parts."""
+    rows, width = values.shape
     if vocabulary.axis is None:
-        padded = jnp.pad(weights, ((0, 0), (0, vocabulary.num_groups * GROUP - width)))
+        padded = jnp.pad(values, ((0, 0), (0, vocabulary.num_groups * GROUP - width)))
         return padded.reshape(rows, -1, GROUP).sum(axis=2)
     # A part may begin and end inside a group.
     local_groups = -(-width // GROUP) + 1
     aligned = jax.lax.dynamic_update_slice(
-        jnp.zeros((rows, local_groups * GROUP), jnp.float32), weights, (0, vocabulary.first % GROUP)
+        jnp.zeros((rows, local_groups * GROUP), jnp.float32), values, (0, vocabulary.first % GROUP)
     )
     local = aligned.reshape(rows, local_groups, GROUP).sum(axis=2)
     spread = jnp.zeros((rows, vocabulary.num_groups + local_groups), jnp.float32)

@@ -27,6 +27,7 @@ class Job(NamedTuple):
     sampling: sampling_op.SamplingParams
     stop_ids: np.ndarray  # from `steps.padded_stop_ids`
     max_tokens: np.ndarray  # i32[prompts, samples]: the limit of each response
+    records_mean_log_prob: bool = False
 
 
 class _PromptStore:
@@ -113,7 +114,8 @@ def run(
     """
     programs = steps.compiled(job.engine)
     store, slots, queue = _PromptStore(job), _Slots(job.engine), list(reversed(job.requests))
-    state, truncates = programs.fresh(), steps.truncates(job.engine, job.sampling)
+    state = programs.fresh()
+    case = steps.case(job.engine, job.sampling, records_mean_log_prob=job.records_mean_log_prob)
     fetched: _Fetched | None = None  # the last window, whose chunks the caller has not got yet
     while True:
         window = None
@@ -122,7 +124,7 @@ def run(
                 state = _admit(job, programs, state, _place(queue, store, slots, choose_slots))
             is_stopped = any(slots.request) and should_stop()
             if any(slots.request) and not is_stopped:
-                state, window = programs.window(job.params, state, job.sampling, job.stop_ids, truncates)
+                state, window = programs.window(job.params, state, job.sampling, job.stop_ids, case)
         except Exception:
             if fetched:  # Whatever failed, these tokens are on the host.
                 yield _chunks(fetched)
@@ -191,5 +193,6 @@ def _chunks(fetched: _Fetched) -> list[Chunk]:
         if request is not None:
             num_new = int(window.step[slot] - fetched.num_tokens[slot])
             token, log_prob, truncated_log_prob = (column[slot, :num_new] for column in columns)
-            chunks.append(Chunk(*request, token, log_prob, truncated_log_prob, not window.is_active[slot]))
+            mean = None if window.mean_log_prob is None else np.asarray(window.mean_log_prob)[slot, :num_new]
+            chunks.append(Chunk(*request, token, log_prob, truncated_log_prob, not window.is_active[slot], mean))
     return chunks

@@ -1,7 +1,8 @@
 """The sampler's compiled programs: prefill prompts, admit responses to slots, decode a window of tokens.
 
 Their shapes depend on the engine and on a prompt's padded width, never on the requests or their order, so a response is
-bitwise reproducible under any schedule. There is one `window`, and one `prefill` and `admit` for each padded width.
+bitwise reproducible under any schedule. There is one `window` for each `sampling_op.Case`, and one `prefill` and `admit` for
+each padded width.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ class Window(NamedTuple):
     truncated_log_prob: jax.Array  # f32[B, W]
     step: jax.Array  # i32[B] response tokens sampled so far, these included
     is_active: jax.Array  # bool[B] not finished
+    mean_log_prob: jax.Array | None = None  # f32[B, W]; None where it is not asked for
 
 
 class Programs(NamedTuple):
@@ -66,7 +68,7 @@ class Programs(NamedTuple):
     fresh: jax.stages.Wrapped  # () → State with no active slot
     prefill: jax.stages.Wrapped  # (params, tokens i32[rows, P]) → prompts' Cache
     admit: jax.stages.Wrapped  # (State, prompts' Cache, Admissions, key) → State
-    # (params, State, SamplingParams, stop ids i32[MAX_STOP_IDS], `truncates` of the engine) → (State, Window)
+    # (params, State, SamplingParams, stop ids i32[MAX_STOP_IDS], `case`) → (State, Window)
     window: jax.stages.Wrapped
 
 
@@ -78,7 +80,6 @@ def compiled(engine: Engine) -> Programs:
     prompts = _prompts_placement(engine)
     rows: Any = engine.sharding("rows")
     admissions = Admissions(*[rows] * len(Admissions._fields))
-    window = Window(rows, rows, rows, rows, rows)
     options = model.kernels.compiler_options(
         engine.mesh, engine.compute_dtype, deterministic=engine.deterministic, has_gradient=False
     )
@@ -102,7 +103,7 @@ def compiled(engine: Engine) -> Programs:
             donate_argnums=1,
             static_argnums=4,
             in_shardings=(None, state, whole, whole),
-            out_shardings=(state, window),
+            out_shardings=(state, rows),
             compiler_options=options,
         ),
     )
@@ -229,7 +230,7 @@ def _window(
     state: State,
     sampling: sampling_op.SamplingParams,
     stop_ids: jax.Array,
-    truncates: bool | None,
+    case: sampling_op.Case,
 ) -> tuple[State, Window]:
     """Up to `decode_window` tokens a slot; ends early when no slot is active."""
     architecture, width = engine.architecture, engine.decode_window
@@ -250,25 +251,32 @@ def _window(
             kernels=kernels,
             rope_tables=rope_tables,
         )
-        sampled = _sample(engine, state, scores.head_product(hidden, head), sampling, truncates)
+        sampled = _sample(engine, state, scores.head_product(hidden, head), sampling, case)
         token = jnp.where(state.is_active, sampled.token, state.token)
         is_new = state.is_active.astype(jnp.int32)
         num_sampled = state.step + is_new
         is_last = jnp.any(token[:, None] == stop_ids[None], axis=1) | (num_sampled >= state.limit)
         is_active = state.is_active & ~is_last
+
+        def put(numbers: jax.Array, new: jax.Array) -> jax.Array:
+            return numbers.at[:, column].set(new)
+
         outputs = Window(
-            token=outputs.token.at[:, column].set(token),
-            log_prob=outputs.log_prob.at[:, column].set(sampled.log_prob),
-            truncated_log_prob=outputs.truncated_log_prob.at[:, column].set(sampled.truncated_log_prob),
+            token=put(outputs.token, token),
+            log_prob=put(outputs.log_prob, sampled.log_prob),
+            truncated_log_prob=put(outputs.truncated_log_prob, sampled.truncated_log_prob),
             step=num_sampled,
             is_active=is_active,
+            mean_log_prob=jax.tree.map(put, outputs.mean_log_prob, sampled.mean_log_prob),
         )
         state = State(cache, token, state.position + is_new, num_sampled, state.limit, is_active, state.key)
         return column + 1, state, outputs
 
     slots = state.token.shape[0]
     numbers = jnp.zeros((slots, width), jnp.float32)
-    outputs = Window(jnp.zeros((slots, width), jnp.int32), numbers, numbers, state.step, state.is_active)
+    mean_log_prob = numbers if case.records_mean_log_prob else None
+    tokens = jnp.zeros((slots, width), jnp.int32)
+    outputs = Window(tokens, numbers, numbers, state.step, state.is_active, mean_log_prob)
     _, state, outputs = jax.lax.while_loop(
         lambda carried: (carried[0] < width) & jnp.any(carried[1].is_active), step, (jnp.int32(0), state, outputs)
     )
@@ -313,7 +321,7 @@ def _sample(
     state: State,
     logits: jax.Array,
     sampling: sampling_op.SamplingParams,
-    truncates: bool | None,
+    case: sampling_op.Case,
 ) -> sampling_op.TokenSample:
     """One token per slot, keyed by (response, position in it); each device reads its own columns of the logits."""
     axis = engine.vocab_axis()
@@ -323,7 +331,7 @@ def _sample(
     ) -> sampling_op.TokenSample:
         keys = jax.random.wrap_key_data(words, impl="threefry2x32")
         step_keys = jax.vmap(jax.random.fold_in)(keys, step)
-        return sampling_op.sample_token(step_keys, logits, sampling, axis=axis, truncates=truncates)
+        return sampling_op.sample_token(step_keys, logits, sampling, axis=axis, case=case)
 
     rows = PartitionSpec("rows")
     return jax.shard_map(
@@ -341,9 +349,12 @@ def sampling_params(temperature: float, top_k: int, top_p: float) -> sampling_op
     return sampling_op.SamplingParams(*values)
 
 
-def truncates(engine: Engine, sampling: sampling_op.SamplingParams) -> bool | None:
-    """The case of `sampling_op.sample_token` that `window` is compiled for; None where one program serves both."""
-    return bool(sampling_op.is_truncating(sampling)) if engine.kernels.branches_on_host else None
+def case(
+    engine: Engine, sampling: sampling_op.SamplingParams, *, records_mean_log_prob: bool = False
+) -> sampling_op.Case:
+    """The case that `window` is compiled for; one program serves truncated and full sampling where it can branch itself."""
+    truncates = bool(sampling_op.is_truncating(sampling)) if engine.kernels.branches_on_host else None
+    return sampling_op.Case(truncates, records_mean_log_prob)
 
 
 def padded_stop_ids(stop_ids: tuple[int, ...]) -> np.ndarray:
@@ -385,5 +396,5 @@ def lower_window(engine: Engine) -> jax.stages.Lowered:
     """The program that decodes, to compile without running."""
     sampling = sampling_params(1.0, 0, 1.0)
     return compiled(engine).window.lower(
-        abstract_copy(engine), abstract_state(engine), sampling, padded_stop_ids(()), truncates(engine, sampling)
+        abstract_copy(engine), abstract_state(engine), sampling, padded_stop_ids(()), case(engine, sampling)
     )

@@ -216,7 +216,7 @@ def window_call(engine: sampler.Engine, params: model.Params, positions: int) ->
     """A function that decodes one window with every slot active at position `positions`, none of which reaches its limit."""
     compiled = steps_lib.compiled(engine)
     sampling, stop_ids = steps_lib.sampling_params(1.0, 0, 1.0), steps_lib.padded_stop_ids(())
-    truncates = steps_lib.truncates(engine, sampling)
+    case = steps_lib.case(engine, sampling)
     start = np.full(engine.decode_slots, positions, np.int32)
     rows = engine.sharding("rows")
     state = [compiled.fresh()]
@@ -227,7 +227,7 @@ def window_call(engine: sampler.Engine, params: model.Params, positions: int) ->
             limit=jax.device_put(np.full_like(start, 2**30), rows),
             is_active=jax.device_put(np.ones(start.shape, bool), rows),
         )
-        state[0], tokens = compiled.window(params, state[0], sampling, stop_ids, truncates)
+        state[0], tokens = compiled.window(params, state[0], sampling, stop_ids, case)
         return tokens
 
     return window
@@ -243,7 +243,7 @@ def _program_seconds(
     logits = jnp.zeros((engine.decode_slots, engine.architecture.vocab_size), jnp.float32)
     row_keys = jax.random.split(keys.named_key(0, "draws"), engine.decode_slots)
     sampling = steps_lib.sampling_params(1.0, 0, 1.0)
-    sample_token = jax.jit(functools.partial(sampling_op.sample_token, truncates=steps_lib.truncates(engine, sampling)))
+    sample_token = jax.jit(functools.partial(sampling_op.sample_token, case=steps_lib.case(engine, sampling)))
     candidates = {
         "prefill": lambda: compiled.prefill(params, tokens),
         "window": window_call(engine, params, workload.prompt_tokens + workload.response_tokens // 2),
