@@ -1,7 +1,8 @@
 """Every loss equation: arrays in, arrays out, computed in float32.
 
 `residuals` value-based losses · `surrogates`, `corrections` and `means`, the choices of `policy_gradient` · `baselines` rewards
-compared within a group.
+compared with a baseline · `second_moment` M2PO's threshold · `ppo` advantages and loss of a value function · `endogenous` the
+reward that a model implies.
 
 The reference's numbers, rewards, behaviour log-probabilities and advantages are constants: their gradient is stopped
 here, so that no caller can differentiate them by accident. The policy's soft_value and log_prob are differentiated in
@@ -24,8 +25,10 @@ from reval_jax.objective.baselines import (
     optimal_value_reward,
 )
 from reval_jax.objective.corrections import sequence_mask, sequence_weight, token_mask, token_weight
+from reval_jax.objective.endogenous import endogenous_return, endogenous_reward
 from reval_jax.objective.means import constant_mean, token_mean, trajectory_mean
 from reval_jax.objective.policy_gradient import Correction, Mean, Surrogate, grpo_loss, policy_gradient_loss
+from reval_jax.objective.ppo import generalized_advantage, value_loss, whitened
 from reval_jax.objective.residuals import (
     bellman_loss,
     next_in_trajectory,
@@ -35,6 +38,7 @@ from reval_jax.objective.residuals import (
     squared_token_mean,
     tbrm_residual,
 )
+from reval_jax.objective.second_moment import THRESHOLDS, second_moment_sums, second_moment_threshold
 from reval_jax.objective.surrogates import (
     LOG_RATIO_BOUND,
     PerTrajectory,
@@ -49,6 +53,7 @@ from reval_jax.objective.surrogates import (
 __all__ = [
     "ADVANTAGE_EPSILON",
     "LOG_RATIO_BOUND",
+    "THRESHOLDS",
     "Correction",
     "Mean",
     "PerTrajectory",
@@ -56,6 +61,9 @@ __all__ = [
     "bellman_loss",
     "clipped",
     "constant_mean",
+    "endogenous_return",
+    "endogenous_reward",
+    "generalized_advantage",
     "greedy_reward_gap",
     "group_advantage",
     "group_normalized_reward",
@@ -72,6 +80,8 @@ __all__ = [
     "reweighted",
     "rover_residual",
     "second_moment_clipped",
+    "second_moment_sums",
+    "second_moment_threshold",
     "sequence_clipped",
     "sequence_mask",
     "sequence_weight",
@@ -81,4 +91,6 @@ __all__ = [
     "token_mean",
     "token_weight",
     "trajectory_mean",
+    "value_loss",
+    "whitened",
 ]

@@ -23,6 +23,22 @@ def denominator(count: int | jax.Array | None, mask: jax.Array) -> jax.Array:
     return jnp.maximum(float32(count), 1.0)
 
 
+def per_token(advantage: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """f32[B, T] from an advantage per trajectory, [B], or per token, [B, T].
+
+    Raises:
+      ValueError: it is neither.
+    """
+    if advantage.shape == shape:
+        return advantage
+    if advantage.shape == shape[:1]:
+        return jnp.broadcast_to(advantage[:, None], shape)
+    raise ValueError(
+        f"A policy gradient takes an advantage per trajectory, [B], or per token, [B, T], but got {list(advantage.shape)} with "
+        f"log_prob {list(shape)}, which is neither. Reshape the advantage."
+    )
+
+
 def check_same_shape(**arrays: jax.Array) -> None:
     """Refuses arrays that an equation combines element by element and that have different shapes.
 

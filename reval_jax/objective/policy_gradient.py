@@ -60,7 +60,7 @@ def policy_gradient_loss(
     # Mask before exp: 0 times the infinity or NaN of a masked-out token would still be NaN in the gradient.
     log_ratio = jnp.where(mask, arrays.float32(log_prob) - arrays.constant(behaviour_log_prob), 0.0)
     kept_log_prob = jnp.where(mask, arrays.float32(log_prob), 0.0)
-    token_advantage = _per_token(arrays.constant(advantage), mask.shape)
+    token_advantage = arrays.per_token(arrays.constant(advantage), mask.shape)
     loss = surrogate(kept_log_prob, log_ratio, token_advantage)
     if correction is not None:
         weight = arrays.constant(correction(jax.lax.stop_gradient(log_ratio)))
@@ -110,15 +110,3 @@ def grpo_loss(
     surrogate = functools.partial(surrogates.clipped, clip_low=clip_low, clip_high=clip_high, clip_dual=clip_dual)
     mean = functools.partial(means.token_mean, num_tokens=num_tokens)
     return policy_gradient_loss(log_prob, behaviour_log_prob, advantage, response_mask, surrogate=surrogate, mean=mean)
-
-
-def _per_token(advantage: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """f32[B, T] from an advantage per trajectory, [B], or per token, [B, T]."""
-    if advantage.shape == shape:
-        return advantage
-    if advantage.shape == shape[:1]:
-        return jnp.broadcast_to(advantage[:, None], shape)
-    raise ValueError(
-        f"A policy gradient takes an advantage per trajectory, [B], or per token, [B, T], but got {list(advantage.shape)} with "
-        f"log_prob {list(shape)}, which is neither. Reshape the advantage."
-    )
