@@ -133,6 +133,10 @@ class Store:
         restored = self._manager.restore(round, args=ocp.args.Composite(arrays=arrays))
         return restored.arrays["params"]
 
+    def has_value_head(self, round: int) -> bool:
+        """Whether the saved parameters hold a value head."""
+        return "value_head" in self._manager.item_metadata(round)["arrays"].tree["params"]
+
     def wait(self) -> None:
         """Block until the last save is committed; raises its error if it failed."""
         self._manager.wait_until_finished()

@@ -26,6 +26,7 @@ class Policy(NamedTuple):
     meshes: mesh.Meshes
     source: str  # the checkpoint or model that it was loaded from
     round: int  # of the checkpoint; 0 for published weights
+    value_head: model.Params | None = None  # that the run trained beside the policy
 
 
 def load_policy(config: config_lib.Config, run_dir: Path | None, *, round: int | None = None) -> Policy:
@@ -47,9 +48,13 @@ def load_policy(config: config_lib.Config, run_dir: Path | None, *, round: int |
         return Policy(params, architecture, tokenizer, stop_ids, meshes, config.model.path, 0)
     store = checkpoint.Store.open(run_dir / "checkpoints")
     chosen = store.choose(round)
-    params = store.restore_params(chosen, update.abstract_params(architecture, meshes.learner))
+    saved = dataclasses.replace(architecture, has_value_head=store.has_value_head(chosen))
+    params = store.restore_params(chosen, update.abstract_params(saved, meshes.learner))
     store.close()
-    return Policy(params, architecture, tokenizer, stop_ids, meshes, f"{run_dir}, round {chosen}", chosen)
+    source, policy_params = f"{run_dir}, round {chosen}", model.without_value_head(params)
+    return Policy(
+        policy_params, architecture, tokenizer, stop_ids, meshes, source, chosen, value_head=params.get("value_head")
+    )
 
 
 def ready(policy: Policy, config: config_lib.Config, prompt_tokens: Iterable[np.ndarray]) -> sampler.SamplingPolicy:

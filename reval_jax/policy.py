@@ -27,6 +27,9 @@ class PolicyScores(NamedTuple):
     # f32[R, C] nats, mean of log pi over the vocabulary in the state of each response token, a constant to differentiation;
     # 0 past the row's last. None unless `has_moments`
     mean_log_prob: jax.Array | None = None
+    # f32[R, C] in units of reward, V(s_h) by the value head at the position that predicts each response token; 0 past the
+    # row's last. None unless the architecture has a value head
+    value: jax.Array | None = None
 
 
 def kernels(architecture: model.Architecture, mesh: Mesh, config: config_lib.Config) -> model.Kernels:
@@ -74,6 +77,10 @@ def score(
     The H positions P−1 … P+H−2 of each trajectory, whose logits predict its H response tokens, are gathered before the head,
     so that no logit of a prompt or of padding is computed; V(s1) is the logsumexp at the first of them.
 
+    A value head reads the same hidden states as the output head, and its gradient flows into the layers below, which it shares
+    with the policy (as TRL's value head does, whose loss has the coefficient 0.1): the loss decides by a coefficient how much
+    the value may move them.
+
     Args:
       params: whole, or one device's part of each as `kernels.split` says, inside a `shard_map` over the mesh.
       rows: one micro-batch: a `batch.Batch` without the axis M, or this device's rows of it.
@@ -111,6 +118,9 @@ def score(
         _, mean_logit = moments
         mean = mean_logit.reshape(targets.shape) - jax.lax.stop_gradient(logsumexp)
         mean_log_prob = jnp.where(response_mask, mean, 0.0)
+    value = None
+    if architecture.has_value_head:
+        value = jnp.where(response_mask, model.value(params, predicting), 0.0)
     has_response = rows.response_length > 0
     first_value = kernels.lookup.columns(logsumexp, rows.first, has_response)
     return PolicyScores(
@@ -120,6 +130,7 @@ def score(
         response_mask,
         soft_values=jnp.where(response_mask, logsumexp, 0.0),
         mean_log_prob=mean_log_prob,
+        value=value,
     )
 
 

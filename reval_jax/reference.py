@@ -49,6 +49,7 @@ def abstract(params: model.Params, *, config: config_lib.Config) -> model.Params
     Args:
       params: the learner's, arrays or ShapeDtypeStructs with shardings.
     """
+    params = model.without_value_head(params)
     return jax.tree.map(
         lambda leaf, dtype: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding),
         params,
@@ -61,6 +62,7 @@ def _copy(params: model.Params, config: config_lib.Config) -> model.Params:
         # copy=True: where the dtype is the parameters' own, a view would be donated with them.
         return place(jnp.array(leaf, dtype=dtype, copy=True), config.update.reference_memory)
 
+    params = model.without_value_head(params)
     # A leaf at a time, so that the devices never hold a whole second copy on its way to the host.
     copied = jax.tree.map(copy, params, model.compute_dtypes(params, config.model.compute_dtype))
     return jax.block_until_ready(copied)
@@ -83,7 +85,7 @@ def make_scorer(architecture: model.Architecture, mesh: Mesh, *, config: config_
     def sums(scores: policy.PolicyScores) -> tuple[jax.Array, jax.Array]:
         return scores.trajectory_log_prob, scores.soft_value
 
-    return policy.make_scorer(architecture, mesh, sums, config=config)
+    return policy.make_scorer(architecture.without_value_head(), mesh, sums, config=config)
 
 
 def score(

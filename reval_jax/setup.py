@@ -99,7 +99,7 @@ def prepare(config: config_lib.Config, run_dir: Path, *, console: console_lib.Co
     make_sampler = sampler.engines.choose(config.rollout.engine)
     engine = make_sampler(architecture, meshes, config, longest(prompt_tokens))
     sampling = sampler.sampling_of(config.rollout, stop_ids)
-    optimizer = update.make_optimizer(config.optimizer)
+    optimizer = update.make_optimizer(config.optimizer, has_value_head=architecture.has_value_head)
     directory = run_directory.RunDirectory(run_dir)
     # Opening the checkpoints of a new run makes the directory, and the weights can still be refused.
     store = checkpoint.Store(directory.checkpoints, config.checkpoint) if directory.checkpoints.exists() else None
@@ -211,9 +211,9 @@ class _Start(NamedTuple):
 
 
 def place_params(params: model.Params, architecture: model.Architecture, devices: jax.sharding.Mesh) -> model.Params:
-    """Host parameters on the learner's mesh."""
+    """Host parameters on the learner's mesh, with the initial value head if the architecture has one and they do not."""
     placement = jax.tree.map(lambda leaf: leaf.sharding, update.abstract_params(architecture, devices))
-    return mesh.put(params, placement)
+    return mesh.put(model.with_value_head(architecture, params), placement)
 
 
 def longest(prompt_tokens: Iterable[np.ndarray]) -> int:

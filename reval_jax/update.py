@@ -29,12 +29,27 @@ class TrainState(NamedTuple):
     skipped_in_a_row: jax.Array  # i32[]
 
 
-def make_optimizer(settings: config_lib.Optimizer) -> optax.GradientTransformation:
-    """AdamW behind a global-norm clip, with a linear warm-up."""
-    return optax.chain(
+def make_optimizer(settings: config_lib.Optimizer, *, has_value_head: bool = False) -> optax.GradientTransformation:
+    """AdamW behind a global-norm clip, with a linear warm-up.
+
+    A value head has a learning rate of its own with the same warm-up. Its gradient counts in the global norm.
+    """
+    parts = [
         optax.clip_by_global_norm(settings.max_grad_norm),
         optax.adamw(learning_rate(settings), b1=settings.b1, b2=settings.b2, weight_decay=settings.weight_decay),
-    )
+    ]
+    if has_value_head:
+        parts.append(_scaled_value_head(settings.value_learning_rate / settings.learning_rate))
+    return optax.chain(*parts)
+
+
+def _scaled_value_head(factor: float) -> optax.GradientTransformation:
+    """Multiplies the value head's updates, which AdamW's learning rate scales linearly; has no state."""
+
+    def scale(updates: model.Params, params: model.Params | None) -> model.Params:
+        return updates | {"value_head": jax.tree.map(lambda leaf: leaf * factor, updates["value_head"])}
+
+    return optax.stateless(scale)
 
 
 def learning_rate(settings: config_lib.Optimizer) -> optax.Schedule:

@@ -58,7 +58,11 @@ class Sample:
 
 @dataclasses.dataclass(frozen=True)
 class Export:
-    """Write a checkpoint as a directory that `transformers` loads."""
+    """Write a checkpoint as a directory that `transformers` loads.
+
+    A value head that the run trained is written apart, as OUTPUT/value_head/value_head.safetensors: `weight` and `bias` of
+    V(s) = hidden · weight + bias, with the last hidden states after the final norm.
+    """
 
     run_dir: Path  # directory of the run
     output: Path  # directory to write; must be new or empty

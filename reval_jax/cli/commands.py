@@ -80,6 +80,7 @@ def export(argv: list[str]) -> int:
         distributed.fetch(policy.params),
         policy.tokenizer,
         eos_token_ids=policy.stop_ids,
+        value_head=None if policy.value_head is None else distributed.fetch(policy.value_head),
         dtype=args.dtype,
     )
     print(f"{policy.source} written to {args.output}")

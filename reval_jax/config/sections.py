@@ -173,6 +173,7 @@ class Optimizer:
 
     __pydantic_config__ = STRICT
     learning_rate: PositiveFloat = 1e-6  # after warm-up
+    value_learning_rate: PositiveFloat = 1e-5  # of the value head, where the objective has one (ppo); after warm-up
     warmup_updates: Count = 0  # updates over which the learning rate rises linearly from 0
     weight_decay: NonNegativeFloat = 0.01  # decoupled, applied to every parameter
     b1: Decay = 0.9  # decay rate of Adam's first moment

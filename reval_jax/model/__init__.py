@@ -21,6 +21,9 @@ from reval_jax.model.parameters import (
     head_weight,
     init_params,
     logical_axes,
+    value,
+    with_value_head,
+    without_value_head,
 )
 
 __all__ = [
@@ -46,4 +49,7 @@ __all__ = [
     "logical_axes",
     "prefill",
     "rope",
+    "value",
+    "with_value_head",
+    "without_value_head",
 ]

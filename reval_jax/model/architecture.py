@@ -47,6 +47,7 @@ class Architecture:
     tied_head: bool  # the output head is the transposed embedding
     max_positions: int  # published context length, tokens
     family: FamilyName  # the Hugging Face model_type
+    has_value_head: bool = False  # parameters also hold the learner's value head, which no published model has
 
     def __post_init__(self) -> None:
         for field in (
@@ -70,3 +71,7 @@ class Architecture:
             )
         if self.head_size % 2:
             raise ValueError(f"head_size={self.head_size} is odd, but RoPE rotates pairs. Use an even head_size.")
+
+    def without_value_head(self) -> Architecture:
+        """The same decoder as a policy alone: what samples, and what the reference is."""
+        return dataclasses.replace(self, has_value_head=False)

@@ -11,12 +11,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
 from reval_jax.model.architecture import Architecture
 
-Params = dict[str, Any]  # nested: {"embedding", "layers": {...}, "final_norm", "head" unless tied}
+# nested: {"embedding", "layers": {...}, "final_norm", "head" unless tied, "value_head": {"weight", "bias"} if it has one}
+Params = dict[str, Any]
 
 
 def _normal(rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> nnx.Param:
@@ -51,8 +53,18 @@ class Layer(nnx.Module):
         self.down = _normal(rngs, (depth, mlp, width), ("layers", "mlp", "width"))
 
 
+class ValueHead(nnx.Module):
+    """The weights of V(s) = hidden · weight + bias; whole on every device, because they are few."""
+
+    def __init__(self, width: int):
+        # Zeros: V = 0 at the start on every machine, no random number in the first advantages, and no gradient through
+        # the head into the layers below before it has learned anything itself.
+        self.weight = _constant(0.0, (width,), (None,))
+        self.bias = _constant(0.0, (), ())
+
+
 class Decoder(nnx.Module):
-    """The whole model's weights: embedding, stacked layers, final norm and, unless tied, the head."""
+    """The whole model's weights: embedding, stacked layers, final norm, the head unless tied, and the learner's value head."""
 
     def __init__(self, architecture: Architecture, rngs: nnx.Rngs):
         self.embedding = _normal(rngs, (architecture.vocab_size, architecture.width), ("vocab", "width"))
@@ -60,6 +72,8 @@ class Decoder(nnx.Module):
         self.final_norm = _constant(1.0, (architecture.width,), (None,))
         if not architecture.tied_head:
             self.head = _normal(rngs, (architecture.width, architecture.vocab_size), ("width", "vocab"))
+        if architecture.has_value_head:
+            self.value_head = ValueHead(architecture.width)
 
 
 @functools.cache
@@ -68,7 +82,7 @@ def _abstract_decoder(architecture: Architecture) -> Decoder:
 
 
 def init_params(architecture: Architecture, key: jax.Array) -> Params:
-    """Random float32 parameters: matrices normal with deviation 0.02, norms one, biases zero. Consumes `key`."""
+    """Random float32 parameters: matrices normal with deviation 0.02, norms one, biases and value head zero. Consumes `key`."""
     return nnx.to_pure_dict(nnx.state(Decoder(architecture, nnx.Rngs(params=key))))
 
 
@@ -91,6 +105,26 @@ def logical_axes(architecture: Architecture) -> dict[str, Any]:
             is_leaf=lambda leaf: isinstance(leaf, nnx.Variable),
         )
     )
+
+
+def with_value_head(architecture: Architecture, params: Params) -> Params:
+    """Host parameters of the architecture: published ones get the initial value head, which is zeros, if it has one."""
+    if not architecture.has_value_head or "value_head" in params:
+        return params
+    shapes = abstract_params(architecture)["value_head"]
+    return params | {"value_head": jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)}
+
+
+def without_value_head(params: Params) -> Params:
+    """The policy's parameters alone."""
+    return {name: leaf for name, leaf in params.items() if name != "value_head"}
+
+
+def value(params: Params, hidden: jax.Array) -> jax.Array:
+    """f32[...]: V(s) in units of reward of hidden states [..., D], by the value head and in float32."""
+    weight, bias = params["value_head"]["weight"], params["value_head"]["bias"]
+    # A sum and not a product of matrices, which accelerators would round.
+    return jnp.sum(hidden.astype(jnp.float32) * jnp.broadcast_to(weight, hidden.shape), axis=-1) + bias
 
 
 def head_weight(architecture: Architecture, params: Params) -> jax.Array:

@@ -103,7 +103,7 @@ def make(
             f"which the attention kernel cannot count. Use at most {most} slots, or rollout.kv_cache=compute."
         )
     return Engine(
-        architecture,
+        architecture.without_value_head(),
         mesh,
         compute_dtype,
         cache,

@@ -23,11 +23,12 @@ def sync_weights(params: model.Params, engine: Engine) -> model.Params:
     holds, without a copy. Otherwise the copy is sent to the engine's devices.
 
     Args:
-      params: device arrays, with NamedShardings on the learner's mesh.
+      params: device arrays, with NamedShardings on the learner's mesh. A value head is left out.
 
     Raises:
       ValueError: the engine has devices of its own, and there are several processes.
     """
+    params = model.without_value_head(params)
     learner = _mesh_of(params)
     if _shares_devices(learner, engine):
         return _rewrapped(_copy(engine, params, *_casts(engine, _learner_by_host(learner, engine))), engine.mesh)
@@ -69,6 +70,7 @@ def lower_sync_weights(params: model.Params, engine: Engine) -> jax.stages.Lower
 
     Where layers are copied one by one, this is one layer's program, which has the largest temporaries.
     """
+    params = model.without_value_head(params)
     cast, cast_layer = _casts(engine, _learner_by_host(_mesh_of(params), engine))
     if cast_layer is None:
         return cast.lower(params)

@@ -16,6 +16,11 @@ from safetensors import numpy as safetensors_numpy
 from reval_jax import model, types
 from reval_jax.weights import families, layout, rope
 
+VALUE_HEAD = "value_head/value_head.safetensors"
+"""File of the value head in an exported directory: `weight` f32[D] and `bias` f32[] of V(s) = hidden · weight + bias, with the
+hidden states after the final norm. In a directory of its own, because some readers take every .safetensors file beside
+config.json for a part of the model."""
+
 _SHARD_BYTES = 4 * 2**30  # a shard is assembled in host memory; Hugging Face's limit is 5 GB
 _DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16)}
 
@@ -27,6 +32,7 @@ def export(
     tokenizer: transformers.PreTrainedTokenizerBase,
     *,
     eos_token_ids: tuple[int, ...],
+    value_head: model.Params | None = None,
     dtype: str = "float32",
     shard_bytes: int = _SHARD_BYTES,
 ) -> Path:
@@ -37,7 +43,8 @@ def export(
     Args:
       params: host or fully addressable device arrays.
       eos_token_ids: the tokens that end a response.
-      dtype: number type of the files, "float32", "bfloat16" or "float16".
+      value_head: written as VALUE_HEAD, in float32.
+      dtype: number type of the model's files, "float32", "bfloat16" or "float16".
       shard_bytes: a larger model is split over several files with an index.
 
     Raises:
@@ -62,12 +69,19 @@ def export(
         _write_json(partial / "config.json", _config(architecture, tokenizer, eos_token_ids, dtype))
         _write_json(partial / "generation_config.json", _token_ids(tokenizer, eos_token_ids))
         _write_weights(partial, architecture, params, _DTYPES[dtype], shard_bytes)
+        if value_head is not None:
+            _write_value_head(partial / VALUE_HEAD, value_head)
         partial.chmod(0o755)  # mkdtemp makes a private directory, but others may read an exported model
         os.replace(partial, target)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     return target
+
+
+def _write_value_head(file: Path, value_head: model.Params) -> None:
+    file.parent.mkdir()
+    safetensors_numpy.save_file({name: np.asarray(leaf) for name, leaf in value_head.items()}, file)
 
 
 def _check_params(architecture: model.Architecture, params: model.Params) -> None:

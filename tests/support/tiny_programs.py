@@ -117,14 +117,22 @@ def _forward(architecture: model.Architecture, params: Any, row: jax.Array) -> t
 
 
 def full_logits(architecture: model.Architecture, params: Any, tokens: np.ndarray) -> np.ndarray:
-    """f64[T, V] logits of one sequence: one row, no cache, no mask but causality, one compiled length for all.
+    """f64[T, V] logits of one sequence: `hidden_and_head` multiplied."""
+    hidden, head = hidden_and_head(architecture, params, tokens)
+    return hidden @ head
+
+
+def hidden_and_head(architecture: model.Architecture, params: Any, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """f64[T, D] last hidden states of one sequence, and the head f64[D, V]; one row, no cache, no mask but causality.
+
+    One compiled length serves all.
 
     What follows the sequence up to that length is ordinary text, which a causal model does not see.
     """
     row = np.full((1, 24), 99, np.int32)
     row[0, : len(tokens)] = tokens
     hidden, head = jax.device_get(_forward(architecture, jax.device_get(params), row))
-    return hidden[: len(tokens)].astype(np.float64) @ head.astype(np.float64)
+    return hidden[: len(tokens)].astype(np.float64), head.astype(np.float64)
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:

@@ -175,10 +175,9 @@ def _lower_learner(
         return sampler.lower_sync_weights(params, make_engine(architecture, pod, config))
     largest = batch.abstract(largest_shape(mesh_lib.num_row_shards(mesh), config), mesh)
     if program == "score":
-        dtypes = model.compute_dtypes(params, config.model.compute_dtype)
-        reference_params = jax.tree.map(lambda leaf, dtype: leaf.update(dtype=dtype), params, dtypes)
+        reference_params = reference.abstract(params, config=config)
         return reference.make_scorer(architecture, mesh, config=config).lower(reference_params, largest)
-    optimizer = update.make_optimizer(config.optimizer)
+    optimizer = update.make_optimizer(config.optimizer, has_value_head=architecture.has_value_head)
     step = update.make_step(architecture, optimizer, mesh, loss=algorithms.choose(config).loss, config=config)
     return step.lower(update.abstract(params, optimizer, mesh), largest)
 

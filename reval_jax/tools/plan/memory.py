@@ -109,9 +109,12 @@ def _learner_bytes(
 ) -> tuple[int, int, int]:
     """Bytes of the parameters, of the optimizer state and of the reference."""
     params = update.abstract_params(architecture, mesh)
-    optimizer = update.abstract(params, update.make_optimizer(settings), mesh).opt_state
-    dtypes = model.compute_dtypes(params, compute_dtype)
-    reference = jax.tree.map(lambda leaf, dtype: leaf.update(dtype=dtype), params, dtypes)
+    optimizer = update.abstract(
+        params, update.make_optimizer(settings, has_value_head=architecture.has_value_head), mesh
+    ).opt_state
+    policy = model.without_value_head(params)
+    dtypes = model.compute_dtypes(policy, compute_dtype)
+    reference = jax.tree.map(lambda leaf, dtype: leaf.update(dtype=dtype), policy, dtypes)
     return tree_bytes(params), tree_bytes(optimizer), tree_bytes(reference)
 
 
