@@ -196,6 +196,12 @@ def test_a_mask_leaves_the_denominator_so_the_loss_shrinks_by_what_it_rejects():
     np.testing.assert_allclose(-gradient.sum(), sum(kept) / len(kept), rtol=1e-6)
 
 
+def test_a_correction_of_your_own_is_a_constant_too():
+    own = loss_and_gradient(TOKENS, objective.reinforce, correction=jnp.exp)
+    unbounded = functools.partial(objective.token_weight, high=np.inf)
+    assert_same(own, loss_and_gradient(TOKENS, objective.reinforce, correction=unbounded))
+
+
 # --- Reductions ---
 
 

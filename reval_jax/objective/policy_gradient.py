@@ -63,7 +63,7 @@ def policy_gradient_loss(
     token_advantage = arrays.per_token(arrays.constant(advantage), mask.shape)
     loss = surrogate(kept_log_prob, log_ratio, token_advantage)
     if correction is not None:
-        weight = arrays.constant(correction(jax.lax.stop_gradient(log_ratio)))
+        weight = arrays.constant(correction(log_ratio))
         arrays.check_same_shape(loss=loss, weight=weight)
         loss = loss * weight
     return mean(loss, mask)

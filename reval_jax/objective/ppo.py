@@ -111,7 +111,7 @@ def value_loss(
     """Clipped squared error of PPO's value function, in squared units of reward.
 
     loss = mean of 1/2 max((V - R)^2, (clip(V, V_old - clip, V_old + clip) - R)^2)
-                  (PPO's usual code: arXiv 2005.12729, section 3; verl)
+                  (PPO's usual code, such as verl's; arXiv 2005.12729 describes it, with a minimum in print)
 
     A value that has moved by more than `clip` in the direction of its return has no gradient. Where both squares are equal the
     gradient is the unclipped one's.

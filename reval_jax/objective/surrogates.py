@@ -73,10 +73,10 @@ def sequence_clipped(
     """Surrogate of GSPO with the gradient of each token: one ratio a trajectory, the geometric mean of its tokens'.
 
     s = exp(sg(mean_t log r_t) + log pi - sg(log pi)),  loss = max(-A s, -A clip(s, 1 - clip_low, 1 + clip_high))
-                  (GSPO-token, arXiv 2507.18071, Eq. 13 to 16; sg stops the gradient)
+                  (GSPO-token, arXiv 2507.18071; sg stops the gradient)
 
     Pair it with `trajectory_mean` of the loss, as GSPO does. The ratio of a whole trajectory varies far less than a token's,
-    so the paper's bounds are of order 3e-4, not 0.2: with PPO's bounds nothing is ever clipped. No dual clip. For responses
+    so the paper's bounds are 3e-4 and 4e-4, not 0.2: with PPO's bounds hardly anything is clipped. No dual clip. For responses
     of one token it is `clipped` without its dual clip.
 
     Args:
@@ -111,7 +111,7 @@ def reweighted(
 ) -> jax.Array:
     """Surrogate of CISPO, per token: REINFORCE with a clipped importance weight that has no gradient.
 
-    loss = -sg(clip(r, 1 - clip_low, 1 + clip_high)) * A * log pi          (CISPO, arXiv 2506.13585, Eq. 4; sg stops the gradient)
+    loss = -sg(clip(r, 1 - clip_low, 1 + clip_high)) * A * log pi          (CISPO, arXiv 2506.13585; sg stops the gradient)
 
     Unlike with `clipped`, the gradient of a token never vanishes. clip_low = 1 leaves the weight without a lower bound:
     REINFORCE with truncated importance sampling, at most C = 1 + clip_high. Its value, unlike its gradient, means little.
@@ -132,7 +132,7 @@ def reweighted(
     token_advantage = _checked(log_prob, log_ratio, advantage)
     ratio = bounded_ratio(arrays.constant(log_ratio))
     weight = jnp.clip(ratio, 1.0 - arrays.float32(clip_low), 1.0 + arrays.float32(clip_high))
-    return -arrays.constant(weight) * token_advantage * arrays.float32(log_prob)
+    return -weight * token_advantage * arrays.float32(log_prob)
 
 
 def reinforce(log_prob: jax.Array, log_ratio: jax.Array, advantage: jax.Array) -> jax.Array:
