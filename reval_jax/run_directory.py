@@ -34,11 +34,17 @@ class RunDirectory:
         self.metrics = path / "metrics.jsonl"
         self.rollouts = path / "rollouts"
         self.journal = path / "journal"
+        self.inspection = path / "inspect.json"
         self.checkpoints = path / "checkpoints"
 
     def rollout(self, round: int) -> Path:
         """The file of one round's prompts, responses and verdicts."""
         return self.rollouts / f"round_{round:06d}.jsonl"
+
+    def rollout_files(self) -> dict[int, Path]:
+        """The rounds whose files exist, ascending, each with its file."""
+        found = {int(path.stem.removeprefix("round_")): path for path in self.rollouts.glob("round_[0-9]*.jsonl")}
+        return dict(sorted(found.items()))
 
 
 def inspect(path: Path, config: config_lib.Config) -> list[str]:

@@ -70,7 +70,7 @@ def test_the_overview_names_every_command(flag, capsys):
     assert all(f"\n  {command} " in text for command in cli.COMMANDS)
 
 
-@pytest.mark.parametrize("command", ["train", "eval", "sample"])
+@pytest.mark.parametrize("command", ["train", "eval", "sample", "inspect"])
 def test_help_names_every_setting_with_its_default_and_its_comment(command, capsys):
     text = with_flags_joined(output_of(capsys, command, "--help"))
     for section, field in FIELDS:

@@ -57,6 +57,29 @@ class Sample:
 
 
 @dataclasses.dataclass(frozen=True)
+class Inspect:
+    """Score every token of rollouts with any model: its endogenous reward, and whether it tells right from wrong.
+
+    A model's logits hold a reward, log pi(a|s) + V(s) - V(s'), with V the logsumexp (arXiv 2506.23235). Prints the AUC of
+    scores of a response against its verdict, within each prompt: the reward's sum, mean and discounted sums, log pi(tau) and
+    its mean. The model is the run's initial one, unless --checkpoint_round or --model.path names another. Texts become
+    tokens by that model's tokenizer: another tokenizer than the sampler's gives other tokens, and the end token of the
+    sampler's, which is part of a response's text, may be several of them.
+    """
+
+    settings: Settings
+    config: ConfigFile = None  # YAML with any of the settings below
+    run_dir: Path | None = None  # run whose rollouts and initial model to inspect; its config gives the defaults
+    round: tuple[int, ...] = ()  # rounds whose rollouts are scored; default: the last
+    rollouts: tuple[Path, ...] = ()  # score these files, like RUN/rollouts/round_000001.jsonl, instead of the run's
+    checkpoint_round: int | None = None  # score with the run's checkpoint of this round; 0 is the model before training
+    output: Path | None = (
+        None  # also write each response with its tokens and their rewards as a line of this .jsonl file
+    )
+    json: Path | None = None  # write the results to this file, not RUN_DIR/inspect.json; /dev/stdout allowed
+
+
+@dataclasses.dataclass(frozen=True)
 class Export:
     """Write a checkpoint as a directory that `transformers` loads.
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from reval_jax import exit_codes
-from reval_jax.cli import arguments, bench, commands, data, evaluation
+from reval_jax.cli import arguments, bench, commands, data, evaluation, inspection
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,6 +59,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": commands.train,
     "eval": evaluation.eval,
     "sample": commands.sample,
+    "inspect": inspection.inspect,
     "export": commands.export,
     "report": commands.report,
     "plan": commands.plan,
@@ -71,6 +72,7 @@ ARGUMENTS: dict[str, Any] = {
     "train": arguments.Train,
     "eval": arguments.Eval,
     "sample": arguments.Sample,
+    "inspect": arguments.Inspect,
     "export": arguments.Export,
     "report": arguments.Report,
     "plan": arguments.Plan,

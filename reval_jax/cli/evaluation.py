@@ -34,7 +34,7 @@ class Policy(NamedTuple):
 
 def eval(argv: list[str]) -> int:
     """Evaluates policies on eval.benchmarks, and compares each with the first."""
-    _check_lists(argv)
+    parsing.refuse_repeated(argv, LISTS)
     args = parsing.parse(arguments.Eval, "eval", argv)
     config = parsing.checked(args.settings)
     if not config.eval.benchmarks:
@@ -72,16 +72,6 @@ def eval(argv: list[str]) -> int:
     command = shlex.join(["reval", "eval", *argv])
     output.write_json(args.json, evaluate.record.evaluation_record(config, command, policies, measured, compared))
     return exit_codes.DONE
-
-
-def _check_lists(argv: list[str]) -> None:
-    """Refuses an option with a list of values that appears twice: the later would silently replace the earlier."""
-    flags = ["--" + word.removeprefix("--").split("=")[0].replace("-", "_") for word in argv if word.startswith("--")]
-    for flag in LISTS:
-        if flags.count(flag) > 1:
-            raise ValueError(
-                f"{flag} appears {flags.count(flag)} times, and only the last would count. Name all its values after one."
-            )
 
 
 def _policies(

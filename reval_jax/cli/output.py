@@ -6,6 +6,7 @@ import json
 import math
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ def show(json_path: Path | None, text: str, *, end: str = "\n") -> None:
     print(text, file=sys.stderr if str(json_path) == "/dev/stdout" else sys.stdout, flush=True, end=end)
 
 
-def check_writable(path: Path | None) -> None:
-    """Checks that `write_json` can write the file, before hours are spent on its content.
+def check_writable(path: Path | None, *, option: str = "--json") -> None:
+    """Checks that the file can be written, before hours are spent on its content.
 
     Raises:
       ValueError: its directory does not exist or is not writable.
@@ -25,7 +26,7 @@ def check_writable(path: Path | None) -> None:
         return
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise ValueError(
-            f"--json {path} cannot be written: {path.parent} is not a writable directory. Choose another file."
+            f"{option} {path} cannot be written: {path.parent} is not a writable directory. Choose another file."
         )
 
 
@@ -41,6 +42,16 @@ def write_json(path: Path | None, content: Any) -> None:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise ValueError(f"--json {path} cannot be written: {error.strerror}. Choose another file.") from error
+
+
+def write_json_lines(path: Path, records: Iterable[Any]) -> None:
+    """Writes one JSON object a line to the file of --output; NaN and infinities become null."""
+    try:
+        with path.open("w", encoding="utf-8") as lines:
+            for record in records:
+                lines.write(json.dumps(_finite(record), ensure_ascii=False, allow_nan=False) + "\n")
+    except OSError as error:
+        raise ValueError(f"--output {path} cannot be written: {error.strerror}. Choose another file.") from error
 
 
 def _finite(content: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,16 @@ def parse(dataclass: Any, command: str, argv: list[str], *, defaults: Any = None
     return tyro.cli(
         dataclass, args=argv, default=defaults or tyro.MISSING_NONPROP, prog=f"reval {command}", use_underscores=True
     )
+
+
+def refuse_repeated(argv: list[str], lists: Sequence[str]) -> None:
+    """Refuses an option of `lists`, with a list of values, that appears twice: the later would silently replace the earlier."""
+    flags = ["--" + word.removeprefix("--").split("=")[0].replace("-", "_") for word in argv if word.startswith("--")]
+    for flag in lists:
+        if flags.count(flag) > 1:
+            raise ValueError(
+                f"{flag} appears {flags.count(flag)} times, and only the last would count. Name all its values after one."
+            )
 
 
 def _refuse_renamed(argv: list[str]) -> None:

@@ -59,6 +59,12 @@ def differences(one: estimators.GradedResponses, other: estimators.GradedRespons
     return {name: _estimate(float(gap.mean()), resampled[name]) for name, gap in gaps.items()}
 
 
+def of_means(values: dict[str, np.ndarray]) -> dict[str, Estimate]:
+    """The mean of each named f64[U] with its interval, all resampled over the same units; NaN bounds for one unit."""
+    resampled = _resampled_means(values, stream=0)
+    return {name: _estimate(float(by_unit.mean()), resampled[name]) for name, by_unit in values.items()}
+
+
 def bootstrap(units: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], *, stream: int) -> np.ndarray:
     """f64[RESAMPLES, ...]: the statistic of RESAMPLES resamples, each of U units drawn with replacement.
 

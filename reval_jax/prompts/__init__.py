@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from reval_jax.prompts import templates
 from reval_jax.prompts.dataset import Dataset, decode, from_question, load, take
-from reval_jax.prompts.templates import stop_ids
+from reval_jax.prompts.templates import encode, encode_rendered, stop_ids
 
 __all__ = [
     "Dataset",
     "decode",
+    "encode",
+    "encode_rendered",
     "from_question",
     "load",
     "stop_ids",

@@ -77,10 +77,7 @@ def render(
         when it normalises the text, or where question and template meet.
     """
     texts = [_prompt_text(task, row.question, tokenizer) for row in rows]
-    prefix = _prefix(task.template, tokenizer)
-    *tokens, plain = (
-        np.array(prefix + ids, np.int32) for ids in _encode([*texts, _prompt_text(task, _PLAIN, tokenizer)], tokenizer)
-    )
+    *tokens, plain = encode_rendered([*texts, _prompt_text(task, _PLAIN, tokenizer)], task.template, tokenizer)
     special = {tokenizer.convert_tokens_to_ids(text) for text in special_tokens.special_texts(task.template, tokenizer)}
     special.discard(tokenizer.unk_token_id)  # any unknown text becomes it
     ids = np.array(sorted(index for index in special if index is not None), np.int32)
@@ -93,6 +90,14 @@ def render(
     remedy = "The tokenizer turns part of it into a special token, which would end or fake a turn. Remove it."
     rows_lib.refuse(source, bad_rows, remedy)
     return texts, tokens
+
+
+def encode_rendered(
+    texts: list[str], template: str, tokenizer: transformers.PreTrainedTokenizerBase
+) -> list[np.ndarray]:
+    """Tokens i32[P_i] of rendered prompts; a raw prompt begins with the beginning-of-sequence token, where one is added."""
+    prefix = _prefix(template, tokenizer)
+    return [np.array(prefix + ids, np.int32) for ids in encode(texts, tokenizer)]
 
 
 def stop_ids(
@@ -141,6 +146,7 @@ def _prefix(template: str, tokenizer: transformers.PreTrainedTokenizerBase) -> l
     return []
 
 
-def _encode(texts: list[str], tokenizer: transformers.PreTrainedTokenizerBase) -> list[list[int]]:
+def encode(texts: list[str], tokenizer: transformers.PreTrainedTokenizerBase) -> list[list[int]]:
+    """Token ids of each text, in which the text of a special token becomes that token, and none is added."""
     # verbose=False: task.max_prompt_tokens is checked, so the tokenizer's warning about its own limit is not needed.
     return tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False).input_ids

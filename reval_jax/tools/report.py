@@ -8,7 +8,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from reval_jax import metrics, types
+from reval_jax import metrics, run_directory, types
+from reval_jax.tools import token_page
 
 PANELS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Mean score of the fresh responses", ("critic/score/mean",)),
@@ -32,7 +33,7 @@ def write(run_dir: Path, output: Path) -> Path:
     """Plots the run's metrics.jsonl into `output`; returns `output`.
 
     Raises:
-      ValueError: the run has no metrics, matplotlib is not installed, or the file cannot be written.
+      ValueError: the run has no metrics, matplotlib is not installed, inspect.json is damaged, or the file cannot be written.
     """
     source = run_dir / "metrics.jsonl"
     lines = metrics.read(source) if source.is_file() else []
@@ -48,8 +49,14 @@ def write(run_dir: Path, output: Path) -> Path:
         "<style>body{{font-family:sans-serif;max-width:1100px;margin:2em auto}}svg{{width:48%;height:auto}}"
         "table{{border-collapse:collapse}}td,th{{padding:.2em .8em;text-align:right}}"
         "pre{{background:#f4f4f4;padding:1em}}</style>"
-        "<h1>{title}</h1>{table}{figures}<h2>Settings</h2><pre>{config}</pre>"
-    ).format(title=html.escape(str(run_dir)), table=_table(lines), figures="".join(figures), config=html.escape(config))
+        "<h1>{title}</h1>{table}{figures}{tokens}<h2>Settings</h2><pre>{config}</pre>"
+    ).format(
+        title=html.escape(str(run_dir)),
+        table=_table(lines),
+        figures="".join(figures),
+        tokens=token_page.section(run_directory.RunDirectory(run_dir).inspection),
+        config=html.escape(config),
+    )
     try:
         output.write_text(page, encoding="utf-8")
     except OSError as error:

@@ -1,0 +1,195 @@
+"""`reval inspect` on a tiny run: its numbers against the model's own logits, its files, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import pytest
+from support import tiny_programs, tiny_runs
+
+from reval_jax import cli, weights
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    return tiny_runs.write_files(tmp_path_factory.mktemp("files")).parent
+
+
+@pytest.fixture(scope="module")
+def played(files, tmp_path_factory):
+    """A finished run of two rounds, in whose first rollouts file half of the verdicts are `ok`."""
+    path = tmp_path_factory.mktemp("runs") / "run"
+    tiny_runs.play(files / "config.yaml", path, run__rounds=2, checkpoint__every=1, eval__every=0)
+    set_verdicts(path / "rollouts" / "round_000001.jsonl", ["ok", "wrong"])
+    set_verdicts(path / "rollouts" / "round_000002.jsonl", ["wrong"])
+    return path
+
+
+def set_verdicts(file, verdicts):
+    """Gives the file's lines these verdicts in turn: an untrained model's are all wrong."""
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    for index, row in enumerate(rows):
+        row["verdict"] = verdicts[index % len(verdicts)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture
+def run_dir(played):
+    """The run, without an inspection."""
+    (played / "inspect.json").unlink(missing_ok=True)
+    return played
+
+
+def inspected(capsys, *arguments, code=0):
+    """Standard output, and standard error, of `reval inspect`."""
+    assert cli.main(["inspect", *map(str, arguments)]) == code
+    captured = capsys.readouterr()
+    return captured.out, captured.err
+
+
+def test_every_tokens_numbers_are_those_of_the_initial_models_logits(files, run_dir, capsys, tmp_path):
+    text, _ = inspected(capsys, "--run-dir", run_dir, "--round", 1, "--output", tmp_path / "tokens.jsonl")
+    loaded = weights.load(str(files / "model"))
+    lines = [json.loads(line) for line in (tmp_path / "tokens.jsonl").read_text().splitlines()]
+    rollouts = [json.loads(line) for line in (run_dir / "rollouts" / "round_000001.jsonl").read_text().splitlines()]
+    assert [line["response"] for line in lines] == [row["response"] for row in rollouts]
+    assert len(lines) == 8
+    for line, row in zip(lines, rollouts, strict=True):
+        prompt = loaded.tokenizer(row["prompt"], add_special_tokens=False).input_ids
+        response = loaded.tokenizer(row["response"], add_special_tokens=False).input_ids
+        assert line["token_ids"] == response
+        assert len(line["tokens"]) == len(response)
+        logits = tiny_programs.full_logits(loaded.architecture, loaded.params, np.array([*prompt, *response]))
+        predicting = logits[len(prompt) - 1 : -1]
+        value = np.log(np.exp(predicting).sum(axis=1))
+        log_prob = predicting[np.arange(len(response)), response] - value
+        np.testing.assert_allclose(line["log_prob"], log_prob, atol=2e-5)
+        np.testing.assert_allclose(line["soft_value"], value, atol=2e-5)
+        reward = log_prob + value - np.append(value[1:], 0)
+        np.testing.assert_allclose(line["endogenous_reward"], reward, atol=5e-5)
+        np.testing.assert_allclose(sum(line["endogenous_reward"]), log_prob.sum() + value[0], atol=1e-4)
+        np.testing.assert_allclose(line["scores"]["return"], log_prob.sum() + value[0], atol=1e-4)
+    # What an untrained model samples is not how its tokenizer would split the text.
+    changed = [row["num_tokens"] != len(line["tokens"]) for line, row in zip(lines, rollouts, strict=True)]
+    assert f"note: {sum(changed)} of 8 responses have become" in text
+
+
+def test_the_table_and_the_json_hold_the_aucs_of_every_score(run_dir, capsys, tmp_path):
+    text, _ = inspected(capsys, "--run-dir", run_dir, "--round", 1, 2, "--output", tmp_path / "tokens.jsonl")
+    result = json.loads((run_dir / "inspect.json").read_text())
+    lines = [json.loads(line) for line in (tmp_path / "tokens.jsonl").read_text().splitlines()]
+    assert (result["num_responses"], result["num_right"], len(lines)) == (16, 4, 16)
+    assert result["rollouts"] == [str(run_dir / "rollouts" / f"round_00000{round}.jsonl") for round in (1, 2)]
+    names = ["return", "return_per_token", "discounted_0.9", "discounted_0.99", "log_prob", "log_prob_per_token"]
+    assert list(result["scores"]) == names
+    by_prompt = {}
+    for line in lines:
+        by_prompt.setdefault(line["prompt"], []).append(line)
+    mixed = [group for group in by_prompt.values() if len({line["verdict"] for line in group}) > 1]
+    assert result["num_mixed_prompts"] == len(mixed) >= 2
+    assert result["num_mixed_responses"] == sum(map(len, mixed))
+    assert result["num_prompts"] == len(by_prompt)
+    for name in names:
+        aucs = []
+        for group in mixed:
+            pairs = [
+                (right["scores"][name], wrong["scores"][name])
+                for right in group
+                for wrong in group
+                if right["verdict"] == "ok" and wrong["verdict"] != "ok"
+            ]
+            aucs.append(np.mean([(right > wrong) + 0.5 * (right == wrong) for right, wrong in pairs]))
+        estimate = result["scores"][name]["auc"]
+        assert estimate["value"] == pytest.approx(np.mean(aucs))
+        assert 0 <= estimate["low"] <= estimate["value"] <= estimate["high"] <= 1
+        assert f"\n{name} " in text
+        assert f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]" in text
+    assert [each["verdict"] for each in result["examples"]] == ["ok", "wrong"]
+
+
+def test_a_checkpoint_and_another_model_score_otherwise_and_json_goes_where_it_is_sent(files, run_dir, capsys):
+    returns = {}
+    rollouts = ("--rollouts", run_dir / "rollouts" / "round_000001.jsonl")
+    for name, policy in {
+        "initial": ("--run-dir", run_dir),
+        "round 0": ("--run-dir", run_dir, "--checkpoint_round", 0),
+        "round 2": ("--run-dir", run_dir, "--checkpoint_round", 2),
+        "alone": ("--config", files / "config.yaml", "--model.path", files / "model"),
+    }.items():
+        text, error = inspected(capsys, *policy, *rollouts, "--json", "/dev/stdout")
+        result = json.loads(text)
+        returns[name] = [each["scores"]["return"] for each in result["examples"]]
+        assert result["model"] in error
+    assert not (run_dir / "inspect.json").exists()
+    assert returns["initial"] == returns["round 0"] == returns["alone"]
+    assert returns["initial"] != returns["round 2"]
+
+
+def test_without_right_and_wrong_responses_there_is_no_auc_but_the_tokens_may_be_asked_for(run_dir, capsys, tmp_path):
+    _, error = inspected(capsys, "--run-dir", run_dir, code=2)
+    assert "no prompt has both right and wrong responses (0 of 8 responses to " in error
+    assert "add --output" in error
+    assert not (run_dir / "inspect.json").exists()
+    text, _ = inspected(capsys, "--run-dir", run_dir, "--output", tmp_path / "tokens.jsonl")
+    assert "note: no prompt has both" in text
+    assert json.loads((run_dir / "inspect.json").read_text())["scores"] == {}
+    assert len((tmp_path / "tokens.jsonl").read_text().splitlines()) == 8
+
+
+def test_the_report_shows_the_aucs_and_the_examples_as_escaped_text(run_dir, capsys, tmp_path):
+    pytest.importorskip("matplotlib")
+    inspected(capsys, "--run-dir", run_dir, "--round", 1)
+    result = json.loads((run_dir / "inspect.json").read_text())
+    result["examples"][0]["tokens"] = ["<script>", "a & b", "\n"]
+    result["examples"][0]["endogenous_reward"] = [0.5, -1.25, 30.0]
+    for name in ("log_prob", "soft_value"):
+        result["examples"][0][name] = [0.0] * 3
+    (run_dir / "inspect.json").write_text(json.dumps(result))
+    page = tmp_path / "report.html"
+    assert cli.main(["report", "--run-dir", str(run_dir), "--output", str(page)]) == 0
+    text = page.read_text()
+    assert "<h2>Endogenous reward</h2>" in text
+    for name, each in result["scores"].items():
+        assert f"<td>{name}</td><td>{each['auc']['value']:.3f} " in text
+    assert "&lt;script&gt;" in text
+    assert "<script" not in text
+    assert "a &amp; b" in text
+    assert "reward -1.250" in text
+    assert not re.search(r"(?:src|href)\s*=\s*[\"'](?!#)", text)
+    (run_dir / "inspect.json").write_text('{"format": 1}')
+    assert cli.main(["report", "--run-dir", str(run_dir), "--output", str(page)]) == 2
+    assert "is not a file of reval inspect" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((), "nothing to inspect. Name a run with --run-dir RUN, or files with --rollouts"),
+        (("--run-dir", "{run}", "--round", "7"), "has no rollouts of that round, only of 1, 2"),
+        (("--run-dir", "{run}", "--round", "1", "--rollouts", "{bad}"), "Use one of them"),
+        (("--run-dir", "{run}", "--round", "1", "--round", "2"), "--round appears 2 times"),
+        (("--run-dir", "{run}", "--round", "1", "--checkpoint_round", "9"), "no checkpoint of round 9 exists"),
+        (("--rollouts", "{bad}", "--checkpoint_round", "1"), "--checkpoint_round 1 names a checkpoint, but no run"),
+        (("--rollouts", "{bad}"), "bad.jsonl:2: 'verdict' is 'good', not one of ok, wrong"),
+        (("--rollouts", "{empty}"), "the rollouts files have no line"),
+        (("--rollouts", "absent.jsonl"), "absent.jsonl does not exist"),
+        (("--rollouts", "{right}"), "model.path is empty"),
+        (
+            ("--run-dir", "{run}", "--round", "1", "--output", "absent/file.jsonl"),
+            "--output absent/file.jsonl cannot be",
+        ),
+        (("--run-dir", "{run}", "--round", "1", "--json", "absent/file.json"), "--json absent/file.json cannot be"),
+    ],
+)
+def test_what_cannot_be_inspected_is_refused_with_one_message(run_dir, capsys, tmp_path, options, message):
+    line = '{"prompt": "1+1=", "response": "2", "verdict": "%s"}\n'
+    texts = {"bad": line % "ok" + line % "good", "empty": "", "right": line % "ok" + line % "wrong"}
+    for name, text in texts.items():
+        (tmp_path / f"{name}.jsonl").write_text(text)
+    places = {"run": run_dir} | {name: tmp_path / f"{name}.jsonl" for name in texts}
+    out, error = inspected(capsys, *(option.format(**places) for option in options), code=2)
+    assert message in error
+    assert (out, error.count("reval: ")) == ("", 1)
+    assert not (run_dir / "inspect.json").exists()
