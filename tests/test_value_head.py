@@ -308,6 +308,7 @@ def test_a_plan_counts_the_value_head_with_the_learner_only():
     always = {"params": numbers, "optimizer": 2 * numbers}
     assert more == dict.fromkeys(more, always) | {"update": always | {"gradients": numbers}}
     devices = mesh.make(config.mesh, pod.devices)
-    for program in ("score", "sync_weights"):
-        compilation._lower_learner(program, ARCHITECTURE, pod, config)
+    with jax.numpy_dtype_promotion("standard"):
+        for program in ("score", "sync_weights", "update"):
+            compilation._lower_learner(program, ARCHITECTURE, pod, config)
     assert update.abstract_params(ARCHITECTURE, devices)["value_head"]["weight"].sharding.is_fully_replicated
