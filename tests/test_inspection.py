@@ -10,6 +10,7 @@ import pytest
 from support import tiny_programs, tiny_runs
 
 from reval_jax import cli, weights
+from reval_jax.tools import inspection, token_page
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +110,18 @@ def test_the_table_and_the_json_hold_the_aucs_of_every_score(run_dir, capsys, tm
     assert [each["verdict"] for each in result["examples"]] == ["ok", "wrong"]
 
 
+def test_scoring_a_few_responses_at_a_time_gives_the_same_scores(run_dir, capsys, tmp_path, monkeypatch):
+    lines = []
+    for chunk in (64, 3):
+        monkeypatch.setattr(inspection, "CHUNK", chunk)
+        inspected(capsys, "--run-dir", run_dir, "--round", 1, "--output", tmp_path / "tokens.jsonl")
+        lines.append([json.loads(line) for line in (tmp_path / "tokens.jsonl").read_text().splitlines()])
+    for one, other in zip(*lines, strict=True):
+        assert one["token_ids"] == other["token_ids"]
+        for name in ("log_prob", "soft_value", "endogenous_reward"):
+            np.testing.assert_allclose(one[name], other[name], atol=2e-5)
+
+
 def test_a_checkpoint_and_another_model_score_otherwise_and_json_goes_where_it_is_sent(files, run_dir, capsys):
     returns = {}
     rollouts = ("--rollouts", run_dir / "rollouts" / "round_000001.jsonl")
@@ -158,6 +171,9 @@ def test_the_report_shows_the_aucs_and_the_examples_as_escaped_text(run_dir, cap
     assert "a &amp; b" in text
     assert "reward -1.250" in text
     assert not re.search(r"(?:src|href)\s*=\s*[\"'](?!#)", text)
+    result["scores"]["return"]["auc"] |= {"value": 0.25, "low": None, "high": None}
+    (run_dir / "inspect.json").write_text(json.dumps(result))
+    assert "<td>return</td><td>0.250 (one prompt)</td>" in token_page.section(run_dir / "inspect.json")
     (run_dir / "inspect.json").write_text('{"format": 1}')
     assert cli.main(["report", "--run-dir", str(run_dir), "--output", str(page)]) == 2
     assert "is not a file of reval inspect" in capsys.readouterr().err

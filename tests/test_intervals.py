@@ -38,6 +38,23 @@ def test_an_interval_equals_that_of_a_plain_bootstrap_over_problems():
     assert estimate.high == pytest.approx(means[3899], abs=0.012)
 
 
+def test_an_interval_of_means_is_that_of_a_benchmark_with_these_means():
+    generator = np.random.default_rng(4)
+    reward = (generator.random((30, 4)) < generator.random((30, 1))).astype(np.float32)
+    expected = intervals.estimates(graded_responses.of_rewards(reward))["acc/mean@4"]
+    by_problem = reward.astype(np.float64).mean(axis=1)
+    result = intervals.of_means({"mean": by_problem, "twice": 2 * by_problem})
+    assert result["mean"] == pytest.approx(expected, abs=1e-12)
+    assert result["twice"] == pytest.approx([2 * bound for bound in expected], abs=1e-12)
+
+
+def test_the_mean_of_one_unit_has_no_interval():
+    estimate = intervals.of_means({"mean": np.array([0.25])})["mean"]
+    assert estimate.value == 0.25
+    assert math.isnan(estimate.low)
+    assert math.isnan(estimate.high)
+
+
 def coverage(num_problems, difficulty, num_sets, seed):
     """The share of simulated benchmarks whose intervals contain the true value, by metric."""
     generator = np.random.default_rng(seed)

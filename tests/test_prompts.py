@@ -139,6 +139,20 @@ def test_a_raw_prompt_begins_with_bos_and_has_no_eos_where_the_tokenizer_adds_bo
     assert len(dataset.tokens[0]) == 5
 
 
+@pytest.mark.parametrize("template", ["raw", "chat"])
+def test_a_rendered_prompt_and_a_response_become_their_tokens_again(
+    template: str, tmp_path: Path, with_bos: transformers.PreTrainedTokenizerFast
+) -> None:
+    rows = prompt_sets.write(tmp_path / "rows.jsonl", prompt_sets.questions("2+2=", "π?"))
+    dataset = prompts.load(prompt_sets.task(rows, template=template), with_bos)
+    for again, tokens in zip(
+        prompts.encode_rendered(list(dataset.texts), template, with_bos), dataset.tokens, strict=True
+    ):
+        np.testing.assert_array_equal(again, tokens)
+    response = [*with_bos("4", add_special_tokens=False).input_ids, with_bos.eos_token_id]
+    assert prompts.encode(with_bos.batch_decode([response], skip_special_tokens=False), with_bos) == [response]
+
+
 @pytest.mark.parametrize("name", ["chatml", "with_bos", "r1"])
 def test_a_chat_prompt_equals_that_of_transformers(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     tokenizer = request.getfixturevalue(name)
