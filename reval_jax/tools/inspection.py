@@ -206,11 +206,11 @@ def inspect(rollouts: tuple[Rollout, ...], tokens: types.Trajectories, scores: t
 
 def summary(inspection: Inspection) -> str:
     """The AUCs as a table for a terminal."""
-    right = is_right(inspection.rollouts)
+    right, num_mixed = is_right(inspection.rollouts), inspection.aucs.prompts.size
     lines = [
-        f"{right.size} responses to {prompt_index(inspection.rollouts).max() + 1} prompts, {right.sum()} right; "
-        f"AUC over {inspection.aucs.prompts.size} prompts with right and wrong responses ({inspection.aucs.num_responses} "
-        f"responses), {intervals.LEVEL:.0%} intervals over prompts"
+        f"{right.size} responses to {_prompts(prompt_index(inspection.rollouts).max() + 1)}, {right.sum()} right; AUC over "
+        f"{_prompts(num_mixed)} with right and wrong responses ({inspection.aucs.num_responses} responses)"
+        + (f", {intervals.LEVEL:.0%} intervals over prompts" if num_mixed > 1 else "")
     ]
     if inspection.estimates:
         lines.append(f"{'score':<20} {'AUC':<23} minus {BASELINE}")
@@ -218,6 +218,10 @@ def summary(inspection: Inspection) -> str:
         gain = "" if name == BASELINE else _formatted(inspection.gains[name], "+")
         lines.append(f"{name:<20} {_formatted(estimate):<23} {gain}".rstrip())
     return "\n".join(lines)
+
+
+def _prompts(count: int) -> str:
+    return "1 prompt" if count == 1 else f"{count} prompts"
 
 
 def _formatted(estimate: intervals.Estimate, sign: str = "") -> str:
