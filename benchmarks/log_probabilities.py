@@ -81,10 +81,8 @@ def measure(loaded: Any, dtype: str, cache: sampler.CacheSetting) -> dict[str, n
     )
     verdicts = types.Verdicts(np.zeros(num, np.float32), np.ones(num, np.int8), ("",) * num)
     algorithm = algorithms.choose(config)
-    sampled = trajectories.join(
-        prompts, responses, verdicts, round=0, policy_version=0, config=config, shape_reward=algorithm.shape_reward
-    )
-    packed = batch.pack(sampled, devices, limits=batch.limits(config, step_size=algorithm.step_size))
+    sampled = trajectories.join(prompts, responses, verdicts, round=0, policy_version=0, config=config)
+    packed = batch.pack(sampled, devices, limits=algorithms.limits(config, algorithm))
 
     @jax.jit
     def score(params: Any, rows: batch.Batch) -> policy.PolicyScores:

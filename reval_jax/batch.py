@@ -29,11 +29,13 @@ class Batch(NamedTuple):
     target_index: jax.Array  # i32[M, R, C] column in the row of each response token; 1 past the last
     slot: jax.Array  # i32[M, R, C] slot of each response token; S past the last
     behaviour_log_prob: jax.Array  # f32[M, R, C] nats, of the sampler; 0 past the last
+    token_values: jax.Array  # f32[M, R, C, K] what the algorithm keeps per response token; 0 past the last
     first: jax.Array  # i32[M, R, S] which of the C columns is the trajectory's first response token
     response_length: jax.Array  # i32[M, R, S] tokens; 0 in an empty slot
     reward: jax.Array  # f32[M, R, S] shaped reward, or GRPO's advantage
     reference_log_prob: jax.Array  # f32[M, R, S] nats, log pi_ref(tau)
     reference_value: jax.Array  # f32[M, R, S] nats, V_ref(s1)
+    weight: jax.Array  # f32[M, R, S] importance weight of a prioritized draw, else 1; 0 in an empty slot
     num_micro_batches: jax.Array  # i32[] micro-batches to run, at most M
     num_trajectories: jax.Array  # f32[] of the whole batch: the denominator of a mean over trajectories
     num_response_tokens: jax.Array  # f32[] of the whole batch: the denominator of a mean over response tokens
@@ -47,6 +49,7 @@ class Shape(NamedTuple):
     tokens: int  # T
     responses: int  # C, response tokens of a row
     slots: int  # S
+    token_values: int = 0  # K
 
 
 class Limits(NamedTuple):
@@ -55,6 +58,7 @@ class Limits(NamedTuple):
     trajectories: int  # of one optimizer step: bounds M
     micro_batch_tokens: int  # tokens a device trains on at once: bounds R, which is at least one row a device
     response_tokens: int  # of the longest response: bounds C
+    token_values: int = 0  # numbers per response token that the algorithm keeps: K
 
 
 class Arrangement(NamedTuple):
@@ -71,9 +75,9 @@ Packer = Callable[[np.ndarray, np.ndarray, Shape], np.ndarray]
 """(length i64[B], response_length i64[B], shape) → row i64[B]: spreads trajectories over rows."""
 
 
-def limits(config: config_lib.Config, *, step_size: int) -> Limits:
-    """The bounds of a batch of `step_size` trajectories under these settings."""
-    return Limits(step_size, config.update.micro_batch_tokens, config.rollout.max_response_tokens)
+def limits(config: config_lib.Config, *, step_size: int, token_values: int = 0) -> Limits:
+    """The bounds of a batch of `step_size` trajectories, with `token_values` numbers per response token."""
+    return Limits(step_size, config.update.micro_batch_tokens, config.rollout.max_response_tokens, token_values)
 
 
 def row_length(length: int) -> int:
@@ -95,7 +99,14 @@ def shape_of(num_tokens: int, num_shards: int, *, limits: Limits) -> Shape:
     rows = min(max(1, limits.micro_batch_tokens // num_tokens) * num_shards, most)
     responses = min(num_tokens, limits.response_tokens)
     # More slots would only widen the [R, S] arrays.
-    return Shape(-(-most // rows), rows, num_tokens, responses, slots=ragged.row_slots(num_tokens))
+    return Shape(
+        -(-most // rows),
+        rows,
+        num_tokens,
+        responses,
+        slots=ragged.row_slots(num_tokens),
+        token_values=limits.token_values,
+    )
 
 
 def first_fit(length: np.ndarray, response_length: np.ndarray, shape: Shape) -> np.ndarray:
@@ -154,6 +165,7 @@ class _Source(NamedTuple):
     """The trajectories of a batch and the place of every token: the source of the fields' values."""
 
     trajectories: types.Trajectories
+    weight: np.ndarray  # f32[B]
     place: Arrangement
     offset: np.ndarray  # i64[all tokens] 0, 1, … within each trajectory
     response_offset: np.ndarray  # i64[all response tokens] 0, 1, … within each response
@@ -164,12 +176,18 @@ class _Source(NamedTuple):
 
 
 class _Field(NamedTuple):
-    """One array of a batch, [M, R, size], and the values it is filled with."""
+    """One array of a batch, [M, R, size] or [M, R, size, K], and the values it is filled with."""
 
     size: Literal["tokens", "responses", "slots"]  # the size, of `Shape`, of its last axis
     dtype: type[np.generic]
     values: Callable[[_Source], np.ndarray]  # one a token, a response token or a trajectory, end to end
     empty: Callable[[Shape], int] = lambda _: 0  # the value everywhere else
+    has_columns: bool = False  # whether it holds K numbers for each, not one
+
+    def shape(self, shape: Shape) -> tuple[int, ...]:
+        """The sizes of the axes after M and R."""
+        columns = (shape.token_values,) if self.has_columns else ()
+        return (getattr(shape, self.size), *columns)
 
 
 _FIELDS = {
@@ -184,11 +202,13 @@ _FIELDS = {
     ),
     "slot": _Field("responses", np.int32, lambda s: s.per_response_token(s.place.slot), lambda shape: shape.slots),
     "behaviour_log_prob": _Field("responses", np.float32, lambda s: s.trajectories.log_prob),
+    "token_values": _Field("responses", np.float32, lambda s: s.trajectories.token_values, has_columns=True),
     "first": _Field("slots", np.int32, lambda s: s.place.first),
     "response_length": _Field("slots", np.int32, lambda s: s.trajectories.response_length),
     "reward": _Field("slots", np.float32, lambda s: s.trajectories.reward),
     "reference_log_prob": _Field("slots", np.float32, lambda s: s.trajectories.reference_log_prob),
     "reference_value": _Field("slots", np.float32, lambda s: s.trajectories.reference_value),
+    "weight": _Field("slots", np.float32, lambda s: s.weight),
 }
 """Every array of a batch; `pack`, `abstract`, `abstract_micro_batch` and `specs` read this table and no other."""
 
@@ -208,16 +228,25 @@ _COUNTS = {
 
 
 def pack(
-    trajectories: types.Trajectories, mesh: Mesh, *, limits: Limits, arrangement: Arrangement | None = None
+    trajectories: types.Trajectories,
+    mesh: Mesh,
+    *,
+    limits: Limits,
+    arrangement: Arrangement | None = None,
+    weight: np.ndarray | None = None,
 ) -> Batch:
     """The device batch of these trajectories, arguments as for `arrange`.
 
     Its shapes depend on the longest trajectory and the limits, not on the number of trajectories.
+
+    Args:
+      weight: f32[B] importance weights; None for 1 each.
     """
     place = arrangement or arrange(trajectories, mesh, limits=limits)
     shape = place.shape
     length, response_length = trajectories.length.astype(np.int64), trajectories.response_length.astype(np.int64)
-    source = _Source(trajectories, place, ragged.offsets(length), ragged.offsets(response_length))
+    weight = np.ones(trajectories.size, np.float32) if weight is None else weight
+    source = _Source(trajectories, weight, place, ragged.offsets(length), ragged.offsets(response_length))
     # (row, column) of every token, of every response token, and (row, slot) of every trajectory.
     index = {
         "tokens": (np.repeat(place.row, length), np.repeat(place.start, length) + source.offset),
@@ -226,11 +255,10 @@ def pack(
     }
     fields: dict[str, jax.Array] = {}
     for name, field in _FIELDS.items():
-        filled = np.full(
-            (shape.micro_batches * shape.rows, getattr(shape, field.size)), field.empty(shape), field.dtype
-        )
+        sizes = field.shape(shape)
+        filled = np.full((shape.micro_batches * shape.rows, *sizes), field.empty(shape), field.dtype)
         filled[index[field.size]] = field.values(source)
-        fields[name] = mesh_lib.put(filled.reshape(shape.micro_batches, shape.rows, -1), sharding(mesh))
+        fields[name] = mesh_lib.put(filled.reshape(shape.micro_batches, shape.rows, *sizes), sharding(mesh))
     for name, count in _COUNTS.items():
         fields[name] = mesh_lib.put(np.asarray(count.value(source), count.dtype), mesh_lib.replicated(mesh))
     return Batch(**fields)
@@ -272,9 +300,7 @@ def abstract(shape: Shape, mesh: Mesh) -> Batch:
     """Shapes and placement of `pack`'s result: for compiling without trajectories."""
     rows, whole = sharding(mesh), mesh_lib.replicated(mesh)
     arrays = {
-        name: jax.ShapeDtypeStruct(
-            (shape.micro_batches, shape.rows, getattr(shape, field.size)), field.dtype, sharding=rows
-        )
+        name: jax.ShapeDtypeStruct((shape.micro_batches, shape.rows, *field.shape(shape)), field.dtype, sharding=rows)
         for name, field in _FIELDS.items()
     }
     counts = {name: jax.ShapeDtypeStruct((), count.dtype, sharding=whole) for name, count in _COUNTS.items()}
@@ -284,8 +310,7 @@ def abstract(shape: Shape, mesh: Mesh) -> Batch:
 def abstract_micro_batch(shape: Shape) -> Batch:
     """Shapes of one micro-batch, placed nowhere: for checking a loss without a mesh."""
     arrays = {
-        name: jax.ShapeDtypeStruct((shape.rows, getattr(shape, field.size)), field.dtype)
-        for name, field in _FIELDS.items()
+        name: jax.ShapeDtypeStruct((shape.rows, *field.shape(shape)), field.dtype) for name, field in _FIELDS.items()
     }
     counts = {name: jax.ShapeDtypeStruct((), count.dtype) for name, count in _COUNTS.items()}
     return Batch(**arrays, **counts)  # type: ignore[arg-type]

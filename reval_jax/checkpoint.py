@@ -10,8 +10,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from reval_jax import adaptation, model, replay, types
 from reval_jax import config as config_lib
-from reval_jax import model, types
 
 
 class CheckpointState(NamedTuple):
@@ -24,6 +24,9 @@ class CheckpointState(NamedTuple):
     progress: Progress
 
 
+_START = adaptation.Adaptation()
+
+
 @dataclasses.dataclass(frozen=True)
 class Progress:
     """Counters of a run between two rounds; plain numbers."""
@@ -33,6 +36,7 @@ class Progress:
     reference_version: int = 0  # resets of the reference so far
     rounds_at_stop_score: int = 0  # in a row, up to the last
     metrics_bytes: int = 0  # length of metrics.jsonl after the last finished round
+    adaptation: adaptation.Adaptation = _START  # of the number of updates and of the resets
 
 
 class Store:
@@ -83,7 +87,8 @@ class Store:
         arrays = {
             "params": state.params,
             "optimizer": _flat(state.optimizer),
-            "replay": {name: np.asarray(value) for name, value in state.replay._asdict().items()},
+            # Orbax does not store arrays without elements.
+            "replay": {name: np.asarray(value) for name, value in state.replay._asdict().items() if value.size},
         }
         if state.reference is not None:
             arrays["reference"] = state.reference
@@ -119,8 +124,8 @@ class Store:
             params=arrays["params"],
             optimizer=jax.tree.unflatten(structure, [arrays["optimizer"][name] for name in _flat(like.optimizer)]),
             reference=arrays.get("reference"),
-            replay=types.Trajectories(**arrays["replay"]),
-            progress=Progress(**restored.notes["progress"]),
+            replay=replay.completed(arrays["replay"]),
+            progress=_progress(restored.notes["progress"]),
         )
 
     def restore_params(self, round: int, like: model.Params) -> model.Params:
@@ -149,6 +154,11 @@ class Store:
         """NumPy arrays of the saved shapes; as jax arrays, 64-bit ones would be narrowed."""
         saved = self._manager.item_metadata(round)["arrays"].tree["replay"]
         return {name: np.empty(leaf.shape, leaf.dtype) for name, leaf in saved.items()}
+
+
+def _progress(notes: types.Json) -> Progress:
+    known = adaptation.Adaptation(**notes.get("adaptation", {}))
+    return Progress(**notes | {"adaptation": known})
 
 
 def _restore(target: types.PyTree, *, is_partial: bool = False) -> ocp.args.PyTreeRestore:

@@ -46,17 +46,14 @@ def check(config: config_lib.Config) -> config_lib.Config:
             f"update.batch_size={update.batch_size} is larger than the buffer after the first round: {size}, and a batch is "
             f"drawn without replacement. Use at most {fresh}."
         )
-    if config.replay.capacity < max(update.batch_size, fresh):
+    least = max(update.batch_size, config.largest_round)
+    if config.replay.capacity < least:
         raise ValueError(
-            f"replay.capacity={config.replay.capacity} is smaller than a batch of {max(update.batch_size, fresh)} trajectories "
-            f"(update.batch_size={update.batch_size}; {size}). Use at least {max(update.batch_size, fresh)}."
+            f"replay.capacity={config.replay.capacity} is smaller than a batch of {least} trajectories "
+            f"(update.batch_size={update.batch_size}; {size}). Use at least {least}."
         )
     check_rollout(rollout)
-    if update.reset_optimizer and not update.reference_reset_every:
-        raise ValueError(
-            "update.reset_optimizer=true with update.reference_reset_every=0: the optimizer is reset when the reference is, "
-            "which is never. Set update.reference_reset_every, or leave update.reset_optimizer=false."
-        )
+    check_adaptation(config)
     if update.objective_path and update.objective in config_lib.OBJECTIVES:
         raise ValueError(
             f"update.objective_path={update.objective_path} with update.objective={update.objective}, which is built in. Set "
@@ -64,6 +61,35 @@ def check(config: config_lib.Config) -> config_lib.Config:
         )
     check_verifier(config.verifier)
     return config
+
+
+def check_adaptation(config: config_lib.Config) -> None:
+    """Refuse settings of resets and of the number of updates that contradict others.
+
+    Raises:
+      ValueError: as `check`.
+    """
+    update = config.update
+    resets = update.reference_reset_every or update.reference_reset_pull
+    for setting in ("reset_optimizer", "reset_replay"):
+        if getattr(update, setting) and not resets:
+            raise ValueError(
+                f"update.{setting}=true with update.reference_reset_every=0 and update.reference_reset_pull=0: it happens "
+                f"when the "
+                f"reference is reset, which is never. Set one of them, or leave update.{setting}=false."
+            )
+    if update.max_updates_per_round and update.max_updates_per_round <= update.updates_per_round:
+        raise ValueError(
+            f"update.max_updates_per_round={update.max_updates_per_round} is not above update.updates_per_round="
+            f"{update.updates_per_round}, so the number of updates could not adapt. Use a larger one, or 0."
+        )
+    for setting in ("max_updates_per_round", "reference_reset_pull"):
+        if getattr(update, setting) and not update.fresh_first:
+            raise ValueError(
+                f"update.{setting}={getattr(update, setting)} with update.fresh_first=false: it reads the residuals of the "
+                f"fresh batch "
+                "before a round's first update. Set update.fresh_first=true."
+            )
 
 
 def check_verifier(verifier: config_lib.Verifier) -> None:
@@ -96,10 +122,11 @@ def check_rollout(rollout: config_lib.Rollout) -> None:
             "rollout.filter_groups=true with rollout.samples_per_prompt=1: one sample is all right or all wrong, so every prompt "
             "would be dropped. Use at least 2 samples a prompt, or rollout.filter_groups=false."
         )
-    if rollout.truncated == "penalty" and not 0 < rollout.penalty_tokens <= rollout.max_response_tokens:
+    if rollout.truncated == "penalty" and rollout.penalty_tokens > rollout.max_response_tokens:
         raise ValueError(
             f"rollout.truncated=penalty with rollout.penalty_tokens={rollout.penalty_tokens}: reward falls over that many "
-            f"tokens before the limit. Use 1 to rollout.max_response_tokens={rollout.max_response_tokens}."
+            f"tokens before the limit. Use 1 to rollout.max_response_tokens={rollout.max_response_tokens}, or 0 for a fifth "
+            f"of it."
         )
     if rollout.truncated != "penalty" and rollout.penalty_tokens:
         raise ValueError(

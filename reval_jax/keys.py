@@ -24,13 +24,22 @@ def named_key(seed: int, purpose: str, *numbers: int) -> jax.Array:
     return key
 
 
-def host_permutation(key: jax.Array, size: int) -> np.ndarray:
-    """i64[size]: a uniformly random permutation of 0 … size − 1, on the host; compiles nothing.
+def host_words(key: jax.Array, size: int) -> np.ndarray:
+    """u64[size]: independent random words, on the host; compiles nothing.
 
-    Sorts raw Philox words, whose stream is fixed; a library may change the algorithm of its shuffle.
+    Raw Philox words, whose stream is fixed; a library may change the algorithm of its shuffle or its floats.
 
     Args:
       key: from `named_key`; consumed.
     """
     high, low = np.asarray(jax.random.key_data(key)).tolist()
-    return np.argsort(np.random.Philox(key=high << 32 | low).random_raw(size), kind="stable")
+    return np.random.Philox(key=high << 32 | low).random_raw(size)
+
+
+def host_permutation(key: jax.Array, size: int) -> np.ndarray:
+    """i64[size]: a uniformly random permutation of 0 … size − 1, on the host; compiles nothing.
+
+    Args:
+      key: from `named_key`; consumed.
+    """
+    return np.argsort(host_words(key, size), kind="stable")

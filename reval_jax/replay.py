@@ -17,22 +17,27 @@ from reval_jax import keys, ragged, types
 _EMPTY = types.Trajectories(
     tokens=np.zeros(0, np.int32),
     log_prob=np.zeros(0, np.float32),
+    token_values=np.zeros((0, 0), np.float32),
     prompt_length=np.zeros(0, np.int32),
     response_length=np.zeros(0, np.int32),
     is_truncated=np.zeros(0, np.bool_),
     raw_reward=np.zeros(0, np.float32),
     reward=np.zeros(0, np.float32),
+    greedy_reward=np.zeros(0, np.float32),
     verdict=np.zeros(0, np.int8),
+    row=np.zeros(0, np.int64),
     cursor=np.zeros(0, np.int64),
     sample=np.zeros(0, np.int32),
     round=np.zeros(0, np.int32),
     policy_version=np.zeros(0, np.int32),
     use_count=np.zeros(0, np.int32),
+    priority=np.zeros(0, np.float32),
     reference_log_prob=np.zeros(0, np.float32),
     reference_value=np.zeros(0, np.float32),
     reference_version=np.zeros(0, np.int32),
 )
-_ROW_FIELDS = tuple(name for name in types.Trajectories._fields if name not in ("tokens", "log_prob"))
+_RESPONSE_FIELDS = ("log_prob", "token_values")
+_ROW_FIELDS = tuple(name for name in types.Trajectories._fields if name not in ("tokens", *_RESPONSE_FIELDS))
 
 
 class Buffer(NamedTuple):
@@ -47,6 +52,17 @@ def empty() -> types.Trajectories:
     return _EMPTY
 
 
+def completed(fields: dict[str, np.ndarray]) -> types.Trajectories:
+    """Trajectories from some of their fields: empty ones, and those that earlier versions did not have, may be missing."""
+    size, num_response_tokens = len(fields["prompt_length"]), int(fields["response_length"].sum(dtype=np.int64))
+    missing = {
+        name: np.zeros((num_response_tokens if name in _RESPONSE_FIELDS else size, *model.shape[1:]), model.dtype)
+        for name, model in _EMPTY._asdict().items()
+    }
+    missing["priority"] = np.full(size, types.NEW, np.float32)
+    return types.Trajectories(**missing | fields)
+
+
 def gather(trajectories: types.Trajectories, rows: np.ndarray) -> types.Trajectories:
     """The trajectories at `rows` i[n], in that order; a row may occur several times.
 
@@ -57,14 +73,16 @@ def gather(trajectories: types.Trajectories, rows: np.ndarray) -> types.Trajecto
     token_index = ragged.indices(trajectories.length, rows)
     response_index = ragged.indices(trajectories.response_length, rows)
     fields = {name: getattr(trajectories, name)[rows] for name in _ROW_FIELDS}
-    return types.Trajectories(
-        tokens=trajectories.tokens[token_index], log_prob=trajectories.log_prob[response_index], **fields
-    )
+    fields |= {name: getattr(trajectories, name)[response_index] for name in _RESPONSE_FIELDS}
+    return types.Trajectories(tokens=trajectories.tokens[token_index], **fields)
 
 
 def concatenate(parts: Sequence[types.Trajectories]) -> types.Trajectories:
     """The trajectories of all parts, in order; of no parts, none."""
-    return types.Trajectories(*(np.concatenate(fields) for fields in zip(_EMPTY, *parts, strict=True)))
+    filled = [part for part in parts if part.size]
+    if not filled:
+        return _EMPTY
+    return types.Trajectories(*(np.concatenate(fields) for fields in zip(*filled, strict=True)))
 
 
 def stale(trajectories: types.Trajectories, rows: np.ndarray, version: int) -> np.ndarray:
@@ -100,9 +118,9 @@ def add(buffer: Buffer, trajectories: types.Trajectories) -> Buffer:
     return buffer._replace(trajectories=concatenate([kept, trajectories]))
 
 
-def newest(buffer: Buffer, n: int) -> np.ndarray:
-    """i64[n], the rows added last, in their order."""
-    return np.arange(buffer.trajectories.size - n, buffer.trajectories.size)
+def of_round(buffer: Buffer, round: int) -> np.ndarray:
+    """i64[n], the rows that were added in this round, in their order."""
+    return np.flatnonzero(buffer.trajectories.round == round)
 
 
 def sample(buffer: Buffer, key: jax.Array, n: int) -> np.ndarray:
@@ -114,13 +132,36 @@ def sample(buffer: Buffer, key: jax.Array, n: int) -> np.ndarray:
     Raises:
       ValueError: n is negative or larger than the buffer.
     """
+    check_draw(buffer, n)
+    return keys.host_permutation(key, buffer.trajectories.size)[:n]
+
+
+def check_draw(buffer: Buffer, n: int) -> None:
+    """Refuse to draw more rows than there are.
+
+    Raises:
+      ValueError: n is negative or larger than the buffer.
+    """
     size = buffer.trajectories.size
     if not 0 <= n <= size:
         raise ValueError(
             f"update.batch_size={n} cannot be drawn without replacement from a buffer that holds {size} trajectories. "
             f"Use at most {size}."
         )
-    return keys.host_permutation(key, size)[:n]
+
+
+def with_values(buffer: Buffer, rows: np.ndarray, **fields: np.ndarray) -> Buffer:
+    """The buffer with new numbers of these fields, of one number per trajectory, at `rows` i[n].
+
+    Raises:
+      ValueError: a row outside the buffer, or numbers of values and rows that differ.
+    """
+    rows, old = _checked_rows(buffer.trajectories, rows), buffer.trajectories
+    for name, values in fields.items():
+        if np.shape(values) != rows.shape:
+            raise ValueError(f"{name} of shape {np.shape(values)} for {len(rows)} rows. Pass one number for every row.")
+    changed = {name: _with_values(getattr(old, name), rows, values) for name, values in fields.items()}
+    return buffer._replace(trajectories=old._replace(**changed))
 
 
 def with_reference_scores(
@@ -183,9 +224,9 @@ def _checked_rows(trajectories: types.Trajectories, rows: np.ndarray) -> np.ndar
 def _check_shapes(trajectories: types.Trajectories) -> None:
     expected = dict.fromkeys(_ROW_FIELDS, trajectories.size)
     expected["tokens"] = int(trajectories.length.sum(dtype=np.int64))
-    expected["log_prob"] = int(trajectories.response_length.sum(dtype=np.int64))
+    expected |= dict.fromkeys(_RESPONSE_FIELDS, int(trajectories.response_length.sum(dtype=np.int64)))
     for name, field, model in zip(types.Trajectories._fields, trajectories, _EMPTY, strict=True):
-        if field.shape != (expected[name],) or field.dtype != model.dtype:
+        if field.shape[:1] != (expected[name],) or field.ndim != model.ndim or field.dtype != model.dtype:
             raise ValueError(
                 f"trajectories.{name} is {field.dtype}{list(field.shape)}, but {trajectories.size} trajectories of "
                 f"these lengths need {model.dtype}[{expected[name]}]. Build every field from the same rollout."

@@ -12,10 +12,23 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
-from reval_jax import checkpoint, distributed, journal, keys, prompts, replay, sampler, trajectories, types, update
+from reval_jax import (
+    checkpoint,
+    distributed,
+    journal,
+    keys,
+    model,
+    prompts,
+    reference,
+    replay,
+    sampler,
+    trajectories,
+    types,
+)
 from reval_jax import config as config_lib
-from reval_jax.setup import Components
+from reval_jax.setup import Components, RunState
 
 
 class RoundRollout(NamedTuple):
@@ -30,24 +43,30 @@ class RoundRollout(NamedTuple):
 class Actor(NamedTuple):
     """Samples trajectories with the policy; the loop calls `start`, then `collect`, once a round."""
 
-    start: Callable[[update.TrainState, checkpoint.Progress], Any]  # begins a round with this policy → a handle
+    start: Callable[[RunState], Any]  # begins a round with this run's policy → a handle
     collect: Callable[[Any], RoundRollout]  # handle → the round's trajectories; may raise sampler.Interrupted
 
 
 def synchronous(components: Components, preemption: distributed.Preemption) -> Actor:
     """Samples when `collect` is called, in this process, with the parameters that `start` was given."""
 
-    def start(state: update.TrainState, progress: checkpoint.Progress) -> tuple[update.TrainState, checkpoint.Progress]:
-        return state, progress
+    def start(run: RunState) -> RunState:
+        return run
 
-    def collect(handle: tuple[update.TrainState, checkpoint.Progress]) -> RoundRollout:
-        state, progress = handle
+    def collect(run: RunState) -> RoundRollout:
         with components.clock.phase("generate"):
-            params = components.sampler.sync_weights(state.params)
+            params = components.sampler.sync_weights(_sampling_params(components.config, run))
         # The copy is freed when this returns: the update needs the memory.
-        return _Round(components, params, progress, int(state.num_updates), preemption).play()
+        return _Round(components, params, run.progress, int(run.state.num_updates), preemption).play()
 
     return Actor(start, collect)
+
+
+def _sampling_params(config: config_lib.Config, run: RunState) -> model.Params:
+    """The parameters of the policy that `rollout.policy` names."""
+    if config.rollout.policy == "learner" or run.reference is None:
+        return run.state.params
+    return reference.load(run.reference)
 
 
 class _Round(NamedTuple):
@@ -91,47 +110,81 @@ class _Round(NamedTuple):
         """
         components, config, round = self.components, self.components.config, self.progress.round
         local = trajectories.share(taken, jax.process_index(), jax.process_count())
-        responses = self._responses(local, wave)
+        greedy_reward = None
+        if "greedy_reward" in components.algorithm.reads:
+            greedy_reward = self._greedy_reward(local, wave)
+        responses = self._finished(self._responses(local, wave))
+        joined = trajectories.join(
+            local,
+            responses,
+            self._grade(local, responses),
+            round=round,
+            policy_version=self.policy_version,
+            config=config,
+            greedy_reward=greedy_reward,
+            token_values=self._recorded(responses),
+        )
+        return trajectories.gather(joined)
+
+    def _greedy_reward(self, local: types.Prompts, wave: int) -> np.ndarray:
+        """f32[prompts]: the reward of the most probable response to each prompt, by the same rules as of the sampled ones."""
+        responses = self._finished(self._responses(local, wave, is_greedy=True))
+        verdicts = self._grade(local, responses)
+        lengths = np.array([len(response.tokens) for response in responses], np.int32)
+        return trajectories.rewards(lengths, verdicts.reward, self.components.config)
+
+    def _recorded(self, responses: list[types.Response]) -> np.ndarray | None:
+        """f32[sum of n, 1]: the mean log-probabilities over the vocabulary, where the algorithm reads them."""
+        if not self.components.sampling.records_mean_log_prob:
+            return None
+        config = self.components.config
+        recorded = sampler.joined_mean_log_prob(
+            responses, objective=config.update.objective, engine=config.rollout.engine
+        )
+        return recorded[:, None]
+
+    def _finished(self, responses: list[types.Response] | None) -> list[types.Response]:
+        """The responses, once all processes have theirs; raises sampler.Interrupted as `sample`."""
         # A process that was interrupted reaches this early; the others learn of it here and do not wait for its trajectories.
         self.preemption.agree()
         if responses is None or self.preemption.is_agreed:
             raise sampler.Interrupted
+        return responses
+
+    def _grade(self, local: types.Prompts, responses: list[types.Response]) -> types.Verdicts:
+        components = self.components
         with components.clock.phase("verify"):
             texts = prompts.decode(components.tokenizer, [response.tokens for response in responses])
             answers = [local.answers[response.prompt] for response in responses]
-            verdicts = components.grader.score(texts, answers, prompt_opens_think=components.data.prompt_opens_think)
-        joined = trajectories.join(
-            local,
-            responses,
-            verdicts,
-            round=round,
-            policy_version=self.policy_version,
-            config=config,
-            shape_reward=components.algorithm.shape_reward,
-        )
-        return trajectories.gather(joined)
+            return components.grader.score(texts, answers, prompt_opens_think=components.data.prompt_opens_think)
 
-    def _responses(self, local: types.Prompts, wave: int) -> list[types.Response] | None:
-        """This process's responses, those that its journal holds among them; None if it was interrupted."""
+    def _responses(self, local: types.Prompts, wave: int, *, is_greedy: bool = False) -> list[types.Response] | None:
+        """This process's responses, those that its journal holds among them; None if it was interrupted.
+
+        Args:
+          is_greedy: one response a prompt, each token the most probable one, instead of `rollout.samples_per_prompt`.
+        """
         components, config, round = self.components, self.components.config, self.progress.round
+        kind = "_greedy" if is_greedy else ""
         identity = f"{config_lib.results_hash(config)}_round_{round:06d}_policy_{self.policy_version}"
-        directory = components.directory.journal / f"process_{jax.process_index()}_of_{jax.process_count()}"
+        directory = components.directory.journal / f"process_{jax.process_index()}_of_{jax.process_count()}{kind}"
         # One journal serves all waves of the round: a wave's prompts are numbered after those of the waves before it.
         finished, first = journal.Journal(directory, identity), wave * len(local.texts)
+        sampling, what = components.sampling, "sampling"
+        if is_greedy:
+            sampling, what = sampling._replace(top_k=1, records_mean_log_prob=False), "sampling greedily"
         with (
             components.clock.phase("generate"),
-            components.console.working(f"round {round + 1}: sampling") as report,
+            components.console.working(f"round {round + 1}: {what}") as report,
             contextlib.suppress(sampler.Interrupted),
         ):
             return components.sampler.generate(
                 self.params,
                 local,
-                keys.named_key(config.run.seed, "rollout", round),
-                samples_per_prompt=config.rollout.samples_per_prompt,
-                sampling=components.sampling,
-                finished=finished.read(
-                    first, len(local.texts), needs_mean_log_prob=components.sampling.records_mean_log_prob
-                ),
+                keys.named_key(config.run.seed, f"rollout{kind}", round),
+                samples_per_prompt=1 if is_greedy else config.rollout.samples_per_prompt,
+                sampling=sampling,
+                finished=finished.read(first, len(local.texts), needs_mean_log_prob=sampling.records_mean_log_prob),
                 hooks=sampler.Hooks(
                     on_finished=lambda responses: finished.add(responses, first),
                     on_progress=report,

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from reval_jax import adaptation, model, ragged, timing, trajectories, types, update, work
 from reval_jax import config as config_lib
-from reval_jax import model, ragged, timing, trajectories, types, update, work
 
 
 def rollout(config: config_lib.Config, sampled: types.Trajectories, trained_on: types.Trajectories) -> dict[str, float]:
@@ -51,7 +51,12 @@ class Updates(NamedTuple):
     metrics: Sequence[Mapping[str, float]]  # of each update, from the device
     batches: Sequence[np.ndarray]  # rows of each update
     begins_fresh: bool  # the first update trained on the fresh batch
+    is_on_policy: bool  # and before it, the learner was the policy that sampled
     num_skipped: int  # updates skipped since the run began
+    # f32[n] of each update: the residuals of its rows, nats, where the algorithm computes them; and of the rows their rewards.
+    residuals: Sequence[np.ndarray] = ()
+    rewards: Sequence[np.ndarray] = ()
+    groups: Sequence[np.ndarray] = ()  # i64[n] of each update: the prompts' cursors
 
 
 def updates(done: Updates, buffer: types.Trajectories, round: int) -> dict[str, float]:
@@ -69,8 +74,8 @@ def updates(done: Updates, buffer: types.Trajectories, round: int) -> dict[str, 
         for name in done.metrics[0]
         if name != update.SAMPLER_MISMATCH
     }
-    # Only before the first update is the learner the policy that sampled: only then is a difference an error.
-    mismatch = {update.SAMPLER_MISMATCH: done.metrics[0][update.SAMPLER_MISMATCH]} if done.begins_fresh else {}
+    # Only where the learner is the policy that sampled is a difference an error.
+    mismatch = {update.SAMPLER_MISMATCH: done.metrics[0][update.SAMPLER_MISMATCH]} if done.is_on_policy else {}
     return {
         **means,
         **mismatch,
@@ -79,6 +84,26 @@ def updates(done: Updates, buffer: types.Trajectories, round: int) -> dict[str, 
         "training/update_tokens": int(buffer.length[rows].sum()),
         "training/update_response_tokens": int(buffer.response_length[rows].sum()),
     }
+
+
+def unexplained(done: Updates, beta: float) -> tuple[float, float]:
+    """`adaptation.unexplained` of the fresh batch before the round's updates, and of its replay draws."""
+    if not done.residuals:
+        return float("nan"), float("nan")
+    parts = [(residual, rewards / beta) for residual, rewards in zip(done.residuals, done.rewards, strict=True)]
+    fresh, replayed = (parts[:1], parts[1:]) if done.begins_fresh else ([], parts)
+    shares = [
+        adaptation.unexplained(*(np.concatenate(values) for values in zip(*rows, strict=True))) if rows else np.nan
+        for rows in (fresh, replayed)
+    ]
+    return shares[0], shares[1]
+
+
+def pull_ratio(done: Updates, beta: float) -> float:
+    """`adaptation.pull_ratio` of the fresh batch before the round's updates; NaN if no update began with it."""
+    if not (done.begins_fresh and done.residuals):
+        return float("nan")
+    return adaptation.pull_ratio(done.residuals[0], done.rewards[0] / beta, done.groups[0])
 
 
 def buffer(kept: types.Trajectories, round: int) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -27,6 +28,7 @@ from reval_jax import (
     sampler,
     sinks,
     timing,
+    token_scores,
     update,
     verifier,
     weights,
@@ -55,6 +57,7 @@ class Components(NamedTuple):
     optimizer: optax.GradientTransformation
     step: jax.stages.Wrapped  # of update.make_step
     score: reference.Scorer | None  # None where the algorithm has no reference
+    score_tokens: jax.stages.Wrapped | None  # of token_scores.make_scorer; None where nothing is scored per token
     peak: timing.Peak  # of one of the learner's devices: for MFU
     store: checkpoint.Store
     directory: run_directory.RunDirectory
@@ -92,13 +95,14 @@ def prepare(config: config_lib.Config, run_dir: Path, *, console: console_lib.Co
     changes = run_directory.inspect(run_dir, config)
 
     architecture, tokenizer, model_stop_ids = weights.read(config.model.path)
+    architecture = dataclasses.replace(architecture, has_value_head="value_head" in algorithm.reads)
     stop_ids = prompts.stop_ids(config.task, tokenizer, model_stop_ids)
     data = prompts.load(config.task, tokenizer)
     benchmarks = evaluate.load(config, tokenizer)
     prompt_tokens = [*data.tokens, *(tokens for each in benchmarks for tokens in each.prompts.tokens)]
     make_sampler = sampler.engines.choose(config.rollout.engine)
-    engine = make_sampler(architecture, meshes, config, longest(prompt_tokens))
-    sampling = sampler.sampling_of(config.rollout, stop_ids)
+    engine = make_sampler(architecture.without_value_head(), meshes, config, longest(prompt_tokens))
+    sampling = sampler.sampling_of(config.rollout, stop_ids, records_mean_log_prob="mean_log_prob" in algorithm.reads)
     optimizer = update.make_optimizer(config.optimizer, has_value_head=architecture.has_value_head)
     directory = run_directory.RunDirectory(run_dir)
     # Opening the checkpoints of a new run makes the directory, and the weights can still be refused.
@@ -133,8 +137,9 @@ def prepare(config: config_lib.Config, run_dir: Path, *, console: console_lib.Co
         sampling=sampling,
         grader=verifier.Grader(config, log=console.log),
         optimizer=optimizer,
-        step=update.make_step(architecture, optimizer, meshes.learner, loss=algorithm.loss, config=config),
+        step=update.make_step(architecture, optimizer, meshes.learner, algorithm=algorithm, config=config),
         score=reference.make_scorer(architecture, meshes.learner, config=config) if algorithm.has_reference else None,
+        score_tokens=token_scores.make_scorer(architecture, meshes.learner, config=config) if algorithm.fill else None,
         peak=timing.device_peak(config.model.compute_dtype),
         store=store or checkpoint.Store(directory.checkpoints, config.checkpoint),
         directory=directory,

@@ -27,7 +27,7 @@ def make_scorer(architecture: model.Architecture, mesh: Mesh, *, config: config_
     """The jitted forward pass: (params, `batch.Batch`) → `TokenScores` of [M, R, C]; 0 past a row's last response token."""
 
     def tokens(scores: policy.PolicyScores) -> TokenScores:
-        return TokenScores(scores.log_prob, scores.soft_values)  # type: ignore[arg-type]  # `policy.score` computes both
+        return TokenScores(scores.log_prob, scores.soft_values, scores.value)  # type: ignore[arg-type]  # `policy.score` computes both
 
     return policy.make_scorer(architecture, mesh, tokens, config=config)
 

@@ -12,11 +12,15 @@ import jax
 import numpy as np
 
 from reval_jax import (
+    adaptation,
+    algorithms,
     batch,
     checkpoint,
+    collected,
     distributed,
     evaluate,
     metrics,
+    priorities,
     reference,
     replay,
     rollout,
@@ -96,29 +100,33 @@ def play_round(components: Components, run: RunState, actor: rollout.Actor) -> R
     config, round = components.config, run.progress.round
 
     # Line 3: sample trajectories from pi_theta for a batch of questions, and grade them.
-    sampled = actor.collect(actor.start(run.state, run.progress))
+    sampled = actor.collect(actor.start(run))
     check_verdicts(components, sampled, round)
 
-    # Line 4: insert them; the oldest leave.
-    buffer = replay.add(run.buffer, sampled.trained_on)
+    # Line 4: insert them, with what the algorithm freezes of a round; the oldest leave.
+    buffer = replay.add(run.buffer, collected.freeze(components, run, sampled.trained_on))
 
     # Lines 5 and 6, K times: draw a batch, update theta on it.
     state, buffer, updates = learn(components, run, buffer, round)
-    fresh = replay.gather(buffer.trajectories, replay.newest(buffer, config.fresh_size))
+    fresh = replay.gather(buffer.trajectories, replay.of_round(buffer, round))
     check_processes_agree(buffer, sampled.cursor, int(state.num_updates))
 
-    # §5.5.2: every so many rounds, pi_ref <- pi_theta.
-    state, current = reset_reference(components, state, run.reference, round)
+    # §5.5.2: every so many rounds, or once it has been caught up with, pi_ref <- pi_theta.
+    adapted, measured = adapt(config, run.progress.adaptation, updates)
+    run = run._replace(state=state, buffer=buffer)
+    if run.reference is not None and adaptation.is_reset_due(adapted, round, config.update):
+        run, adapted = reset_reference(components, run, run.reference), adaptation.after_reset(adapted, round)
 
     score = float(sampled.all.raw_reward.mean())
     is_good = config.run.stop_score is not None and score >= config.run.stop_score
     progress = checkpoint.Progress(
         round=round + 1,
         cursor=sampled.cursor,
-        reference_version=current.version if current else 0,
+        reference_version=run.reference.version if run.reference else 0,
         rounds_at_stop_score=run.progress.rounds_at_stop_score + 1 if is_good else 0,
+        adaptation=adapted,
     )
-    run = RunState(state, current, buffer, progress)
+    run = run._replace(progress=progress)
     line = {
         "training/round": round + 1,
         **round_metrics.rollout(config, sampled.all, sampled.trained_on),
@@ -127,6 +135,7 @@ def play_round(components: Components, run: RunState, actor: rollout.Actor) -> R
         **round_metrics.distance(fresh),
         "training/trajectories": (round + 1) * config.fresh_size,
         "training/updates": int(state.num_updates),
+        **measured,
     }
     if components.benchmarks and config.eval.every and (round + 1) % config.eval.every == 0:
         line |= evaluate_policy(components, run)
@@ -156,26 +165,77 @@ def learn(
       FloatingPointError: too many updates in a row were not finite.
     """
     config, algorithm, state = components.config, components.algorithm, run.state
-    limits = batch.limits(config, step_size=algorithm.step_size)
+    limits = algorithms.limits(config, algorithm)
     measured: list[dict[str, float]] = []
+    batches: list[np.ndarray] = []
+    residuals: list[np.ndarray] = []
+    begins_fresh, count = False, algorithm.num_updates
+    if config.update.max_updates_per_round:
+        count = adaptation.num_updates(run.progress.adaptation, config.update)
     with components.console.working(f"round {round + 1}: updating") as report:
         may_train = algorithm.may_train(buffer.trajectories)
-        batches = [rows[may_train[rows]] for rows in algorithm.draw(buffer, round)]
-        begins_fresh = config.update.fresh_first and batches[0].size > 0
-        batches = [rows for rows in batches if rows.size]
-        for index, rows in enumerate(batches):
-            buffer = score_stale(components, run.reference, buffer, rows, limits=limits)
+        for index in range(count):
+            rows, weight = drawn(algorithm.draw(buffer, round, index), may_train)
+            report(index + 1, count)
+            if not rows.size:
+                continue
+            begins_fresh |= index == 0 and config.update.fresh_first
+            buffer = collected.score_stale(components, run.reference, buffer, rows)
             with components.clock.phase("update"):
-                packed = batch.pack(replay.gather(buffer.trajectories, rows), components.meshes.learner, limits=limits)
-                state, result = components.step(state, packed)
+                trajectories, mesh = replay.gather(buffer.trajectories, rows), components.meshes.learner
+                arrangement = batch.arrange(trajectories, mesh, limits=limits)
+                packed = batch.pack(trajectories, mesh, limits=limits, arrangement=arrangement, weight=weight)
+                state, result, residual = components.step(state, packed)
                 measured.append({name: float(value) for name, value in distributed.fetch(result).items()})
             if (row_length := packed.tokens.shape[2]) not in components.row_lengths:
                 components.row_lengths.add(row_length)
                 components.console.log(f"the update's program for rows of {row_length} tokens is ready")
+            batches.append(rows)
+            if residual is not None:
+                residuals.append(batch.per_trajectory(distributed.fetch(residual), arrangement))
+                buffer = priorities.renewed(buffer, rows, residuals[-1], config.replay)
             buffer = replay.with_uses(buffer, rows)
-            report(index + 1, len(batches))
             check_finite(state, config.update.max_skipped, round)
-    return state, buffer, round_metrics.Updates(measured, batches, begins_fresh, int(state.num_skipped))
+    done = round_metrics.Updates(
+        metrics=measured,
+        batches=batches,
+        begins_fresh=begins_fresh,
+        is_on_policy=begins_fresh and config.rollout.policy == "learner",
+        num_skipped=int(state.num_skipped),
+        residuals=residuals,
+        rewards=[buffer.trajectories.reward[rows] for rows in batches],
+        groups=[buffer.trajectories.cursor[rows] for rows in batches],
+    )
+    return state, buffer, done
+
+
+def drawn(draw: algorithms.Draw, may_train: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """The rows of a draw that may enter the loss, and their weights."""
+    is_kept = may_train[draw.rows]
+    return draw.rows[is_kept], None if draw.weight is None else draw.weight[is_kept]
+
+
+def adapt(
+    config: config_lib.Config,
+    state: adaptation.Adaptation,
+    done: round_metrics.Updates,
+) -> tuple[adaptation.Adaptation, dict[str, float]]:
+    """The state of `adaptation` after a round's updates, and the numbers that it follows from."""
+    settings = config.update
+    measured: dict[str, float] = {}
+    if settings.max_updates_per_round:
+        shares = round_metrics.unexplained(done, settings.beta)
+        state = adaptation.with_reuse(state, *shares, settings)
+        measured |= {
+            "reuse/unexplained_fresh": shares[0],
+            "reuse/unexplained_replayed": shares[1],
+            "reuse/next_updates": adaptation.num_updates(state, settings),
+        }
+    if settings.reference_reset_pull:
+        ratio = round_metrics.pull_ratio(done, settings.beta)
+        state = adaptation.with_pull(state, ratio)
+        measured |= {"reset/pull_ratio": ratio, "reset/pull_average": state.pull}
+    return state, measured
 
 
 def check_finite(state: update.TrainState, max_skipped: int, round: int) -> None:
@@ -192,46 +252,16 @@ def check_finite(state: update.TrainState, max_skipped: int, round: int) -> None
         )
 
 
-def score_stale(
-    components: Components,
-    current: reference.Reference | None,
-    buffer: replay.Buffer,
-    rows: np.ndarray,
-    *,
-    limits: batch.Limits,
-) -> replay.Buffer:
-    """The buffer with the current reference's scores at those of `rows` that lack them: no batch mixes versions.
-
-    Without a reference the buffer is returned as it is.
-    """
-    if components.score is None or current is None:
-        return buffer
-    stale = replay.stale(buffer.trajectories, rows, current.version)
-    if not stale.size:
-        return buffer
-    # Unless update.reference_memory keeps them there, the reference's parameters are on the devices only for this call.
-    with components.clock.phase("reference_load"):
-        params = reference.load(current)
-    with components.clock.phase("reference"):
-        trajectories = replay.gather(buffer.trajectories, stale)
-        log_prob, value = reference.score(
-            components.score, params, trajectories, components.meshes.learner, limits=limits
-        )
-    return replay.with_reference_scores(buffer, stale, log_prob, value, current.version)
-
-
-def reset_reference(
-    components: Components, state: update.TrainState, current: reference.Reference | None, round: int
-) -> tuple[update.TrainState, reference.Reference | None]:
-    """State and reference after the reset that is due at the end of this round, if one is."""
-    settings = components.config.update
-    if current is None or not settings.reference_reset_every or (round + 1) % settings.reference_reset_every:
-        return state, current
-    if settings.reset_optimizer:
+def reset_reference(components: Components, run: RunState, current: reference.Reference) -> RunState:
+    """The run with the policy as its reference instead of `current`; `reset_optimizer` and `reset_replay` begin more anew."""
+    config, state, buffer = components.config, run.state, run.buffer
+    if config.update.reset_optimizer:
         fresh = update.init_optimizer(state.params, components.optimizer, components.meshes.learner)
         state = state._replace(opt_state=fresh)
+    buffer = replay.init(buffer.capacity) if config.update.reset_replay else priorities.forgotten(buffer)
     with components.clock.phase("reference_store"):
-        return state, reference.reset(current, state.params, config=components.config)
+        current = reference.reset(current, state.params, config=config)
+    return run._replace(state=state, reference=current, buffer=buffer)
 
 
 def write_baseline(components: Components, run: RunState) -> RunState:

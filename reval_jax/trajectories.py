@@ -1,4 +1,4 @@
-"""Finished trajectories: responses and their verdicts in one flat record, with shaped rewards; shares and groups of prompts."""
+"""Finished trajectories: responses and their verdicts in one flat record, with their rewards; shares and groups of prompts."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from reval_jax import algorithms, distributed, ragged, replay, types
 from reval_jax import config as config_lib
+from reval_jax import distributed, ragged, replay, types
 
 
 def join(
@@ -20,51 +20,62 @@ def join(
     round: int,
     policy_version: int,
     config: config_lib.Config,
-    shape_reward: algorithms.ShapeReward,
+    greedy_reward: np.ndarray | None = None,
+    token_values: np.ndarray | None = None,
 ) -> types.Trajectories:
-    """B trajectories in the order of the responses, with their shaped rewards.
+    """B trajectories in the order of the responses, with the reward of `update.reward_design` less the penalty for length.
 
-    The group of a trajectory is its prompt's samples of this round. A replayed group is incomplete, so everything that needs
-    the group is computed here.
+    What needs the whole round or the group, the algorithm's part of the reward, is added when the round is collected.
 
     Args:
-      shape_reward: the algorithm's.
+      greedy_reward: f32[prompts], of each prompt's greedy response; None where none was sampled.
+      token_values: f32[sum of response lengths, K], what the sampler recorded for the algorithm; None for K = 0.
     """
     num = len(responses)
     prompt = np.array([response.prompt for response in responses], np.int32)
     length = np.array([len(response.tokens) for response in responses], np.int32)
     prompt_tokens = [prompts.tokens[index] for index in prompt]
-    reward = designed_reward(verdicts.reward, config.update, penalty=length_penalty(length, config.rollout))
+    reward = rewards(length, verdicts.reward, config)
     return types.Trajectories(
         tokens=ragged.interleave(prompt_tokens, [response.tokens for response in responses]).astype(np.int32),
         log_prob=np.concatenate([response.log_prob for response in responses]),
+        token_values=np.zeros((length.sum(dtype=np.int64), 0), np.float32) if token_values is None else token_values,
         prompt_length=np.array([len(tokens) for tokens in prompt_tokens], np.int32),
         response_length=length,
         is_truncated=np.array([response.is_truncated for response in responses], np.bool_),
         raw_reward=verdicts.reward,
-        reward=shape_reward(reward, prompt).astype(np.float32),
+        reward=reward,
+        greedy_reward=np.zeros(num, np.float32) if greedy_reward is None else greedy_reward[prompt],
         verdict=verdicts.kind,
+        row=prompts.row[prompt],
         cursor=prompts.cursor[prompt],
         sample=np.array([response.sample for response in responses], np.int32),
         round=np.full(num, round, np.int32),
         policy_version=np.full(num, policy_version, np.int32),
         use_count=np.zeros(num, np.int32),
+        priority=np.full(num, types.NEW, np.float32),
         reference_log_prob=np.zeros(num, np.float32),
         reference_value=np.zeros(num, np.float32),
         reference_version=np.full(num, types.NOT_SCORED, np.int32),
     )
 
 
+def rewards(lengths: np.ndarray, raw_reward: np.ndarray, config: config_lib.Config) -> np.ndarray:
+    """f32[B]: the rewards of responses of these lengths, in tokens, by `update.reward_design` less the penalty for length."""
+    return designed_reward(raw_reward, config.update, penalty=length_penalty(lengths, config.rollout))
+
+
 def length_penalty(length: np.ndarray, settings: config_lib.Rollout) -> np.ndarray:
     """f32[B] from 0 to 1: the reward that responses of these lengths, in tokens, lose.
 
     DAPO's soft overlong punishment (arXiv 2503.14476): it grows linearly over the last `penalty_tokens` tokens before the
-    limit, to 1 at the limit.
+    limit, to 1 at the limit; with 0, over the last fifth.
     """
     if settings.truncated != "penalty":
         return np.zeros(length.shape, np.float32)
-    free = settings.max_response_tokens - settings.penalty_tokens
-    return (np.maximum(length - free, 0) / settings.penalty_tokens).astype(np.float32)
+    tokens = settings.penalty_tokens or max(1, settings.max_response_tokens // 5)
+    free = settings.max_response_tokens - tokens
+    return (np.maximum(length - free, 0) / tokens).astype(np.float32)
 
 
 def designed_reward(

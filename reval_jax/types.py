@@ -7,7 +7,7 @@ response tokens of a row, S slots of a row. `model.forward` lists the model's.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -20,8 +20,24 @@ Json = dict[str, Any]
 VERDICTS = ("ok", "wrong", "unparsed", "no_box", "unclosed_think", "limit", "timeout", "crash")
 """Kinds of a verifier's verdict; a trajectory stores the index into this tuple."""
 
+Value = TypeVar("Value")
+
 NOT_SCORED = -1
 """Reference version of a trajectory that no reference has scored yet."""
+
+NEW = -1.0
+"""Priority of a trajectory whose residual no update has computed yet: it counts as the largest in the buffer."""
+
+
+def present(value: Value | None) -> Value:
+    """A value that is there, because the record of the algorithm that reads it says so.
+
+    Raises:
+      TypeError: it is not.
+    """
+    if value is None:
+        raise TypeError("a number that the algorithm reads was not computed: name it in Algorithm.reads")
+    return value
 
 
 class Prompts(NamedTuple):
@@ -64,17 +80,23 @@ class Trajectories(NamedTuple):
 
     tokens: np.ndarray  # i32[sum of prompt_length + response_length] each prompt followed by its response
     log_prob: np.ndarray  # f32[sum of response_length] nats, under the policy that sampled them
+    token_values: (
+        np.ndarray
+    )  # f32[sum of response_length, K] what the algorithm keeps per response token; K is 0 for most
     prompt_length: np.ndarray  # i32[B] tokens
     response_length: np.ndarray  # i32[B] tokens
     is_truncated: np.ndarray  # bool[B]
     raw_reward: np.ndarray  # f32[B] from the verifier
-    reward: np.ndarray  # f32[B] shaped, for the objective: by update.reward_design, or GRPO's advantage
+    reward: np.ndarray  # f32[B] for the objective: by update.reward_design less penalties, then shaped by the algorithm
+    greedy_reward: np.ndarray  # f32[B] reward of the prompt's greedy response; 0 where none was sampled
     verdict: np.ndarray  # i8[B] index into VERDICTS
+    row: np.ndarray  # i64[B] row of the data set
     cursor: np.ndarray  # i64[B] prompt cursor
     sample: np.ndarray  # i32[B] sample index of that prompt
     round: np.ndarray  # i32[B] round it was sampled in
     policy_version: np.ndarray  # i32[B] updates before the policy that sampled it
     use_count: np.ndarray  # i32[B] updates that trained on it
+    priority: np.ndarray  # f32[B] of replay draws by residual; NEW before the first update that read it
     reference_log_prob: np.ndarray  # f32[B] nats, log pi_ref(tau)
     reference_value: np.ndarray  # f32[B] nats, V_ref(s1)
     reference_version: np.ndarray  # i32[B] version of the reference that computed the two; NOT_SCORED before the first
@@ -88,3 +110,8 @@ class Trajectories(NamedTuple):
     def length(self) -> np.ndarray:
         """i32[B] tokens of prompt and response together."""
         return self.prompt_length + self.response_length
+
+    @property
+    def group(self) -> np.ndarray:
+        """i32[B] 0, 1, …: the same number for the samples of one prompt."""
+        return np.unique(self.cursor, return_inverse=True)[1].astype(np.int32)

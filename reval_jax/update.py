@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -127,12 +127,14 @@ def loss_and_gradients(
     architecture: model.Architecture,
     params: model.Params,
     rows: batch.Batch,
-    loss: algorithms.Loss,
+    algorithm: algorithms.Algorithm,
     mesh: Mesh,
     *,
     config: config_lib.Config,
-) -> Sums:
-    """Loss, gradients (float32, shaped and sharded like params) and metrics of a whole batch.
+) -> tuple[jax.Array, model.Params, algorithms.Metrics, jax.Array | None]:
+    """Loss, gradients (float32, shaped and sharded like params), metrics and residuals of a whole batch.
+
+    The residuals, f32[M, R, S], are the algorithm's, None where it has none.
 
     Each device sums over its own rows, micro-batch by micro-batch. The number of micro-batches is a runtime value, so this
     is a loop with a fixed body, not an unrolled program. Inside the loop a layer's weights are gathered over fsdp and their
@@ -141,8 +143,8 @@ def loss_and_gradients(
     placement = mesh_lib.specs(jax.tree.map(lambda leaf: leaf.sharding, abstract_params(architecture, mesh)))
     kernels = policy.kernels(architecture, mesh, config)
 
-    def micro_batch_loss(params: model.Params, rows: batch.Batch) -> tuple[jax.Array, algorithms.Metrics]:
-        scores = policy.score(
+    def score(params: model.Params, rows: batch.Batch) -> policy.PolicyScores:
+        return policy.score(
             architecture,
             params,
             rows,
@@ -150,30 +152,63 @@ def loss_and_gradients(
             compute_dtype=config.model.compute_dtype,
             remat=config.model.remat,
             kernels=kernels,
+            has_moments="mean_log_prob" in algorithm.reads,
         )
-        value, metrics = loss(scores, rows)
-        return value, metrics | _mismatch(scores, rows)
 
-    def local_sum(params: model.Params, rows: batch.Batch) -> Sums:
-        def accumulate(
-            index: jax.Array, total: tuple[jax.Array, model.Params, algorithms.Metrics]
-        ) -> tuple[jax.Array, model.Params, algorithms.Metrics]:
+    def prepared(params: model.Params, rows: batch.Batch) -> tuple[Any, ...]:
+        """The loss's further arguments: with `algorithm.prepare` its sum over the whole step, by one more forward pass."""
+        prepare = algorithm.prepare
+        if prepare is None:
+            return ()
+
+        def add(index: jax.Array, total: Any) -> Any:
             micro_batch = batch.micro_batch(rows, index)
-            (value, metrics), gradients = jax.value_and_grad(micro_batch_loss, has_aux=True)(params, micro_batch)
-            return jax.tree.map(jnp.add, total, (value, gradients, metrics))
+            return jax.tree.map(jnp.add, total, prepare(score(params, micro_batch), micro_batch))
 
-        value, metrics = jax.eval_shape(micro_batch_loss, params, batch.micro_batch(rows, 0))
+        shapes = jax.eval_shape(lambda: prepare(score(params, batch.micro_batch(rows, 0)), batch.micro_batch(rows, 0)))
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        total = jax.lax.fori_loop(0, rows.num_micro_batches, add, zeros)
+        return (mesh_lib.sum_over_rows(mesh, total, jax.tree.map(lambda _: PartitionSpec(), total)),)
+
+    def micro_batch_loss(
+        params: model.Params, rows: batch.Batch, further: tuple[Any, ...]
+    ) -> tuple[jax.Array, tuple[algorithms.Metrics, jax.Array | None]]:
+        scores = score(params, rows)
+        value, metrics = algorithm.loss(scores, rows, *further)
+        residual = algorithm.residual(scores, rows) if algorithm.residual else None
+        return value, (metrics | _mismatch(scores, rows), residual)
+
+    def local_sum(
+        params: model.Params, rows: batch.Batch
+    ) -> tuple[jax.Array, model.Params, algorithms.Metrics, jax.Array | None]:
+        further = prepared(params, rows)
+        has_residual = algorithm.residual is not None
+
+        def accumulate(index: jax.Array, carried: tuple[Sums, jax.Array | None]) -> tuple[Sums, jax.Array | None]:
+            total, residuals = carried
+            micro_batch = batch.micro_batch(rows, index)
+            (value, (metrics, residual)), gradients = jax.value_and_grad(micro_batch_loss, has_aux=True)(
+                params, micro_batch, further
+            )
+            if residuals is not None:
+                residuals = residuals.at[index].set(residual)
+            return jax.tree.map(jnp.add, total, (value, gradients, metrics)), residuals
+
+        value, (metrics, _) = jax.eval_shape(micro_batch_loss, params, batch.micro_batch(rows, 0), further)
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (value, params, metrics))
-        value, gradients, metrics = jax.lax.fori_loop(0, rows.num_micro_batches, accumulate, zeros)
+        residuals = jnp.zeros_like(rows.reward) if has_residual else None
+        (value, gradients, metrics), residuals = jax.lax.fori_loop(
+            0, rows.num_micro_batches, accumulate, (zeros, residuals)
+        )
         whole = jax.tree.map(lambda _: PartitionSpec(), (value, metrics))
         value, metrics = mesh_lib.sum_over_rows(mesh, (value, metrics), whole)
-        return value, mesh_lib.sum_over_rows(mesh, gradients, placement), metrics
+        return value, mesh_lib.sum_over_rows(mesh, gradients, placement), metrics, residuals
 
     return jax.shard_map(
         local_sum,
         mesh=mesh,
         in_specs=(placement, batch.specs()),
-        out_specs=(PartitionSpec(), placement, PartitionSpec()),
+        out_specs=(PartitionSpec(), placement, PartitionSpec(), batch.specs().reward),
         # `parallel`'s functions state which values are the same on which devices; jax need not infer it.
         check_vma=False,
     )(params, rows)
@@ -184,10 +219,10 @@ def make_step(
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     *,
-    loss: algorithms.Loss,
+    algorithm: algorithms.Algorithm,
     config: config_lib.Config,
 ) -> jax.stages.Wrapped:
-    """The jitted update: (state, batch) → (state, metrics); donates the state.
+    """The jitted update: (state, batch) → (state, metrics, residuals f32[M, R, S] or None); donates the state.
 
     An update whose loss or gradient norm is not finite leaves parameters and optimizer state bitwise as they were, and is
     counted. Compiles once for each shape of the batch.
@@ -198,8 +233,10 @@ def make_step(
         mesh, config.model.compute_dtype, deterministic=config.model.deterministic, has_gradient=True
     )
 
-    def step(state: TrainState, rows: batch.Batch) -> tuple[TrainState, algorithms.Metrics]:
-        value, gradients, metrics = loss_and_gradients(architecture, state.params, rows, loss, mesh, config=config)
+    def step(state: TrainState, rows: batch.Batch) -> tuple[TrainState, algorithms.Metrics, jax.Array | None]:
+        value, gradients, metrics, residuals = loss_and_gradients(
+            architecture, state.params, rows, algorithm, mesh, config=config
+        )
         norm = optax.tree.norm(gradients)
         is_finite = jnp.isfinite(value) & jnp.isfinite(norm)
 
@@ -223,9 +260,10 @@ def make_step(
             "actor/grad_norm": norm,
             "actor/lr": schedule(_optimizer_count(state.opt_state)),
         }
-        return kernels.cond(is_finite, apply, skip, state), metrics
+        return kernels.cond(is_finite, apply, skip, state), metrics, residuals
 
     # Stating the outputs' placement avoids a second compilation: an inferred one may be equal and written differently.
     placement = jax.tree.map(lambda leaf: leaf.sharding, abstract(abstract_params(architecture, mesh), optimizer, mesh))
-    outputs = (placement, mesh_lib.replicated(mesh))
+    residuals = batch.sharding(mesh) if algorithm.residual else None
+    outputs = (placement, mesh_lib.replicated(mesh), residuals)
     return jax.jit(step, donate_argnums=0, out_shardings=outputs, compiler_options=options)

@@ -50,44 +50,53 @@ def test_every_built_in_has_a_record():
     records = {
         name: algorithms.choose(tiny_programs.settings(update={"objective": name})) for name in config_lib.OBJECTIVES
     }
-    assert {name for name, record in records.items() if not record.has_reference} == {"grpo"}
-    assert {name: record.step_size for name, record in records.items()} == dict.fromkeys(records, 8) | {"grpo": 4}
+    assert {name for name, record in records.items() if record.has_reference} == {"reval", "tbrm", "regression"}
+    assert {name for name, record in records.items() if record.step_size == 8} == {"reval", "tbrm", "regression"}
+    assert {record.step_size for record in records.values()} == {8, 4}
 
 
 def test_no_other_file_names_a_built_in_to_choose_by():
     named = {
         str(file.relative_to(ROOT))
         for file in (ROOT / "reval_jax").rglob("*.py")
-        if re.search(r"[\"'](tbrm|regression|grpo)[\"']", file.read_text())
+        if re.search(r"[\"'](tbrm|regression|grpo|rover|ppo)[\"']", file.read_text())
     }
-    assert named == {"reval_jax/config/sections.py", "reval_jax/algorithms.py"}
+    assert named == {"reval_jax/config/sections.py", "reval_jax/algorithms/choice.py"}
 
 
-def buffer_of(num):
+def buffer_of(num, *, round):
+    """A buffer whose last 8 rows are those of this round."""
     trajectories = tiny_programs.random_trajectories(num)
-    return replay.add(replay.init(num), trajectories)
+    rounds = np.where(np.arange(num) < num - 8, round - 1, round).astype(np.int32)
+    return replay.add(replay.init(num), trajectories._replace(round=rounds))
+
+
+def rows_of(config, buffer, *, round):
+    """The rows of each update."""
+    algorithm = algorithms.choose(config)
+    return [algorithm.draw(buffer, round, index).rows for index in range(algorithm.num_updates)]
 
 
 def test_value_losses_train_on_the_fresh_batch_first_and_then_on_different_rows_of_the_buffer():
     config = tiny_programs.settings(update={"updates_per_round": 4})
-    first, *others = algorithms.choose(config).draw(buffer_of(24), 5)
+    first, *others = rows_of(config, buffer_of(24, round=5), round=5)
     assert first.tolist() == list(range(16, 24))
     assert [len(set(rows.tolist())) for rows in others] == [8, 8, 8]
     assert len({tuple(rows) for rows in others}) == 3
-    again = list(algorithms.choose(config).draw(buffer_of(24), 5))
+    again = rows_of(config, buffer_of(24, round=5), round=5)
     np.testing.assert_array_equal(others, again[1:])
 
 
 def test_without_fresh_first_every_update_is_a_replay_draw():
     config = tiny_programs.settings(update={"updates_per_round": 2, "fresh_first": False})
-    first, second = algorithms.choose(config).draw(buffer_of(24), 0)
+    first, second = rows_of(config, buffer_of(24, round=0), round=0)
     assert {first.size, second.size} == {8}
     assert first.tolist() != list(range(16, 24))
 
 
 def test_on_policy_mini_batches_are_the_fresh_batch_in_another_order():
     config = tiny_programs.settings(update={"objective": "grpo", "updates_per_round": 4})
-    batches = list(algorithms.choose(config).draw(buffer_of(24), 0))
+    batches = rows_of(config, buffer_of(24, round=0), round=0)
     assert [rows.size for rows in batches] == [2, 2, 2, 2]
     assert sorted(np.concatenate(batches).tolist()) == list(range(16, 24))
 
@@ -260,4 +269,4 @@ def test_a_path_that_is_of_no_use_is_refused(tmp_path, capsys, path, options, me
 def test_help_lists_the_built_ins(capsys):
     assert cli.main(["train", "--help"]) == 0
     printed = " ".join(re.sub("[│─╭╮╰╯|{},]", " ", capsys.readouterr().out).split())
-    assert "--update.objective reval tbrm regression grpo" in printed
+    assert "--update.objective reval tbrm regression policy_gradient grpo rover ppo" in printed

@@ -15,7 +15,7 @@ from reval_jax import batch
 def flat(field):
     """[M·R, …] of a batch's [M, R, …], on the host."""
     array = np.asarray(field)
-    return array.reshape(-1, *array.shape[2:])
+    return array.reshape(array.shape[0] * array.shape[1], *array.shape[2:])
 
 
 @pytest.mark.parametrize("packer", [batch.first_fit, batch.one_per_row])

@@ -113,7 +113,7 @@ def test_two_wrong_keys_are_both_named():
         ("rollout", "top_p", 0.0),
         ("rollout", "top_p", 1.1),
         ("rollout", "top_k", -1),
-        ("update", "clip_low", 1.0),
+        ("update", "clip_low", 1.1),
         ("update", "clip_dual", 1.0),
         ("optimizer", "b2", 1.0),
         ("optimizer", "learning_rate", float("nan")),

@@ -9,7 +9,7 @@ import hypothesis
 import numpy as np
 import pytest
 from hypothesis import strategies
-from support import tiny_runs
+from support import tiny_programs, tiny_runs
 
 from reval_jax import algorithms, config, config_checks, trajectories, types, verifier
 
@@ -47,6 +47,10 @@ def test_the_penalty_climbs_over_the_buffer_to_one_at_the_limit():
     penalty = trajectories.length_penalty(np.array([1, 79, 80, 81, 90, 100]), settings)
     np.testing.assert_allclose(penalty, [0, 0, 0, 0.05, 0.5, 1], rtol=1e-6)
     assert not trajectories.length_penalty(np.array([1, 100]), config.Rollout(max_response_tokens=100)).any()
+    by_default = config.Rollout(max_response_tokens=100, truncated="penalty")
+    np.testing.assert_array_equal(
+        trajectories.length_penalty(np.array([1, 79, 80, 81, 90, 100]), by_default), penalty, "a fifth of the limit"
+    )
 
 
 def test_the_penalty_is_subtracted_before_groups_are_compared():
@@ -54,7 +58,7 @@ def test_the_penalty_is_subtracted_before_groups_are_compared():
     reward = trajectories.designed_reward(
         np.array([1, 1], np.float32), settings.update, penalty=np.array([0, 0.5], np.float32)
     )
-    shaped = algorithms.choose(settings).shape_reward(reward, np.array([0, 0]))
+    shaped = algorithms.choose(settings).shape_reward(tiny_programs.graded(reward, np.array([0, 0])))
     np.testing.assert_allclose(shaped, [0.25, -0.25])
 
 
@@ -115,7 +119,6 @@ def test_a_masked_response_is_sampled_and_counted_but_not_trained_on(tmp_path, c
     ("settings", "message"),
     [
         ({"filter_groups": True, "samples_per_prompt": 1}, "filter_groups"),
-        ({"truncated": "penalty"}, "penalty_tokens=0"),
         ({"truncated": "penalty", "penalty_tokens": 9000}, "penalty_tokens=9000"),
         ({"penalty_tokens": 5}, "reads none"),
     ],

@@ -57,7 +57,7 @@ def compiled(h100_8, packed):
         rows = batch.abstract(batch.shape_of(TOKENS, count, limits=limits), devices)
         with jax.numpy_dtype_promotion("standard"):
             step = update.make_step(
-                architecture, optimizer, devices, loss=algorithms.choose(config).loss, config=config
+                architecture, optimizer, devices, algorithm=algorithms.choose(config), config=config
             )
             return step.lower(state, rows).compile()
 

@@ -88,7 +88,7 @@ def test_bytes_from_shapes_equal_sums_by_hand():
     rows = shape.micro_batches * shape.rows // 4
     assert (
         bytes_by_phase["update"]["batch"]
-        == 4 * rows * (3 * shape.tokens + 3 * shape.responses + 5 * shape.slots) + 3 * 4
+        == 4 * rows * (3 * shape.tokens + 3 * shape.responses + 6 * shape.slots) + 3 * 4
     )
     tokens = shape.rows // 4 * shape.tokens
     assert bytes_by_phase["update"]["temporaries"] == 2 * tokens * 16 * 2 + 16 * 320 // 2 * (2 + 4)

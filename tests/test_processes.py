@@ -77,10 +77,10 @@ def loss_and_gradients(tmp_path, *, processes, devices, tensor):
 def test_two_processes_of_four_devices_equal_one_device(tmp_path, tensor):
     single = tiny_programs.tiny()
     rows = batch.pack(tiny_programs.random_trajectories(8), single.mesh, limits=single.limits)
-    loss = single.algorithm.loss
-    value, gradients, _ = jax.jit(
+    algorithm = single.algorithm
+    value, gradients, *_ = jax.jit(
         lambda params: update.loss_and_gradients(
-            single.architecture, params, rows, loss, single.mesh, config=single.config
+            single.architecture, params, rows, algorithm, single.mesh, config=single.config
         )
     )(single.params)
     actual = loss_and_gradients(tmp_path, processes=2, devices=4, tensor=tensor)

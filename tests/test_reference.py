@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from support import tiny_programs
 
-from reval_jax import metrics, objective, reference, replay, train, types
+from reval_jax import collected, metrics, objective, reference, replay, types
 
 
 def scored(tiny, num=8):
@@ -26,9 +26,13 @@ def scored(tiny, num=8):
 def score_stale(tiny, score, current, buffer, rows):
     """Scores the stale rows like the loop, with a clock that nobody reads."""
     parts = types_lib.SimpleNamespace(
-        score=score, meshes=types_lib.SimpleNamespace(learner=tiny.mesh), clock=metrics.Clock()
+        score=score,
+        meshes=types_lib.SimpleNamespace(learner=tiny.mesh),
+        clock=metrics.Clock(),
+        config=tiny.config,
+        algorithm=tiny.algorithm,
     )
-    return train.score_stale(parts, current, buffer, rows, limits=tiny.limits)
+    return collected.score_stale(parts, current, buffer, rows)
 
 
 def test_scores_equal_a_loop_over_unpadded_sequences():

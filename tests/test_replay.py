@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from reval_jax import keys, replay, types
 
-ROW_FIELDS = [name for name in types.Trajectories._fields if name not in ("tokens", "log_prob")]
+ROW_FIELDS = [name for name in types.Trajectories._fields if name not in ("tokens", "log_prob", "token_values")]
 
 UNHURRIED = settings(deadline=None, derandomize=True, database=None)  # the machine may be busy
 
@@ -30,17 +30,21 @@ def trajectories_of(lengths: list[tuple[int, int]], *, first: int = 0) -> types.
     return types.Trajectories(
         tokens=ragged(prompt + response, np.int32),
         log_prob=-ragged(response, np.float32) / 7,
+        token_values=np.stack([ragged(response, np.float32), ragged(response, np.float32) + 0.5], axis=1),
         prompt_length=prompt,
         response_length=response,
         is_truncated=ids % 3 == 0,
         raw_reward=(ids % 2).astype(np.float32),
         reward=(ids / 8).astype(np.float32),
+        greedy_reward=(ids / 16).astype(np.float32),
         verdict=(ids % 8).astype(np.int8),
+        row=ids.astype(np.int64) % 5,
         cursor=ids.astype(np.int64) + 2**40,
         sample=ids.astype(np.int32),
         round=ids.astype(np.int32) // 4,
         policy_version=ids.astype(np.int32) + 5,
         use_count=np.zeros(len(ids), np.int32),
+        priority=(ids / 4).astype(np.float32),
         reference_log_prob=np.zeros(len(ids), np.float32),
         reference_value=np.zeros(len(ids), np.float32),
         reference_version=np.full(len(ids), types.NOT_SCORED, np.int32),
@@ -57,6 +61,7 @@ def split(trajectories: types.Trajectories) -> list[tuple]:
             (
                 tuple(trajectories.tokens[token : token + num_tokens].tolist()),
                 tuple(trajectories.log_prob[response : response + num_response].tolist()),
+                tuple(map(tuple, trajectories.token_values[response : response + num_response].tolist())),
                 *(getattr(trajectories, name)[i].item() for name in ROW_FIELDS),
             )
         )
@@ -202,7 +207,7 @@ def test_reference_scores_and_uses_change_their_rows_and_nothing_else(size: int,
     after = replay.with_uses(replay.with_uses(scored, rows), rows)
     place = {int(row): i for i, row in enumerate(rows)}
     for row, (old, new) in enumerate(zip(split(before.trajectories), split(after.trajectories), strict=True)):
-        expected = dict(zip(["tokens", "log_prob", *ROW_FIELDS], old, strict=True))
+        expected = dict(zip(["tokens", "log_prob", "token_values", *ROW_FIELDS], old, strict=True))
         if row in place:
             i = place[row]
             expected |= {"reference_log_prob": i - 90.0, "reference_value": i + 30.0, "reference_version": 7}

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import time
+import types
 from concurrent import futures
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import pytest
 from orbax.checkpoint._src.serialization import serialization
 from support import tiny_programs, tiny_runs
 
-from reval_jax import console, distributed, metrics, reference, rollout, setup, train, weights
+from reval_jax import batch, console, distributed, metrics, reference, rollout, setup, train, weights
 
 LIVES = {
     # Each word names the end of one process; the same command then starts the next, and the last one finishes the run.
@@ -292,7 +293,7 @@ def test_a_background_save_holds_the_round_it_was_begun_in(file, straight, tmp_p
 @pytest.mark.slow
 def test_no_batch_mixes_reference_versions_across_a_reset(file, tmp_path, monkeypatch):
     """After a reset every row of a batch has the new reference's scores, also in a resumed run."""
-    versions, step = [], train.batch.pack
+    versions, step = [], batch.pack
 
     def noted_pack(rows, mesh, **settings):
         if (rows.reference_version >= 0).all():
@@ -300,7 +301,8 @@ def test_no_batch_mixes_reference_versions_across_a_reset(file, tmp_path, monkey
         return step(rows, mesh, **settings)
 
     # The rows that `reference.score` packs are stale by definition, so only the learner's packing is recorded.
-    monkeypatch.setattr(train, "batch", type("batch", (), {"pack": noted_pack, "limits": train.batch.limits}))
+    of_learner = {"pack": noted_pack, "arrange": batch.arrange, "per_trajectory": batch.per_trajectory}
+    monkeypatch.setattr(train, "batch", types.SimpleNamespace(**of_learner))
     tiny_runs.play(file, tmp_path / "run", update__reference_reset_every=2, run__rounds=3, checkpoint__every=1)
     tiny_runs.play(file, tmp_path / "run", update__reference_reset_every=2, run__rounds=5, checkpoint__every=1)
     assert versions == [[0]] * 4 + [[1]] * 4 + [[2]] * 2

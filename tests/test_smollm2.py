@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from support import tiny_programs
 
-from reval_jax import algorithms, batch, keys, mesh, model, policy, sampler, types, weights
+from reval_jax import batch, keys, mesh, model, policy, sampler, types, weights
 from reval_jax import trajectories as trajectories_lib
 from reval_jax.model import cache as cache_lib
 from reval_jax.sampler import sampling_op
@@ -52,7 +52,6 @@ def test_sampling_log_probabilities_are_the_learners_in_float32(smollm2):
         round=0,
         policy_version=0,
         config=config,
-        shape_reward=algorithms.choose(config).shape_reward,
     )
     packed = batch.pack(trajectories, devices, limits=tiny_programs.limits(config))
     scores = jax.jit(

@@ -6,7 +6,7 @@ import hypothesis
 import numpy as np
 import pytest
 from hypothesis import strategies
-from support import responses
+from support import responses, tiny_programs
 
 from reval_jax import algorithms, config, types
 from reval_jax import trajectories as trajectories_lib
@@ -42,15 +42,10 @@ def make(seed=0):
 def finished(seed=0, **settings):
     prompts, rollout, verdicts, _ = make(seed)
     whole_config = config.Config(update=config.Update(**settings))
-    return trajectories_lib.join(
-        prompts,
-        responses.unflat(rollout),
-        verdicts,
-        round=4,
-        policy_version=9,
-        config=whole_config,
-        shape_reward=algorithms.choose(whole_config).shape_reward,
+    joined = trajectories_lib.join(
+        prompts, responses.unflat(rollout), verdicts, round=4, policy_version=9, config=whole_config
     )
+    return joined._replace(reward=algorithms.choose(whole_config).shape_reward(joined))
 
 
 def test_each_trajectory_is_its_prompt_followed_by_its_response():
@@ -88,9 +83,8 @@ def shaped(pairs, **settings):
     group = np.array([group for group, _ in pairs], np.int32)
     raw = np.array([right for _, right in pairs], np.float32)
     whole_config = config.Config(update=config.Update(**settings))
-    return algorithms.choose(whole_config).shape_reward(
-        trajectories_lib.designed_reward(raw, whole_config.update), group
-    )
+    designed = trajectories_lib.designed_reward(raw, whole_config.update)
+    return algorithms.choose(whole_config).shape_reward(tiny_programs.graded(designed, group))
 
 
 @hypothesis.settings(deadline=None, max_examples=25)

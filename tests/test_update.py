@@ -24,13 +24,13 @@ OBJECTIVES = (
 def loss_and_gradients(tiny, trajectories):
     """Loss, host gradients and metrics of one batch."""
     packed = batch.pack(trajectories, tiny.mesh, limits=tiny.limits)
-    loss = tiny.algorithm.loss
+    algorithm = tiny.algorithm
     run = jax.jit(
         lambda params, rows: update.loss_and_gradients(
-            tiny.architecture, params, rows, loss, tiny.mesh, config=tiny.config
+            tiny.architecture, params, rows, algorithm, tiny.mesh, config=tiny.config
         )
     )
-    value, gradients, metrics = run(tiny.params, packed)
+    value, gradients, metrics, _ = run(tiny.params, packed)
     return float(value), distributed.fetch(gradients), {name: float(metric) for name, metric in metrics.items()}
 
 
@@ -38,7 +38,7 @@ def stepper(tiny):
     """The jitted step and the state it begins with."""
     optimizer = update.make_optimizer(tiny.config.optimizer)
     return update.make_step(
-        tiny.architecture, optimizer, tiny.mesh, loss=tiny.algorithm.loss, config=tiny.config
+        tiny.architecture, optimizer, tiny.mesh, algorithm=tiny.algorithm, config=tiny.config
     ), update.init(tiny.params, optimizer, tiny.mesh)
 
 
@@ -208,10 +208,10 @@ def test_weights_are_gathered_and_gradients_scattered_in_the_loop_and_nothing_cr
     """Reads the compiled program, because every micro-batch repeats the collectives inside the loop."""
     tiny = tiny_programs.tiny(data=2, fsdp=2, tensor=2, model={"remat": remat})
     rows = batch.pack(tiny_programs.random_trajectories(8), tiny.mesh, limits=tiny.limits)
-    loss = tiny.algorithm.loss
+    algorithm = tiny.algorithm
     run = jax.jit(
         lambda params, rows: update.loss_and_gradients(
-            tiny.architecture, params, rows, loss, tiny.mesh, config=tiny.config
+            tiny.architecture, params, rows, algorithm, tiny.mesh, config=tiny.config
         )
     )
     inside, outside = tiny_programs.collectives(run.lower(tiny.params, rows).compile().as_text())
@@ -255,7 +255,7 @@ def test_a_step_is_adamw_behind_a_global_norm_clip():
     params = jax.device_get(tiny.params)
     step, state = stepper(tiny)
     with jax.numpy_dtype_promotion("standard"):
-        state, metrics = step(state, batch.pack(trajectories, tiny.mesh, limits=tiny.limits))
+        state, metrics, _ = step(state, batch.pack(trajectories, tiny.mesh, limits=tiny.limits))
     norm = np.sqrt(sum(np.square(leaf, dtype=np.float64).sum() for leaf in jax.tree.leaves(gradients)))
     assert float(metrics["actor/grad_norm"]) == pytest.approx(norm, rel=1e-5)
 
@@ -285,13 +285,13 @@ def test_an_update_that_is_not_finite_leaves_everything_bitwise_and_is_counted(b
     step, state = stepper(tiny)
     poisoned = trajectories._replace(reward=np.where(np.arange(8) == 3, bad, trajectories.reward).astype(np.float32))
     with jax.numpy_dtype_promotion("standard"):
-        state, _ = step(state, batch.pack(trajectories, tiny.mesh, limits=tiny.limits))
+        state, _, _ = step(state, batch.pack(trajectories, tiny.mesh, limits=tiny.limits))
         before = jax.device_get((state.params, state.opt_state))
         for count in (1, 2):
-            state, _ = step(state, batch.pack(poisoned, tiny.mesh, limits=tiny.limits))
+            state, _, _ = step(state, batch.pack(poisoned, tiny.mesh, limits=tiny.limits))
             assert (int(state.num_skipped), int(state.skipped_in_a_row), int(state.num_updates)) == (count, count, 1)
         jax.tree.map(np.testing.assert_array_equal, jax.device_get((state.params, state.opt_state)), before)
-        state, _ = step(state, batch.pack(trajectories, tiny.mesh, limits=tiny.limits))
+        state, _, _ = step(state, batch.pack(trajectories, tiny.mesh, limits=tiny.limits))
     assert (int(state.num_skipped), int(state.skipped_in_a_row), int(state.num_updates)) == (2, 0, 2)
 
 
@@ -319,7 +319,7 @@ def test_a_step_on_eight_devices_moves_as_one_device_does():
         tiny = tiny_programs.tiny(**axes, optimizer={"learning_rate": 1e-3})
         step, state = stepper(tiny)
         with jax.numpy_dtype_promotion("standard"):
-            state, _ = step(state, batch.pack(trajectories, tiny.mesh, limits=tiny.limits))
+            state, _, _ = step(state, batch.pack(trajectories, tiny.mesh, limits=tiny.limits))
         moved.append(distributed.fetch(state.params))
     # Adam's first step is lr·sign(g), so the sign of an entry whose gradient is only rounding is arbitrary.
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-3), *moved)
@@ -364,7 +364,7 @@ def test_the_sharded_update_compiles_for_a_tpu_with_the_splash_kernel(v5e):
     state = update.abstract(update.abstract_params(architecture, devices), optimizer, devices)
     rows = batch.abstract(batch.shape_of(256, 4, limits=tiny_programs.limits(config)), devices)
     with jax.numpy_dtype_promotion("standard"):
-        step = update.make_step(architecture, optimizer, devices, loss=algorithms.choose(config).loss, config=config)
+        step = update.make_step(architecture, optimizer, devices, algorithm=algorithms.choose(config), config=config)
         compiled = step.lower(state, rows).compile()
     text = compiled.as_text()
     assert 'custom_call_target="tpu_custom_call"' in text

@@ -47,12 +47,13 @@ def actor_critic_loss(scores, rows):
 
 def loss_and_gradients(tiny, trajectories):
     packed = batch.pack(trajectories, tiny.mesh, limits=tiny.limits)
+    algorithm = tiny.algorithm._replace(loss=actor_critic_loss)
     run = jax.jit(
         lambda params, rows: update.loss_and_gradients(
-            tiny.architecture, params, rows, actor_critic_loss, tiny.mesh, config=tiny.config
+            tiny.architecture, params, rows, algorithm, tiny.mesh, config=tiny.config
         )
     )
-    value, gradients, _ = run(tiny.params, packed)
+    value, gradients, *_ = run(tiny.params, packed)
     return float(value), distributed.fetch(gradients)
 
 
@@ -212,14 +213,15 @@ def test_the_value_head_has_its_own_learning_rate_and_the_rest_is_updated_as_wit
 def test_the_step_fits_the_value_head_to_the_rewards_and_compiles_once(axes):
     tiny = tiny_with_head(**axes, optimizer={"learning_rate": 1e-6, "value_learning_rate": 0.03})
     optimizer = update.make_optimizer(tiny.config.optimizer, has_value_head=True)
-    step = update.make_step(tiny.architecture, optimizer, tiny.mesh, loss=actor_critic_loss, config=tiny.config)
+    algorithm = tiny.algorithm._replace(loss=actor_critic_loss)
+    step = update.make_step(tiny.architecture, optimizer, tiny.mesh, algorithm=algorithm, config=tiny.config)
     state = update.init(tiny.params, optimizer, tiny.mesh)
     rows = batch.pack(tiny_programs.random_trajectories(8), tiny.mesh, limits=tiny.limits)
     before = distributed.fetch(tiny.params)
     losses = []
     with jax.numpy_dtype_promotion("standard"):
         for _ in range(30):
-            state, metrics = step(state, rows)
+            state, metrics, _ = step(state, rows)
             losses.append(float(metrics["actor/loss"]))
     assert losses[-1] < losses[0] - 0.05
     moved = jax.tree.map(lambda new, old: np.abs(new - old).max(), distributed.fetch(state.params), before)

@@ -55,7 +55,7 @@ def test_an_updates_count_is_that_of_its_program(remat, tied):
     assert packed.tokens.shape == (1, 8, 16), "rows without padding, in one micro-batch"
 
     def gradients(params, rows):
-        return update.loss_and_gradients(architecture, params, rows, tiny.algorithm.loss, tiny.mesh, config=tiny.config)
+        return update.loss_and_gradients(architecture, params, rows, tiny.algorithm, tiny.mesh, config=tiny.config)
 
     jaxpr = jax.make_jaxpr(gradients)(update.abstract_params(architecture, tiny.mesh), packed)
     counted = work.update_on(architecture, trajectories, remat=remat)

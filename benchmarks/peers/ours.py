@@ -27,14 +27,14 @@ def make_update(shape: peer.Shape, dtype: str) -> peer.Job:
     optimizer = update.make_optimizer(config.optimizer)
     params = random_params(architecture, mesh)
     algorithm = algorithms.choose(config)
-    limits = batch.limits(config, step_size=algorithm.step_size)
-    step = update.make_step(architecture, optimizer, mesh, loss=algorithm.loss, config=config)
+    limits = algorithms.limits(config, algorithm)
+    step = update.make_step(architecture, optimizer, mesh, algorithm=algorithm, config=config)
     state = update.init(params, optimizer, mesh)
     rows = trajectories(shape)
 
     def one_update() -> dict[str, float]:
         nonlocal state
-        state, metrics = step(state, batch.pack(rows, mesh, limits=limits))
+        state, metrics, _ = step(state, batch.pack(rows, mesh, limits=limits))
         jax.block_until_ready(state)
         return {"loss": float(metrics["actor/loss"])}
 

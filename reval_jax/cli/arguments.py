@@ -12,6 +12,7 @@ from reval_jax import config as config_lib
 
 Settings = Annotated[config_lib.Config, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff]
 ConfigFile = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
+ConfigFiles = Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FILE"), tyro.conf.UseAppendAction]
 Prediction = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PREDICTION")]
 Gold = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="GOLD")]
 
@@ -24,8 +25,10 @@ class Train:
     """
 
     settings: Settings
-    config: ConfigFile = None  # YAML with any of the settings below
-    run_dir: Path | None = None  # directory of the run; default runs/NAME for a config file NAME.yaml
+    # YAML with any of the settings below. Give it twice to change the algorithm of a config: --config TASK.yaml --config
+    # configs/algorithms/NAME.yaml; settings of a later file replace those of an earlier one.
+    config: ConfigFiles = ()
+    run_dir: Path | None = None  # directory of the run; default runs/NAME, after the names of the config files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Eval:
     """
 
     settings: Settings
-    config: ConfigFile = None  # YAML with any of the settings below
+    config: ConfigFiles = ()  # YAML with any of the settings below; of several, a later one replaces settings of an earlier one
     # Evaluate the last checkpoints of these runs; the first run's config gives the defaults.
     run_dir: tuple[Path, ...] = ()
     round: tuple[int, ...] = ()  # evaluate the checkpoints of these rounds instead; 0 is the model before training
@@ -50,7 +53,7 @@ class Sample:
     settings: Settings
     prompt: str = ""  # the question; task.template turns it into a prompt
     samples: int = 1  # number of responses
-    config: ConfigFile = None  # YAML with any of the settings below
+    config: ConfigFiles = ()  # YAML with any of the settings below; of several, a later one replaces settings of an earlier one
     run_dir: Path | None = None  # sample from the last checkpoint of this run; its config gives the defaults
     round: int | None = None  # sample from the checkpoint of this round instead of the last
     json: Path | None = None  # also write the responses to this file; /dev/stdout allowed
@@ -109,7 +112,7 @@ class Plan:
     """
 
     settings: Settings
-    config: ConfigFile = None  # YAML with any of the settings below
+    config: ConfigFiles = ()  # YAML with any of the settings below; of several, a later one replaces settings of an earlier one
     # TPU slice, for example v5e-16, v5p-128 (64 chips: v4 and v5p names count TensorCores) or v5e:4x4; or GPUs of a host: h100:8,
     # h200:8, a100-80gb:8, b200:8, or of several hosts of up to eight: 4xh100:8.
     topology: str = ""

@@ -19,7 +19,7 @@ def train(argv: list[str]) -> int:
     """Starts or resumes a run."""
     args = parsing.parse(arguments.Train, "train", argv)
     config = config_checks.check(parsing.checked(args.settings))
-    run_dir = args.run_dir or Path("runs") / (args.config.stem if args.config else "default")
+    run_dir = args.run_dir or Path("runs") / ("_".join(file.stem for file in args.config) or "default")
 
     from reval_jax import console, train
 

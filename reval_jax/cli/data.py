@@ -92,8 +92,9 @@ def _tokenizer(model: str) -> Any:
 
 def _parse_prepare(argv: list[str]) -> arguments.DataPrepare:
     """The arguments; those on the command line override those of the YAML file that --config names."""
-    config, _ = parsing.config_and_run_dirs(argv)
-    return parsing.parse(arguments.DataPrepare, "data prepare", argv, defaults=_from_yaml(config) if config else None)
+    configs, _ = parsing.configs_and_run_dirs(argv)
+    defaults = _from_yaml(configs[-1]) if configs else None
+    return parsing.parse(arguments.DataPrepare, "data prepare", argv, defaults=defaults)
 
 
 def _from_yaml(path: Path) -> arguments.DataPrepare:

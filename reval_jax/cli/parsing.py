@@ -28,9 +28,9 @@ def parse(dataclass: Any, command: str, argv: list[str], *, defaults: Any = None
     """
     _refuse_renamed(argv)
     if any(field.name == "settings" for field in dataclasses.fields(dataclass)):
-        config, run_dirs = config_and_run_dirs(argv)
+        configs, run_dirs = configs_and_run_dirs(argv)
         run_dir = run_dirs[0] if run_dirs and dataclass is not arguments.Train else None
-        defaults = dataclass(settings=_load(config, run_dir))
+        defaults = dataclass(settings=_load(configs, run_dir))
     return tyro.cli(
         dataclass, args=argv, default=defaults or tyro.MISSING_NONPROP, prog=f"reval {command}", use_underscores=True
     )
@@ -58,14 +58,14 @@ def _refuse_renamed(argv: list[str]) -> None:
             raise ValueError(f"unknown option {argument}: {config_lib.renamed(name)}")
 
 
-def config_and_run_dirs(argv: list[str]) -> tuple[Path | None, list[Path]]:
-    """The values of --config and --run-dir, read before the other arguments.
+def configs_and_run_dirs(argv: list[str]) -> tuple[list[Path], list[Path]]:
+    """The values of every --config, and of --run-dir, read before the other arguments.
 
     Raises:
       ValueError: an option without its value.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--config", type=Path)
+    parser.add_argument("--config", type=Path, action="append", default=[])
     parser.add_argument("--run-dir", "--run_dir", type=Path, nargs="*", default=[])
     try:
         namespace, _ = parser.parse_known_args(argv)
@@ -116,9 +116,9 @@ def options_first(argv: list[str], dataclass: Any) -> tuple[list[str], list[str]
     return options, words
 
 
-def _load(config: Path | None, run_dir: Path | None) -> config_lib.Config:
-    if config is not None:
-        return config_lib.load(config)
+def _load(configs: list[Path], run_dir: Path | None) -> config_lib.Config:
+    if configs:
+        return config_lib.load(*configs)
     if run_dir is not None:
         return config_lib.load(run_dir / "config.yaml")
     return config_lib.Config()

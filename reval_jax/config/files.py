@@ -61,17 +61,23 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return tree or {}
 
 
-def load(path: str | Path) -> Config:
-    """The settings in a YAML file; fields it does not name keep their defaults.
+def load(*paths: str | Path) -> Config:
+    """The settings in YAML files; a later file replaces fields of an earlier one, and fields that none names keep their defaults.
 
     The section `about` of a run directory's config.yaml holds facts, not settings, and is ignored.
 
     Raises:
       ValueError: the file is missing, not YAML, or names an unknown key or a wrong type.
     """
-    tree = read_yaml(path)
-    tree.pop("about", None)
-    return from_tree(tree, source=str(path))
+    merged: dict[str, Any] = {}
+    for path in paths:
+        tree = read_yaml(path)
+        tree.pop("about", None)
+        # Alone first, so that a message names the file.
+        from_tree(tree, source=str(path))
+        for section, fields in tree.items():
+            merged[section] = merged.get(section, {}) | fields
+    return from_tree(merged, source=" and ".join(map(str, paths)))
 
 
 def from_tree(tree: dict[str, Any], *, source: str = "config") -> Config:

@@ -20,9 +20,12 @@ PositiveFloat = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
 Probability = Annotated[float, pydantic.Field(gt=0, le=1)]
 Decay = Annotated[float, pydantic.Field(ge=0, lt=1)]
+Fraction = Annotated[float, pydantic.Field(ge=0, le=1)]
 FUNCTION_NAME = r"\w+(?:\.\w+)*:\w+(?:\.\w+)*"
-BuiltIn = Literal["reval", "tbrm", "regression", "grpo"]
+BuiltIn = Literal["reval", "tbrm", "regression", "policy_gradient", "grpo", "rover", "ppo"]
 OBJECTIVES: tuple[str, ...] = typing.get_args(BuiltIn)
+PRESETS = ("cispo", "dapo", "dr_grpo", "gspo", "m2po", "nsr", "oapl", "psr", "remax", "rlep", "rloo")
+"""Published names that are settings of an objective, in configs/algorithms; the names of objectives have a file there too."""
 ENGINES = ("jax",)
 
 
@@ -32,6 +35,10 @@ def _choice(kind: str, built_in: tuple[str, ...]) -> pydantic.BeforeValidator:
     def check(name: object) -> object:
         if name in built_in or (isinstance(name, str) and re.fullmatch(FUNCTION_NAME, name)):
             return name
+        if kind == "objective" and name in PRESETS:
+            raise ValueError(
+                f"this name is a file of settings. Add --config configs/algorithms/{name}.yaml after your own --config"
+            )
         nearest = difflib.get_close_matches(str(name), built_in, n=1, cutoff=0.0)[0]
         raise ValueError(
             f"no {kind} has this name. Did you mean '{nearest}'? Use one of {', '.join(built_in)}, or MODULE:FUNCTION of your own"
@@ -118,8 +125,15 @@ class Rollout:
     max_waves: PositiveInt = 4
     # Responses cut at the limit: keep them, mask them out of the loss, or (DAPO) penalise length near the limit.
     truncated: Literal["keep", "mask", "penalty"] = "keep"
-    # With truncated=penalty: tokens before the limit over which the penalty rises linearly from 0 to 1.
+    # With truncated=penalty: tokens before the limit over which the penalty rises linearly from 0 to 1; 0 takes a fifth of the
+    # limit, as in DAPO's paper.
     penalty_tokens: Count = 0
+    # Policy that samples: the learner, or the reference, which update.reference_reset_every then makes the learner of some rounds
+    # ago (OAPL).
+    policy: Literal["learner", "reference"] = "learner"
+    # File of verified responses from `reval data pool`, mixed into the groups of the same questions (RLEP); empty uses none.
+    pool: str = ""
+    pool_samples: PositiveInt = 2  # with `pool`: stored responses per prompt; prompts without any get none
     # Responses that a process decodes simultaneously, at least two per device; a finished one frees its slot for the next.
     decode_slots: PositiveInt = 128
     # Decode steps per device call; the host refills slots in between. TPU 8-64, GPU and CPU 1-16.
@@ -137,6 +151,17 @@ class Replay:
 
     __pydantic_config__ = STRICT
     capacity: PositiveInt = 5120  # trajectories; when full, the oldest leave first
+    # Replay draws: every row alike, or in proportion to priority ^ priority_exponent. The priority is the size of the residual in
+    # the last update that read the row (centred: less its mean over the prompt's rows in that update), success_priority for right
+    # answers and 1 for others, or exp(-age / recency_rounds).
+    priority: Literal["uniform", "residual", "centred_residual", "success", "recency"] = "uniform"
+    priority_exponent: NonNegativeFloat = 0.6  # 0 draws uniformly
+    success_priority: PositiveFloat = 2.0  # with priority=success
+    recency_rounds: PositiveFloat = 5.0  # rounds, with priority=recency
+    # Importance weights (1 / inclusion probability) ^ weight_exponent of drawn rows in the loss; 0 gives no weights, 1 an
+    # unbiased mean over the buffer.
+    weight_exponent: Fraction = 0.4
+    weight_rounds: Count = 0  # rounds over which weight_exponent rises linearly to 1; 0 leaves it constant
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,26 +169,78 @@ class Update:
     """The loss, and the updates of a round."""
 
     __pydantic_config__ = STRICT
-    # The algorithm: a built-in, or your own, MODULE:FUNCTION of the config (see reval_jax/algorithms.py).
+    # The algorithm: a built-in, or your own, MODULE:FUNCTION of the config (docs/howto/objective.md). grpo is policy_gradient
+    # with the defaults of baseline, surrogate and mean. configs/algorithms has the published names as settings.
     objective: Objective = "reval"
     objective_path: str = ""  # directory to import your own objective from; empty means the current directory
-    beta: PositiveFloat = 0.002  # reward per nat; smaller values weigh the reward more; grpo does not use it
+    beta: PositiveFloat = 0.002  # reward per nat; smaller values weigh the reward more; policy gradients do not use it
     # Reward r in the loss, from the verifier's v in 0 ... 1: v, 2v - 1, or v minus the mean of the prompt's group.
     reward_design: Literal["binary", "signed", "group_normalized"] = "binary"
-    # Optimizer steps per round; for grpo, the number of mini-batches of the fresh batch.
+    # What a reward is compared with when its round is collected: nothing; the mean of its group, also in standard deviations, or
+    # without itself (RLOO); the prompt's greedy response (ReMax); OAPL's optimal value; one_sided weighs right and wrong
+    # responses apart (PSR, NSR). auto is group_standardized for policy gradients, rover and ppo's none, else what reward_design
+    # says.
+    baseline: Literal[
+        "auto", "none", "group_mean", "group_standardized", "leave_one_out", "greedy", "optimal_value", "one_sided"
+    ] = "auto"
+    optimal_value_beta: PositiveFloat = 1.0  # with baseline=optimal_value: reward per nat of the optimal value
+    positive_weight: NonNegativeFloat = (
+        1.0  # with baseline=one_sided: of right responses; 0 leaves them out of the loss
+    )
+    negative_weight: NonNegativeFloat = (
+        1.0  # with baseline=one_sided: of wrong responses; 0 leaves them out of the loss
+    )
+    # Weight of the endogenous reward log pi_ref + V_ref(s1), less its group's mean, that is added to the reward.
+    endogenous_weight: NonNegativeFloat = 0.0
+    # policy_gradient, loss of a token: clipped ratio (PPO, GRPO), clipped ratio of the trajectory (GSPO), clipped ratio as a
+    # constant weight (CISPO), no ratio, a quadratic penalty instead of a clip (DRO), or a clip chosen by the second moment of the
+    # step's log-ratios (M2PO).
+    surrogate: Literal["clipped", "sequence_clipped", "reweighted", "reinforce", "quadratic", "second_moment"] = (
+        "clipped"
+    )
+    clip_low: Fraction = 0.2  # lower bound of the ratio is 1 - clip_low
+    clip_high: NonNegativeFloat = 0.28  # upper bound of the ratio is 1 + clip_high
+    # Dual clip of surrogate=clipped: with a negative advantage A the loss is at most -A times this; .inf turns it off.
+    clip_dual: Annotated[float, pydantic.Field(gt=1)] = 3.0
+    quadratic_strength: PositiveFloat = 0.05  # with surrogate=quadratic: of the penalty, reward per nat
+    second_moment_budget: PositiveFloat = 0.04  # with surrogate=second_moment: nats squared per harmful token
+    # policy_gradient, average: over all tokens, over each trajectory and then over trajectories, or sums per trajectory divided
+    # by rollout.max_response_tokens (Dr. GRPO).
+    mean: Literal["token", "trajectory", "constant"] = "token"
+    # policy_gradient, detached weights of the ratio to the sampling policy: truncated at correction_high by token or of the
+    # trajectory; or 0 where the token's ratio, or the trajectory's geometric mean, is outside correction_low ... correction_high.
+    correction: Literal["none", "token", "sequence", "token_mask", "sequence_mask"] = "none"
+    correction_low: NonNegativeFloat = 0.5
+    correction_high: PositiveFloat = 2.0
+    bellman_scale: PositiveFloat = 1.0  # rover: rho, advantage per nat
+    gae_discount: Probability = 1.0  # ppo: gamma, per token
+    gae_decay: Fraction = 1.0  # ppo: lambda of the generalized advantage
+    value_clip: PositiveFloat = 0.5  # ppo: how far a value may move from that of the sampling policy, units of reward
+    value_coefficient: PositiveFloat = 0.1  # ppo: weight of the value loss
+    # Rows of a round's updates: mini-batches of the fresh batch, or the fresh batch and then draws from replay. auto is replay
+    # for value-based objectives and fresh for the others.
+    draws: Literal["auto", "fresh", "replay"] = "auto"
+    # Optimizer steps per round; with draws=fresh, the number of mini-batches of the fresh batch in a pass.
     updates_per_round: PositiveInt = 2
+    passes: PositiveInt = 1  # with draws=fresh: passes over the fresh batch
+    # With draws=replay: the number of updates adapts between updates_per_round and this; 0 keeps it constant. A round with a
+    # smaller share of unexplained reward in replayed than reuse_threshold times that in fresh rows lowers it, any other raises
+    # it.
+    max_updates_per_round: Count = 0
+    reuse_threshold: PositiveFloat = 0.8
     fresh_first: bool = True  # the first update of a round uses the fresh batch, the others sample from replay
-    batch_size: PositiveInt = 1024  # trajectories per update; for grpo per round, divided into its mini-batches
+    batch_size: PositiveInt = 1024  # trajectories per update; with draws=fresh per pass, divided into its mini-batches
     micro_batch_tokens: PositiveInt = 16384  # tokens per device and micro-batch; at least one row
     reference_reset_every: Count = 0  # rounds between resets of the reference to the policy; 0 means never
+    # Also reset once the policy has absorbed this share of the reward (moving average over rounds of the fresh batch's pull
+    # ratio, docs/objectives.md); 0 means never.
+    reference_reset_pull: NonNegativeFloat = 0.0
+    reference_reset_wait: PositiveInt = 10  # rounds between resets at least, with reference_reset_pull
     # Where the reference is kept while it is not scoring: in host memory, or on the devices.
     reference_memory: Literal["host", "device"] = "host"
     reset_optimizer: bool = False  # reset Adam's moments and the warm-up with the reference
+    reset_replay: bool = False  # empty the replay buffer when the reference is reset (OAPL)
     stop_value_gradient: bool = False  # no gradient through V(s1), as in Eq. 4 of the paper
-    clip_low: Decay = 0.2  # grpo: lower bound of the ratio is 1 - clip_low
-    clip_high: NonNegativeFloat = 0.28  # grpo: upper bound of the ratio is 1 + clip_high
-    # grpo (dual clip): with a negative advantage A the loss is at most -A times this.
-    clip_dual: Annotated[float, pydantic.Field(gt=1)] = 3.0
     max_skipped: PositiveInt = 5  # consecutive non-finite updates that stop the run
 
 
@@ -251,6 +328,12 @@ class Config:
     def fresh_size(self) -> int:
         """Trajectories in the fresh batch of a round."""
         return self.rollout.prompts_per_round * self.rollout.samples_per_prompt
+
+    @property
+    def largest_round(self) -> int:
+        """Trajectories that a round adds to the buffer at most: the fresh batch, and those from `rollout.pool`."""
+        stored = self.rollout.prompts_per_round * self.rollout.pool_samples if self.rollout.pool else 0
+        return self.fresh_size + stored
 
     @property
     def max_tokens(self) -> int:

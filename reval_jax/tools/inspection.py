@@ -145,7 +145,6 @@ def tokenized(
         round=0,
         policy_version=0,
         config=config,
-        shape_reward=lambda reward, prompt: reward,
     )
 
 

@@ -24,13 +24,13 @@ def main(file: str, tensor: int) -> None:
     devices = mesh.make(config.Mesh(data=2, tensor=tensor))
     tiny = tiny_programs.on_mesh(devices)
     rows = batch.pack(tiny_programs.random_trajectories(8), devices, limits=tiny.limits)
-    loss = tiny.algorithm.loss
+    algorithm = tiny.algorithm
     run = jax.jit(
         lambda params, rows: update.loss_and_gradients(
-            tiny.architecture, params, rows, loss, devices, config=tiny.config
+            tiny.architecture, params, rows, algorithm, devices, config=tiny.config
         )
     )
-    value, gradients, _ = run(tiny.params, rows)
+    value, gradients, *_ = run(tiny.params, rows)
     sgd = optax.sgd(0.1)
     moved = jax.jit(lambda p, g: optax.apply_updates(p, sgd.update(g, sgd.init(p))[0]))(tiny.params, gradients)
     arrays = {"loss": np.asarray(distributed.fetch(value))}

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from reval_jax import algorithms, batch, mesh, model, types
+from reval_jax import algorithms, batch, mesh, model, replay, types
 from reval_jax import config as config_lib
 from support import hf_checkpoints
 
@@ -33,7 +33,7 @@ class Tiny(NamedTuple):
 
 def limits(config: config_lib.Config) -> batch.Limits:
     """The bounds of a batch under these settings."""
-    return batch.limits(config, step_size=algorithms.choose(config).step_size)
+    return algorithms.limits(config, algorithms.choose(config))
 
 
 def settings(**sections: dict[str, Any]) -> config_lib.Config:
@@ -76,25 +76,36 @@ def random_trajectories(num: int, *, seed: int = 0, max_prompt: int = 7, max_res
     prompt_length = rng.integers(1, max_prompt + 1, num).astype(np.int32)
     response_length = rng.integers(1, max_response + 1, num).astype(np.int32)
     reward = rng.integers(0, 2, num).astype(np.float32)
-    return types.Trajectories(
-        tokens=rng.integers(4, hf_checkpoints.VOCABULARY, int((prompt_length + response_length).sum())).astype(
-            np.int32
-        ),
-        log_prob=-rng.uniform(0, 5, int(response_length.sum())).astype(np.float32),
-        prompt_length=prompt_length,
-        response_length=response_length,
-        is_truncated=rng.integers(0, 2, num).astype(bool),
-        raw_reward=reward,
-        reward=reward,
-        verdict=(1 - reward).astype(np.int8),
-        cursor=np.arange(num, dtype=np.int64),
-        sample=np.zeros(num, np.int32),
-        round=np.zeros(num, np.int32),
-        policy_version=np.zeros(num, np.int32),
-        use_count=np.zeros(num, np.int32),
-        reference_log_prob=-rng.uniform(5, 20, num).astype(np.float32),
-        reference_value=rng.uniform(3, 6, num).astype(np.float32),
-        reference_version=np.zeros(num, np.int32),
+    return replay.completed(
+        {
+            "tokens": rng.integers(4, hf_checkpoints.VOCABULARY, int((prompt_length + response_length).sum())).astype(
+                np.int32
+            ),
+            "log_prob": -rng.uniform(0, 5, int(response_length.sum())).astype(np.float32),
+            "prompt_length": prompt_length,
+            "response_length": response_length,
+            "is_truncated": rng.integers(0, 2, num).astype(bool),
+            "raw_reward": reward,
+            "reward": reward,
+            "verdict": (1 - reward).astype(np.int8),
+            "cursor": np.arange(num, dtype=np.int64),
+            "sample": np.zeros(num, np.int32),
+            "round": np.zeros(num, np.int32),
+            "policy_version": np.zeros(num, np.int32),
+            "use_count": np.zeros(num, np.int32),
+            "reference_log_prob": -rng.uniform(5, 20, num).astype(np.float32),
+            "reference_value": rng.uniform(3, 6, num).astype(np.float32),
+            "reference_version": np.zeros(num, np.int32),
+        }
+    )
+
+
+def graded(reward: np.ndarray, group: np.ndarray) -> types.Trajectories:
+    """Trajectories with these rewards, f32[B], and groups, i[B]; the rest is random."""
+    return random_trajectories(len(reward))._replace(
+        raw_reward=np.asarray(reward, np.float32),
+        reward=np.asarray(reward, np.float32),
+        cursor=np.asarray(group, np.int64),
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from reval_jax import algorithms, batch, mesh, model, reference, timing, types, update, work
+from reval_jax import algorithms, batch, mesh, model, reference, replay, timing, types, update, work
 from reval_jax import config as config_lib
 
 
@@ -64,9 +64,9 @@ def make(architecture: model.Architecture, config: config_lib.Config) -> Bench:
         config,
         architecture,
         devices,
-        update.make_step(architecture, optimizer, devices, loss=algorithm.loss, config=config),
+        update.make_step(architecture, optimizer, devices, algorithm=algorithm, config=config),
         reference.make_scorer(architecture, devices, config=config),
-        batch.limits(config, step_size=algorithm.step_size),
+        algorithms.limits(config, algorithm),
         [update.init(params, optimizer, devices)],
         reference.init(params, config=config),
     )
@@ -94,23 +94,25 @@ def trajectories(lengths: np.ndarray, workload: Workload, vocabulary: int) -> ty
     per_token = np.float32(np.log(vocabulary))
     reward = rng.integers(0, 2, num).astype(np.float32)
     zeros = np.zeros(num, np.int32)
-    return types.Trajectories(
-        tokens=rng.integers(0, vocabulary, int(lengths.sum())).astype(np.int32),
-        log_prob=np.full(int(response.sum()), -per_token, np.float32),
-        prompt_length=np.full(num, workload.prompt_tokens, np.int32),
-        response_length=response,
-        is_truncated=np.zeros(num, bool),
-        raw_reward=reward,
-        reward=reward,
-        verdict=(1 - reward).astype(np.int8),
-        cursor=np.arange(num, dtype=np.int64),
-        sample=zeros,
-        round=zeros,
-        policy_version=zeros,
-        use_count=zeros,
-        reference_log_prob=-per_token * response.astype(np.float32),
-        reference_value=np.full(num, per_token, np.float32),
-        reference_version=zeros,
+    return replay.completed(
+        {
+            "tokens": rng.integers(0, vocabulary, int(lengths.sum())).astype(np.int32),
+            "log_prob": np.full(int(response.sum()), -per_token, np.float32),
+            "prompt_length": np.full(num, workload.prompt_tokens, np.int32),
+            "response_length": response,
+            "is_truncated": np.zeros(num, bool),
+            "raw_reward": reward,
+            "reward": reward,
+            "verdict": (1 - reward).astype(np.int8),
+            "cursor": np.arange(num, dtype=np.int64),
+            "sample": zeros,
+            "round": zeros,
+            "policy_version": zeros,
+            "use_count": zeros,
+            "reference_log_prob": -per_token * response.astype(np.float32),
+            "reference_value": np.full(num, per_token, np.float32),
+            "reference_version": zeros,
+        }
     )
 
 
@@ -122,7 +124,7 @@ def update_call(
     def call() -> Any:
         arrangement = batch.arrange(trajectories, bench.mesh, limits=bench.limits, packer=packer)
         packed = batch.pack(trajectories, bench.mesh, limits=bench.limits, arrangement=arrangement)
-        bench.state[0], metrics = bench.step(bench.state[0], packed)
+        bench.state[0], metrics, _ = bench.step(bench.state[0], packed)
         return bench.state[0], metrics
 
     return call

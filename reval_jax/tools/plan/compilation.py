@@ -178,13 +178,13 @@ def _lower_learner(
         reference_params = reference.abstract(params, config=config)
         return reference.make_scorer(architecture, mesh, config=config).lower(reference_params, largest)
     optimizer = update.make_optimizer(config.optimizer, has_value_head=architecture.has_value_head)
-    step = update.make_step(architecture, optimizer, mesh, loss=algorithms.choose(config).loss, config=config)
+    step = update.make_step(architecture, optimizer, mesh, algorithm=algorithms.choose(config), config=config)
     return step.lower(update.abstract(params, optimizer, mesh), largest)
 
 
 def largest_shape(num_shards: int, config: config_lib.Config) -> batch.Shape:
     """Shape of a batch whose rows hold the longest possible trajectory."""
-    limits = batch.limits(config, step_size=algorithms.choose(config).step_size)
+    limits = algorithms.limits(config, algorithms.choose(config))
     return batch.shape_of(batch.row_length(config.max_tokens), num_shards, limits=limits)
 
 
@@ -198,5 +198,5 @@ def make_engine(architecture: model.Architecture, pod: Pod, config: config_lib.C
     host_mesh = config_lib.Mesh(data=1, fsdp=-1, tensor=config.mesh.tensor)
     mesh = mesh_lib.make(host_mesh, pod.host_devices)
     return sampler.from_config(
-        architecture, mesh_lib.local(mesh), config, max_prompt_tokens=config.task.max_prompt_tokens
+        architecture.without_value_head(), mesh_lib.local(mesh), config, max_prompt_tokens=config.task.max_prompt_tokens
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -52,10 +53,11 @@ def plan(
       ValueError: the config, the machine's name or the model can't be used, or the compiler for it is missing.
     """
     config_checks.check(config)
-    algorithms.choose(config)
+    algorithm = algorithms.choose(config)
     named = machines.named(slice_name)
     machines.require_compiler(named)
     architecture, source = weights.find_architecture(config.model.path)
+    architecture = dataclasses.replace(architecture, has_value_head="value_head" in algorithm.reads)
     pod = compilation.open_pod(named)
     trajectories.check_divides(config.rollout.prompts_per_round, named.num_chips // named.host.num_chips)
     compile_program = compilation.compiler(architecture, pod, log)

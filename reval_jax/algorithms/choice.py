@@ -1,0 +1,34 @@
+"""The algorithm that `update.objective` names."""
+
+from __future__ import annotations
+
+from reval_jax import config as config_lib
+from reval_jax.algorithms import own, value_based
+from reval_jax.algorithms.policy_gradient import policy_gradient
+from reval_jax.algorithms.ppo import ppo
+from reval_jax.algorithms.record import Algorithm
+from reval_jax.algorithms.rover import rover
+
+
+def choose(config: config_lib.Config) -> Algorithm:
+    """The algorithm that `update.objective` names.
+
+    Raises:
+      ValueError: it cannot train with these settings; or it is a function of the user's that cannot be imported, or whose
+        algorithm does not do as `Algorithm` says.
+    """
+    match config.update.objective:
+        case "reval":
+            return value_based.value_based(config, value_based.reval)
+        case "tbrm":
+            return value_based.value_based(config, value_based.tbrm, reads=frozenset({"reference_log_prob"}))
+        case "regression":
+            return value_based.value_based(config, value_based.regression, reads=frozenset({"reference_log_prob"}))
+        case "policy_gradient" | "grpo":
+            return policy_gradient(config)
+        case "rover":
+            return rover(config)
+        case "ppo":
+            return ppo(config)
+        case _:
+            return own.own(config)
