@@ -131,7 +131,7 @@ def test_the_policy_gradient_of_the_how_to_is_an_algorithm_without_a_reference(g
     own = {"objective": "my_reinforce:reinforce", "objective_path": str(directory), "reference_reset_every": 0}
     algorithm = algorithms.choose(tiny_programs.settings(update=own))
     assert not algorithm.has_reference
-    shaped = algorithm.shape_reward(np.array([1, 0, 1, 1], np.float32), np.array([0, 0, 1, 1], np.int32))
+    shaped = algorithm.shape_reward(tiny_programs.graded(np.array([1, 0, 1, 1]), np.array([0, 0, 1, 1])))
     np.testing.assert_array_equal(shaped, [0.5, -0.5, 0, 0])
 
 
