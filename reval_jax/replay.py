@@ -54,6 +54,8 @@ def empty() -> types.Trajectories:
 
 def completed(fields: dict[str, np.ndarray]) -> types.Trajectories:
     """Trajectories from some of their fields: empty ones, and those that earlier versions did not have, may be missing."""
+    if not fields:  # no trajectory: of every field there is nothing
+        return _EMPTY
     size, num_response_tokens = len(fields["prompt_length"]), int(fields["response_length"].sum(dtype=np.int64))
     missing = {
         name: np.zeros((num_response_tokens if name in _RESPONSE_FIELDS else size, *model.shape[1:]), model.dtype)

@@ -236,3 +236,18 @@ def test_reference_scores_leave_with_their_trajectory() -> None:
     np.testing.assert_array_equal(buffer.trajectories.cursor - 2**40, [2, 3, 4])
     np.testing.assert_array_equal(buffer.trajectories.reference_version, [0, types.NOT_SCORED, types.NOT_SCORED])
     np.testing.assert_array_equal(replay.stale(buffer.trajectories, np.array([2, 0, 1]), 0), [2, 1])
+
+
+@pytest.mark.parametrize("size", [0, 1, 3])
+def test_the_fields_that_a_checkpoint_stores_are_completed(size: int) -> None:
+    """Arrays without elements are not stored; those that an earlier version did not have get their first values."""
+    whole = filled(size).trajectories
+    stored = {name: value for name, value in whole._asdict().items() if value.size}
+    assert split(replay.completed(stored)) == split(whole)
+    for name in ("token_values", "greedy_reward", "row", "priority"):
+        stored.pop(name, None)
+    completed = replay.completed(stored)
+    assert [field.dtype for field in completed] == [field.dtype for field in whole]
+    assert completed.token_values.shape == (len(whole.log_prob) if size else 0, 0)
+    np.testing.assert_array_equal(completed.priority, np.full(size, types.NEW))
+    np.testing.assert_array_equal(completed.greedy_reward, np.zeros(size))

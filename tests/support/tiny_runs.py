@@ -179,13 +179,18 @@ def saved_rounds(run_dir: Path) -> list[int]:
     return sorted(int(entry.name) for entry in (run_dir / "checkpoints").iterdir() if entry.name.isdigit())
 
 
-def saved_arrays(run_dir: Path, round: int | None = None) -> dict[str, np.ndarray]:
-    """Every array of a checkpoint (the last, unless a round is named) by its path, read without our own code."""
+def saved_tree(run_dir: Path, round: int | None = None) -> dict[str, Any]:
+    """The arrays of a checkpoint (the last, unless a round is named) in their nested dicts, read without our own code."""
     directory = run_dir / "checkpoints" / str(round or saved_rounds(run_dir)[-1]) / "arrays"
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         tree = checkpointer.metadata(directory).item_metadata.tree
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-        restored = checkpointer.restore(directory, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+        return checkpointer.restore(directory, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+
+
+def saved_arrays(run_dir: Path, round: int | None = None) -> dict[str, np.ndarray]:
+    """Every array of `saved_tree` by its path."""
+    restored = saved_tree(run_dir, round)
     return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(restored)}
 
 
