@@ -1,0 +1,1 @@
+"""Every preset of configs/algorithms on small tasks: `python -m benchmarks.presets`."""
