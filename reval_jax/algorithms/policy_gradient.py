@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 
 from reval_jax import batch, objective, policy
 from reval_jax import config as config_lib
@@ -202,7 +203,28 @@ def _correction(update: config_lib.Update, rows: batch.Batch) -> Callable[[jax.A
 
 
 def _loss(config: config_lib.Config, scores: policy.PolicyScores, rows: batch.Batch) -> tuple[jax.Array, Metrics]:
-    return _gradient(config, scores, rows, _surrogate(config.update, rows)), {}
+    return _gradient(config, scores, rows, _surrogate(config.update, rows)), _shares(config.update, scores, rows)
+
+
+def _shares(update: config_lib.Update, scores: policy.PolicyScores, rows: batch.Batch) -> Metrics:
+    """The share of the batch's tokens that the clip stops, and the correction's mean weight, as far as these settings have them."""
+    mask = scores.response_mask
+    log_ratio = jax.lax.stop_gradient(jnp.where(mask, scores.log_prob - rows.behaviour_log_prob, 0.0))
+
+    def share(is_stopped: jax.Array) -> jax.Array:
+        return jnp.sum(mask & is_stopped, dtype=jnp.float32) / rows.num_response_tokens
+
+    shares: Metrics = {}
+    if update.surrogate in ("clipped", "sequence_clipped"):
+        of_token = log_ratio if update.surrogate == "clipped" else trajectory_mean(rows)(log_ratio)
+        ratio, advantage = jnp.exp(of_token), token_advantage(rows)
+        is_beyond = jnp.where(advantage > 0, ratio > 1 + update.clip_high, ratio < 1 - update.clip_low)
+        shares["actor/pg_clipfrac"] = share(is_beyond & (advantage != 0))
+    correction = _correction(update, rows)
+    if correction is not None:
+        total = jnp.sum(jnp.where(mask, correction(log_ratio), 0.0))
+        shares["actor/correction_weight"] = total / rows.num_response_tokens
+    return shares
 
 
 def _gradient(
