@@ -207,7 +207,7 @@ def _loss(config: config_lib.Config, scores: policy.PolicyScores, rows: batch.Ba
 
 
 def _shares(update: config_lib.Update, scores: policy.PolicyScores, rows: batch.Batch) -> Metrics:
-    """The share of the batch's tokens that the clip stops, and the correction's mean weight, as far as these settings have them."""
+    """The share of tokens that the clip stops, and the correction's mean weight, as far as these settings have them."""
     mask = scores.response_mask
     log_ratio = jax.lax.stop_gradient(jnp.where(mask, scores.log_prob - rows.behaviour_log_prob, 0.0))
 
