@@ -256,7 +256,7 @@ def _second_moment_loss(
     threshold = objective.second_moment_threshold(*sums, budget=config.update.second_moment_budget)
     surrogate = functools.partial(objective.second_moment_clipped, threshold=threshold)
     # Each micro-batch adds its share of a number that is the same for all, so that the sum is that number.
-    share = scores.response_mask.sum() / rows.num_response_tokens
+    share = scores.response_mask.sum(dtype="float32") / rows.num_response_tokens
     _, num_harmful, uncapped = sums
     metrics = {
         "m2po/second_moment": share * uncapped / num_harmful.clip(1.0),
