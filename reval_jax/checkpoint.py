@@ -72,11 +72,15 @@ class Store:
         Raises:
           ValueError: the round was not saved; the message lists those that were.
         """
-        saved = sorted(self._manager.all_steps())
+        saved = self.rounds()
         if not saved or (round is not None and round not in saved):
             wanted = "any" if round is None else f"round {round}"
             raise ValueError(f"no checkpoint of {wanted} exists; saved rounds: {saved or 'none'}. Name one of those.")
         return saved[-1] if round is None else round
+
+    def rounds(self) -> list[int]:
+        """The saved rounds, ascending."""
+        return sorted(self._manager.all_steps())
 
     def latest(self) -> int | None:
         """The last saved round, or None."""
@@ -137,6 +141,24 @@ class Store:
         arrays = _restore({"params": _abstract(like)}, is_partial=True)
         restored = self._manager.restore(round, args=ocp.args.Composite(arrays=arrays))
         return restored.arrays["params"]
+
+    def restore_replay(self, round: int) -> types.Trajectories:
+        """The replay buffer's trajectories, without the rest.
+
+        Raises:
+          ValueError: an earlier version saved it, without the rows of the data set.
+        """
+        like = self._replay_like(round)
+        if like and "row" not in like:
+            raise ValueError(
+                f"the checkpoint of round {round} was saved by an earlier version, whose trajectories do not name their "
+                "questions. Use a run of this version."
+            )
+        if not like:
+            return replay.empty()
+        arrays = _restore({"replay": like}, is_partial=True)
+        restored = self._manager.restore(round, args=ocp.args.Composite(arrays=arrays))
+        return replay.completed(restored.arrays["replay"])
 
     def has_value_head(self, round: int) -> bool:
         """Whether the saved parameters hold a value head."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from reval_jax import algorithms, batch, ragged, reference, replay, token_scores, types
+from reval_jax import algorithms, batch, pool, ragged, reference, replay, token_scores, types
 from reval_jax.setup import Components, RunState
 
 
 def freeze(components: Components, run: RunState, fresh: types.Trajectories) -> types.Trajectories:
-    """A round's trajectories with everything that an algorithm freezes: their shaped rewards and its numbers per token.
+    """A round's trajectories and those that `rollout.pool` adds, with their shaped rewards and the algorithm's numbers per token.
 
     A replayed group is incomplete, and the policy of a past round is gone: neither can be computed later.
     """
@@ -20,6 +20,8 @@ def freeze(components: Components, run: RunState, fresh: types.Trajectories) -> 
             reference_log_prob=ragged.sums(fresh.log_prob, fresh.response_length),
             reference_version=np.full(fresh.size, run.reference.version, np.int32),
         )
+    if components.pool is not None:
+        fresh = _with_stored(components, run, fresh, components.pool)
     if config.update.endogenous_weight:
         scored = replay.Buffer(fresh, fresh.size)
         fresh = score_stale(components, run.reference, scored, np.arange(fresh.size)).trajectories
@@ -35,6 +37,29 @@ def freeze(components: Components, run: RunState, fresh: types.Trajectories) -> 
             limits=batch.limits(config, step_size=config.largest_round),
         )
     return fresh._replace(token_values=algorithm.fill(fresh, np.asarray(types.present(scores.value))))
+
+
+def _with_stored(
+    components: Components, run: RunState, fresh: types.Trajectories, stored_responses: pool.Pool
+) -> types.Trajectories:
+    """The trajectories with the pool's responses to the same questions, after those of their group.
+
+    The learner's log-probabilities stand for the behaviour policy's, which has gone, so that ratios begin at 1.
+    """
+    config = components.config
+    stored = pool.responses(stored_responses, fresh, config, policy_version=int(run.state.num_updates))
+    if not stored.size:
+        return fresh
+    with components.clock.phase("old_log_prob"):
+        scores = token_scores.score(
+            types.present(components.score_tokens),
+            run.state.params,
+            stored,
+            components.meshes.learner,
+            limits=batch.limits(config, step_size=config.largest_round - config.fresh_size),
+        )
+    both = replay.concatenate([fresh, stored._replace(log_prob=np.asarray(scores.log_prob))])
+    return replay.gather(both, np.argsort(both.cursor, kind="stable"))
 
 
 def score_stale(

@@ -47,6 +47,8 @@ def check(config: config_lib.Config) -> config_lib.Config:
             f"drawn without replacement. Use at most {fresh}."
         )
     least = max(update.batch_size, config.largest_round)
+    if rollout.pool:
+        size += f"; with rollout.pool_samples={rollout.pool_samples} stored responses a prompt at most {config.largest_round}"
     if config.replay.capacity < least:
         raise ValueError(
             f"replay.capacity={config.replay.capacity} is smaller than a batch of {least} trajectories "

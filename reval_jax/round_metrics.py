@@ -117,13 +117,28 @@ def buffer(kept: types.Trajectories, round: int) -> dict[str, float]:
     }
 
 
-def distance(fresh: types.Trajectories) -> dict[str, float]:
-    """How far the policy that sampled is from the reference, in nats a trajectory, over the fresh ones it has scored."""
-    is_scored = fresh.reference_version != types.NOT_SCORED
+def pool(config: config_lib.Config, joined: types.Trajectories) -> dict[str, float]:
+    """Of the stored responses among a round's trajectories `joined`, with `rollout.pool`."""
+    if not config.rollout.pool:
+        return {}
+    is_stored = joined.sample >= config.rollout.samples_per_prompt
+    return {
+        "pool/responses": int(is_stored.sum()),
+        "pool/prompts": np.unique(joined.cursor[is_stored]).size / np.unique(joined.cursor).size,
+    }
+
+
+def distance(config: config_lib.Config, joined: types.Trajectories) -> dict[str, float]:
+    """How far the policy that sampled is from the reference, in nats a trajectory, over the fresh ones it has scored.
+
+    Stored responses are left out: this policy did not sample them.
+    """
+    is_scored = joined.reference_version != types.NOT_SCORED
+    is_scored &= joined.sample < config.rollout.samples_per_prompt
     if not is_scored.any():
         return {}
-    totals = ragged.sums(fresh.log_prob, fresh.response_length)
-    return {"actor/kl_ref": float((totals - fresh.reference_log_prob)[is_scored].mean())}
+    totals = ragged.sums(joined.log_prob, joined.response_length)
+    return {"actor/kl_ref": float((totals - joined.reference_log_prob)[is_scored].mean())}
 
 
 def speed(

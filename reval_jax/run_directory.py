@@ -81,7 +81,9 @@ def inspect(path: Path, config: config_lib.Config) -> list[str]:
     return config_lib.changed(old, config)
 
 
-def claim(path: Path, config: config_lib.Config, *, data_fingerprint: str, round: int) -> RunDirectory:
+def claim(
+    path: Path, config: config_lib.Config, *, data_fingerprint: str, round: int, pool_fingerprint: str = ""
+) -> RunDirectory:
     """Create the directory, or resume it, and write the resolved config.
 
     Call after `inspect`, in one process only.
@@ -89,9 +91,10 @@ def claim(path: Path, config: config_lib.Config, *, data_fingerprint: str, round
     Args:
       data_fingerprint: of the training set; the same whenever the run resumes.
       round: rounds finished so far, for config_changes.jsonl.
+      pool_fingerprint: of the responses of `rollout.pool`, the same whenever the run resumes; empty without one.
 
     Raises:
-      ValueError: the training data differs from what the run began with.
+      ValueError: the training data or the pool differs from what the run began with.
     """
     run = RunDirectory(path)
     if run.config.exists():
@@ -101,6 +104,11 @@ def claim(path: Path, config: config_lib.Config, *, data_fingerprint: str, round
                 f"task.dataset={config.task.dataset} has the fingerprint {data_fingerprint}, but the run in {path} began with "
                 f"{about['data_fingerprint']}: the prompts would come in another order. Restore the file, or "
                 "use another --run-dir."
+            )
+        if (before := about.get("pool_fingerprint", "")) != pool_fingerprint:
+            raise ValueError(
+                f"rollout.pool={config.rollout.pool} has the fingerprint {pool_fingerprint}, but the run in {path} began with "
+                f"{before}: other stored responses would join its groups. Restore the file, or use another --run-dir."
             )
         changes = config_lib.changed(config_lib.load(run.config), config)
         changes += [
@@ -115,6 +123,7 @@ def claim(path: Path, config: config_lib.Config, *, data_fingerprint: str, round
     about = {
         "config_hash": config_lib.results_hash(config),
         "data_fingerprint": data_fingerprint,
+        **({"pool_fingerprint": pool_fingerprint} if pool_fingerprint else {}),
         "packages": package_versions(),
     }
     tree: types.Json = {**config_lib.to_tree(config), "about": about}

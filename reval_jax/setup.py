@@ -21,6 +21,7 @@ from reval_jax import (
     metrics,
     model,
     policy,
+    pool,
     prompts,
     reference,
     replay,
@@ -49,6 +50,7 @@ class Components(NamedTuple):
     tokenizer: transformers.PreTrainedTokenizerBase
     meshes: mesh.Meshes
     data: prompts.Dataset
+    pool: pool.Pool | None  # of rollout.pool
     benchmarks: list[evaluate.Benchmark]
     algorithm: algorithms.Algorithm
     sampler: sampler.Sampler
@@ -98,6 +100,8 @@ def prepare(config: config_lib.Config, run_dir: Path, *, console: console_lib.Co
     architecture = dataclasses.replace(architecture, has_value_head="value_head" in algorithm.reads)
     stop_ids = prompts.stop_ids(config.task, tokenizer, model_stop_ids)
     data = prompts.load(config.task, tokenizer)
+    stored = pool.of_run(config, data, stop_ids)
+    fingerprints = {"data_fingerprint": data.fingerprint, "pool_fingerprint": stored.fingerprint if stored else ""}
     benchmarks = evaluate.load(config, tokenizer)
     prompt_tokens = [*data.tokens, *(tokens for each in benchmarks for tokens in each.prompts.tokens)]
     make_sampler = sampler.engines.choose(config.rollout.engine)
@@ -119,18 +123,21 @@ def prepare(config: config_lib.Config, run_dir: Path, *, console: console_lib.Co
     notes = _notes(config, architecture, meshes.learner)
     for note in notes:
         console.log(f"note: {note}")
-    identity = f"{config_lib.results_hash(config)} {data.fingerprint} {architecture} {notes} after round {latest}"
-    distributed.check_agreement(identity, "settings, training data, model, attention kernel or checkpoint")
+    identity = f"{config_lib.results_hash(config)} {fingerprints} {architecture} {notes} after round {latest}"
+    distributed.check_agreement(identity, "settings, training data, pool, model, attention kernel or checkpoint")
     is_writer = jax.process_index() == 0
     if is_writer:
         metrics.check(directory.metrics, keep_bytes=run.progress.metrics_bytes)
-        run_directory.claim(run_dir, config, data_fingerprint=data.fingerprint, round=run.progress.round)
+        run_directory.claim(run_dir, config, **fingerprints, round=run.progress.round)
+    scores_tokens = algorithm.fill is not None or stored is not None
+    scorer = token_scores.make_scorer(architecture, meshes.learner, config=config) if scores_tokens else None
     components = Components(
         config=config,
         architecture=architecture,
         tokenizer=tokenizer,
         meshes=meshes,
         data=data,
+        pool=stored,
         benchmarks=benchmarks,
         algorithm=algorithm,
         sampler=engine,
@@ -139,7 +146,7 @@ def prepare(config: config_lib.Config, run_dir: Path, *, console: console_lib.Co
         optimizer=optimizer,
         step=update.make_step(architecture, optimizer, meshes.learner, algorithm=algorithm, config=config),
         score=reference.make_scorer(architecture, meshes.learner, config=config) if algorithm.has_reference else None,
-        score_tokens=token_scores.make_scorer(architecture, meshes.learner, config=config) if algorithm.fill else None,
+        score_tokens=scorer,
         peak=timing.device_peak(config.model.compute_dtype),
         store=store or checkpoint.Store(directory.checkpoints, config.checkpoint),
         directory=directory,

@@ -103,12 +103,12 @@ def play_round(components: Components, run: RunState, actor: rollout.Actor) -> R
     sampled = actor.collect(actor.start(run))
     check_verdicts(components, sampled, round)
 
-    # Line 4: insert them, with what the algorithm freezes of a round; the oldest leave.
+    # Line 4: insert them, with stored responses and what the algorithm freezes of a round; the oldest leave.
     buffer = replay.add(run.buffer, collected.freeze(components, run, sampled.trained_on))
 
     # Lines 5 and 6, K times: draw a batch, update theta on it.
     state, buffer, updates = learn(components, run, buffer, round)
-    fresh = replay.gather(buffer.trajectories, replay.of_round(buffer, round))
+    joined = replay.gather(buffer.trajectories, replay.of_round(buffer, round))
     check_processes_agree(buffer, sampled.cursor, int(state.num_updates))
 
     # §5.5.2: every so many rounds, or once it has been caught up with, pi_ref <- pi_theta.
@@ -132,7 +132,8 @@ def play_round(components: Components, run: RunState, actor: rollout.Actor) -> R
         **round_metrics.rollout(config, sampled.all, sampled.trained_on),
         **round_metrics.updates(updates, buffer.trajectories, round),
         **round_metrics.buffer(buffer.trajectories, round),
-        **round_metrics.distance(fresh),
+        **round_metrics.pool(config, joined),
+        **round_metrics.distance(config, joined),
         "training/trajectories": (round + 1) * config.fresh_size,
         "training/updates": int(state.num_updates),
         **measured,

@@ -79,7 +79,8 @@ class Trajectories(NamedTuple):
     """
 
     tokens: np.ndarray  # i32[sum of prompt_length + response_length] each prompt followed by its response
-    log_prob: np.ndarray  # f32[sum of response_length] nats, under the policy that sampled them
+    # f32[sum of response_length] nats, under the policy that sampled them; of `rollout.pool`, the learner when they joined
+    log_prob: np.ndarray
     token_values: (
         np.ndarray
     )  # f32[sum of response_length, K] what the algorithm keeps per response token; K is 0 for most
@@ -92,8 +93,9 @@ class Trajectories(NamedTuple):
     verdict: np.ndarray  # i8[B] index into VERDICTS
     row: np.ndarray  # i64[B] row of the data set
     cursor: np.ndarray  # i64[B] prompt cursor
-    sample: np.ndarray  # i32[B] sample index of that prompt
-    round: np.ndarray  # i32[B] round it was sampled in
+    # i32[B] sample index of that prompt; from rollout.samples_per_prompt on, a response of `rollout.pool`
+    sample: np.ndarray
+    round: np.ndarray  # i32[B] round it was sampled in, or joined from the pool
     policy_version: np.ndarray  # i32[B] updates before the policy that sampled it
     use_count: np.ndarray  # i32[B] updates that trained on it
     priority: np.ndarray  # f32[B] of replay draws by residual; NEW before the first update that read it

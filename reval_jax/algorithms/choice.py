@@ -17,6 +17,17 @@ def choose(config: config_lib.Config) -> Algorithm:
       ValueError: it cannot train with these settings; or it is a function of the user's that cannot be imported, or whose
         algorithm does not do as `Algorithm` says.
     """
+    algorithm = _named(config)
+    if config.rollout.pool and algorithm.token_values and algorithm.fill is None:
+        raise ValueError(
+            f"rollout.pool={config.rollout.pool} with update.objective={config.update.objective}, which reads numbers that the "
+            f"sampler records ({', '.join(algorithm.token_values)}): stored responses have none. Leave rollout.pool empty, or "
+            "use another objective."
+        )
+    return algorithm
+
+
+def _named(config: config_lib.Config) -> Algorithm:
     match config.update.objective:
         case "reval":
             return value_based.value_based(config, value_based.reval)

@@ -156,7 +156,10 @@ FormatName = Annotated[str, tyro.conf.arg(constructor_factory=format_names, help
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """Prepare and inspect data sets: `data prepare` checks files and writes a data set, `data inspect` describes one."""
+    """Prepare and inspect data sets, and collect right responses to one.
+
+    `data prepare` checks files and writes a data set, `data inspect` describes one, `data pool` writes a run's right responses.
+    """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,6 +201,20 @@ class DataInspect:
     model: str = ""  # directory, .gguf file or hub id whose tokenizer counts tokens
     examples: int = 3  # rows to show
     json: Path | None = None  # also write the findings to this file; /dev/stdout allowed
+
+
+@dataclasses.dataclass(frozen=True)
+class DataPool:
+    """Write a run's right responses as a file for rollout.pool, which mixes them into the groups of another run (RLEP).
+
+    They are the responses with the verdict ok in the replay buffers of the run's checkpoints, with their exact tokens. So the
+    run's replay.capacity bounds what a checkpoint holds, checkpoint.every and checkpoint.keep how many there are.
+    """
+
+    run_dir: Path  # directory of the run
+    round: tuple[int, ...] = ()  # read the checkpoints of these rounds; default: all that are kept
+    output: Path | None = None  # file to write, which must not exist; default RUN_DIR/pool.npz
+    json: Path | None = None  # also write the counts to this file; /dev/stdout allowed
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,9 +1,10 @@
-"""`reval data`: prepares and inspects data sets of prompts."""
+"""`reval data`: prepares and inspects data sets of prompts, and collects right responses to them."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -74,6 +75,31 @@ def _inspect(argv: list[str]) -> int:
     return exit_codes.DONE
 
 
+def _pool(argv: list[str]) -> int:
+    parsing.refuse_repeated(argv, ("--round",))
+    args = parsing.parse(arguments.DataPool, "data pool", argv)
+    path = args.output or args.run_dir / "pool.npz"
+    if path.exists():
+        raise ValueError(f"--output {path} exists. Name a new file, or remove that one first.")
+    output.check_writable(args.output, option="--output")
+    output.check_writable(args.json)
+
+    # Checkpoints are read to host memory: leave this machine's accelerator to others.
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    from reval_jax import pool
+
+    collected = pool.collect(args.run_dir, args.round)
+    pool.save(collected, path)
+    counts = {"responses": collected.trajectories.size, "questions": collected.num_questions}
+    output.show(
+        args.json,
+        f"{counts['responses']} right responses to {counts['questions']} questions in {path}, from the buffers after rounds "
+        f"{', '.join(map(str, collected.about['rounds']))}",
+    )
+    output.write_json(args.json, {"pool": str(path), **counts, "fingerprint": collected.fingerprint, **collected.about})
+    return exit_codes.DONE
+
+
 def _settings(args: Any) -> Any:
     """The arguments that say how to read files."""
     from reval_jax import data as data_lib
@@ -116,4 +142,5 @@ def _from_yaml(path: Path) -> arguments.DataPrepare:
 SUBCOMMANDS: dict[str, tuple[Any, Callable[[list[str]], int]]] = {
     "prepare": (arguments.DataPrepare, _prepare),
     "inspect": (arguments.DataInspect, _inspect),
+    "pool": (arguments.DataPool, _pool),
 }
