@@ -79,7 +79,7 @@ def collect(run_dir: Path, rounds: Sequence[int] = ()) -> Pool:
             "Train until some responses are right; a larger replay.capacity or checkpoint.keep keeps more of them."
         )
     right = replay.gather(buffers, kept)
-    return _pool(
+    return of(
         {name: getattr(right, name) for name in FIELDS},
         {
             "data_fingerprint": about["data_fingerprint"],
@@ -100,7 +100,8 @@ def _different(all_: types.Trajectories, candidates: np.ndarray) -> np.ndarray:
     return kept[np.argsort(all_.row[kept], kind="stable")]
 
 
-def _pool(fields: dict[str, np.ndarray], about: types.Json) -> Pool:
+def of(fields: dict[str, np.ndarray], about: types.Json) -> Pool:
+    """The pool of right responses with these FIELDS, in ascending order of their row."""
     completed = replay.completed(fields)
     size = completed.size
     return Pool(
@@ -146,7 +147,7 @@ def load(path: str | Path) -> Pool:
         arrays = {name: np.lib.format.read_array(member, allow_pickle=False) for name, member in members.items()}
         about = json.loads(str(arrays.pop("about")))
         fingerprint = about.pop("pool_fingerprint")
-        pool = _pool(arrays, about)
+        pool = of(arrays, about)
         if pool.fingerprint != fingerprint or not about["task"].keys() >= {*TASK}:
             raise ValueError("its content does not have its fingerprint")
     except OSError as error:
