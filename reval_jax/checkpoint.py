@@ -149,13 +149,13 @@ class Store:
           ValueError: an earlier version saved it, without the rows of the data set.
         """
         like = self._replay_like(round)
-        if like and "row" not in like:
+        if not like:
+            return replay.empty()
+        if "row" not in like:
             raise ValueError(
                 f"the checkpoint of round {round} was saved by an earlier version, whose trajectories do not name their "
                 "questions. Use a run of this version."
             )
-        if not like:
-            return replay.empty()
         arrays = _restore({"replay": like}, is_partial=True)
         restored = self._manager.restore(round, args=ocp.args.Composite(arrays=arrays))
         return replay.completed(restored.arrays["replay"])

@@ -224,7 +224,7 @@ def test_the_command_keeps_each_right_response_to_a_question_once_with_its_exact
             tiny_programs.random_trajectories(4, seed=2)._replace(row=np.arange(4) + 3),
         ]
     )
-    run_dir = saved_run(tmp_path / "run", {1: first, 2: later})
+    run_dir = saved_run(tmp_path / "run", {1: first, 2: later, 3: replay.empty()})
     code, out, err = command(capsys, "--run-dir", run_dir, "--json", "/dev/stdout")
     assert code == 0, err
     expected: dict[int, list[tuple]] = {}
@@ -244,7 +244,7 @@ def test_the_command_keeps_each_right_response_to_a_question_once_with_its_exact
     assert stored.row.tolist() == sorted(stored.row)
     size, questions = sum(map(len, expected.values())), len(expected)
     told = json.loads(out)
-    assert (told["responses"], told["questions"], told["rounds"]) == (size, questions, [1, 2])
+    assert (told["responses"], told["questions"], told["rounds"]) == (size, questions, [1, 2, 3])
     assert told["data_fingerprint"] == "a" * 16
     assert f"{size} right responses to {questions} questions in {run_dir / 'pool.npz'}" in err
 
