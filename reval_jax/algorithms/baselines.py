@@ -25,13 +25,15 @@ def shape_reward(config: config_lib.Config, *, auto: str) -> ShapeReward:
     """The function that `update.baseline` names, on the reward with its endogenous part.
 
     Args:
-      auto: the baseline that `auto` stands for.
+      auto: the baseline that `auto` stands for; if that is none, `update.reward_design: group_normalized` is the group's mean.
 
     Raises:
       ValueError: it cannot be computed from these settings, or would be zero for every response.
     """
     update = config.update
     name = auto if update.baseline == "auto" else update.baseline
+    if name == "none" and update.reward_design == "group_normalized":
+        name = "group_mean"
     _check(config, name)
     compare = _compare(update, name)
     if not update.endogenous_weight:

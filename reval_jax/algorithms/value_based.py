@@ -38,14 +38,13 @@ def replayed(config: config_lib.Config, loss: Loss) -> Algorithm:
     A loss of your own has to apply the importance weights `rows.weight` itself, if `replay.priority` may be set.
     """
     draw, num_updates, step_size = draws.choose(config, auto="replay")
-    auto = "group_mean" if config.update.reward_design == "group_normalized" else "none"
     return Algorithm(
         loss=loss,
         draw=draw,
         num_updates=num_updates,
         step_size=step_size,
         may_train=functools.partial(baselines.may_train, config),
-        shape_reward=baselines.shape_reward(config, auto=auto),
+        shape_reward=baselines.shape_reward(config, auto="none"),
         reads=REFERENCE | baselines.reads(config),
     )
 

@@ -178,8 +178,7 @@ class Update:
     reward_design: Literal["binary", "signed", "group_normalized"] = "binary"
     # What a reward is compared with when its round is collected: nothing; the mean of its group, also in standard deviations, or
     # without itself (RLOO); the prompt's greedy response (ReMax); OAPL's optimal value; one_sided weighs right and wrong
-    # responses apart (PSR, NSR). auto is group_standardized for policy gradients, rover and ppo's none, else what reward_design
-    # says.
+    # responses apart (PSR, NSR). auto is group_standardized for policy gradients and rover, else what reward_design says.
     baseline: Literal[
         "auto", "none", "group_mean", "group_standardized", "leave_one_out", "greedy", "optimal_value", "one_sided"
     ] = "auto"
