@@ -96,18 +96,21 @@ def test_two_processes_of_four_devices_equal_one_device(tmp_path, tensor):
 
 @pytest.mark.slow
 def test_two_processes_train_and_resume_like_one(tmp_path):
-    """Prioritized, so that a residual that differed between them would make them draw other rows and be refused."""
-    file, priority = tiny_runs.write_files(tmp_path), ("--replay.priority", "residual")
-    first = launch(tmp_path, file, tmp_path / "two", *priority, "--run.rounds", "2")
+    """Prioritized, so that a residual that differed between them would make them draw other rows and be refused; with a pool."""
+    file = tiny_runs.write_files(tmp_path)
+    pool = tiny_runs.write_pool(file, tmp_path / "pool.npz")
+    options = ("--replay.priority", "residual", "--rollout.pool", str(pool))
+    first = launch(tmp_path, file, tmp_path / "two", *options, "--run.rounds", "2")
     assert first.returncode == 0, first.stderr
-    second = launch(tmp_path, file, tmp_path / "two", *priority, "--run.rounds", "4")
+    second = launch(tmp_path, file, tmp_path / "two", *options, "--run.rounds", "4")
     assert second.returncode == 0, second.stderr
-    code, output = tiny_runs.finish(tiny_runs.start(file, tmp_path / "one", *priority, devices=2))
+    code, output = tiny_runs.finish(tiny_runs.start(file, tmp_path / "one", *options, devices=2))
     assert code == 0, output
 
     assert responses(tmp_path / "two") == responses(tmp_path / "one")
     together, single = tiny_runs.metrics_lines(tmp_path / "two"), tiny_runs.metrics_lines(tmp_path / "one")
     assert len(together) == len(single) == 5  # the baseline and four rounds
+    assert any(line["pool/responses"] for line in single[1:])
     for one, other in zip(together, single, strict=True):
         assert one == pytest.approx(other, rel=1e-3, abs=1e-4)
 

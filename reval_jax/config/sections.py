@@ -183,12 +183,9 @@ class Update:
         "auto", "none", "group_mean", "group_standardized", "leave_one_out", "greedy", "optimal_value", "one_sided"
     ] = "auto"
     optimal_value_beta: PositiveFloat = 1.0  # with baseline=optimal_value: reward per nat of the optimal value
-    positive_weight: NonNegativeFloat = (
-        1.0  # with baseline=one_sided: of right responses; 0 leaves them out of the loss
-    )
-    negative_weight: NonNegativeFloat = (
-        1.0  # with baseline=one_sided: of wrong responses; 0 leaves them out of the loss
-    )
+    # With baseline=one_sided: of right and of wrong responses; 0 leaves them out of the loss.
+    positive_weight: NonNegativeFloat = 1.0
+    negative_weight: NonNegativeFloat = 1.0
     # Weight of the endogenous reward log pi_ref + V_ref(s1), less its group's mean, that is added to the reward.
     endogenous_weight: NonNegativeFloat = 0.0
     # policy_gradient, loss of a token: clipped ratio (PPO, GRPO), clipped ratio of the trajectory (GSPO), clipped ratio as a

@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 from reval_jax import config as config_lib
-from reval_jax import console, journal, train
+from reval_jax import console, journal, pool, prompts, ragged, train, weights
 from reval_jax.sampler import sampler as engine
 from support import hf_checkpoints
 
@@ -77,6 +77,29 @@ def with_overrides(file: Path, overrides: dict[str, Any]) -> config_lib.Config:
         section, field = name.split(".")
         tree.setdefault(section, {})[field] = value
     return config_lib.from_tree(tree)
+
+
+def write_pool(file: Path, path: Path) -> Path:
+    """Writes a pool of three random responses to every second question of the config's training set."""
+    config = with_overrides(file, {})
+    _, tokenizer, stop_ids = weights.read(config.model.path)
+    data, rng = prompts.load(config.task, tokenizer), np.random.default_rng(0)
+    rows = np.repeat(np.arange(0, data.size, 2), 3)
+    responses = [
+        np.append(rng.integers(4, hf_checkpoints.VOCABULARY, size), stop_ids[0]).astype(np.int32)
+        for size in rng.integers(1, config.rollout.max_response_tokens, rows.size)
+    ]
+    fields = {
+        "tokens": ragged.interleave([data.tokens[row] for row in rows], responses).astype(np.int32),
+        "prompt_length": np.array([len(data.tokens[row]) for row in rows], np.int32),
+        "response_length": np.array([len(response) for response in responses], np.int32),
+        "is_truncated": np.zeros(rows.size, np.bool_),
+        "row": rows.astype(np.int64),
+    }
+    task = {name: getattr(config.task, name) for name in pool.TASK}
+    about = {"data_fingerprint": data.fingerprint, "task": task, "run_dir": "no run", "rounds": []}
+    pool.save(pool.of(fields, about), path)
+    return path
 
 
 def play(file: Path, run_dir: Path, **overrides: Any) -> train.Outcome:
