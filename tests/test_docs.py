@@ -19,8 +19,9 @@ import safetensors.numpy
 import transformers
 import yaml
 from support import hf_checkpoints, pages, tiny_programs, tiny_runs
+from test_dynamic_sampling import graded_by_chance
 
-from reval_jax import algorithms, plugins, sampler, types, verifier, weights
+from reval_jax import algorithms, plugins, pool, sampler, types, verifier, weights
 from reval_jax import config as config_lib
 from reval_jax.weights import families
 
@@ -244,13 +245,24 @@ def listed_metrics() -> set[str]:
 
 
 @pytest.mark.slow
-def test_the_page_lists_exactly_the_metrics_of_runs(tmp_path):
+def test_the_page_lists_exactly_the_metrics_of_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(verifier.Grader, "score", graded_by_chance)
     file = tiny_runs.write_files(tmp_path)
     most = tiny_runs.play(file, tmp_path / "most", rollout__filter_groups=True, rollout__truncated="mask")
     penalty = {"rollout__truncated": "penalty", "rollout__penalty_tokens": 4, "run__rounds": 1, "eval__every": 0}
     penalty["rollout__pool"] = str(tiny_runs.write_pool(file, tmp_path / "pool.npz"))
     rest = tiny_runs.play(file, tmp_path / "rest", **penalty)
-    written = {name for line in [*most.lines, *rest.lines] for name in line}
+    once = {"run__rounds": 1, "eval__every": 0, "update__reference_reset_every": 0}
+    adaptive = {"update__max_updates_per_round": 3, "update__reference_reset_pull": 1.0}
+    pool.save(pool.collect(tmp_path / "most"), tmp_path / "pool.npz")
+    clipped = {"update__objective": "policy_gradient", "update__correction": "token_mask"}
+    clipped |= {"rollout__pool": str(tmp_path / "pool.npz")}
+    second_moment = {"update__objective": "policy_gradient", "update__surrogate": "second_moment"}
+    value_head = {"update__objective": "ppo", "update__updates_per_round": 1}
+    one_update = {"update__updates_per_round": 1}
+    runs = [adaptive, clipped | one_update, second_moment | one_update, value_head]
+    others = [tiny_runs.play(file, tmp_path / str(index), **once, **each) for index, each in enumerate(runs)]
+    written = {name for run in (most, rest, *others) for line in run.lines for name in line}
     written = {re.sub("/(low|high)$", "", name.replace("held_out", "{benchmark}")) for name in written}
     written = {re.sub(r"/(pass|maj)@\d+$", r"/\1@{k}", name).replace("mean@4", "mean@{n}") for name in written}
     assert written == listed_metrics()
