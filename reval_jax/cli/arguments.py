@@ -156,10 +156,7 @@ FormatName = Annotated[str, tyro.conf.arg(constructor_factory=format_names, help
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """Prepare and inspect data sets, and collect right responses to one.
-
-    `data prepare` checks files and writes a data set, `data inspect` describes one, `data pool` writes a run's right responses.
-    """
+    """Prepare and inspect data sets: `data prepare` writes one, `data inspect` describes one, `data pool` keeps right answers."""
 
 
 @dataclasses.dataclass(frozen=True)
