@@ -25,7 +25,7 @@ import tyro
 from benchmarks.presets import tiny_model
 from reval_jax import config as config_lib
 from reval_jax import console as console_lib
-from reval_jax import metrics, train
+from reval_jax import metrics, pool, train
 from reval_jax.tools import demo
 
 matplotlib.use("agg")
@@ -155,7 +155,12 @@ def _config(args: Presets, task: str, name: str, seed: int) -> config_lib.Config
 
 def _pool(args: Presets, task: str) -> Path:
     """The right responses of one run of GRPO, with a seed of its own."""
-    raise NotImplementedError
+    run_dir = args.runs / args.model / task / f"grpo_{POOL_SEED}"
+    file = run_dir / "pool.npz"
+    if not file.exists():
+        _scores(args, task, "grpo", POOL_SEED)
+        pool.save(pool.collect(run_dir), file)
+    return file
 
 
 def _draw(record: dict[str, Any], target: Path) -> None:
