@@ -309,6 +309,40 @@ def test_loss_and_gradients_on_eight_devices_equal_torchs(step, name):
     assert_is_the_oracles(step, name, value, gradients)
 
 
+# --- Metrics ---
+
+
+@pytest.mark.parametrize(("name", "low", "high"), [("grpo", 0.8, 1.28), ("gspo", 0.9997, 1.0004)])
+def test_the_share_of_clipped_tokens_is_a_count_over_the_batch(step, name, low, high):
+    _, _, metrics = computed(step, name, (name,), ONE)
+    count = 0
+    for row in step.rows:
+        log_ratio = row.log_ratio.detach().numpy()
+        ratio = np.exp(log_ratio if name == "grpo" else np.full_like(log_ratio, log_ratio.mean()))
+        count += int(np.sum(ratio > high if row.reward > 0 else ratio < low))
+    assert count > 0
+    np.testing.assert_allclose(metrics["actor/pg_clipfrac"], count / step.trajectories.response_length.sum(), rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_the_mean_weight_of_a_correction_is_that_over_all_tokens(step):
+    _, _, metrics = computed(step, "token weight", ("token weight",), ONE)
+    expected = oracle.token_mean(step.rows, functools.partial(oracle.token_weight, high=1.5))
+    np.testing.assert_allclose(metrics["actor/correction_weight"], expected.item(), rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_value_loss_and_error_of_ppo_are_means_over_all_tokens(step):
+    _, _, metrics = computed(step, "ppo", ("ppo",), ONE)
+    rows = step.rows_of(METHODS["ppo"])
+    np.testing.assert_allclose(metrics["critic/vf_loss"], oracle.value_loss(rows, clip=0.5).item(), rtol=1e-5)
+    error = oracle.token_mean(rows, lambda row: (row.value - row.columns[:, 2]) ** 2)
+    np.testing.assert_allclose(metrics["critic/squared_error"], error.item(), rtol=1e-5)
+
+
+# --- The data of these tests ---
+
+
 @pytest.mark.parametrize(("axes", "micro_batch_tokens"), [(ONE, 32), (EIGHT, 16)], ids=["1", "8"])
 def test_rows_hold_several_responses_and_fill_several_micro_batches(step, axes, micro_batch_tokens):
     where = step.arranged(METHODS["grpo"], axes, micro_batch_tokens)

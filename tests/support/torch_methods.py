@@ -231,14 +231,23 @@ def rover(rows: list[Row], *, scale: float) -> torch.Tensor:
     return total / count
 
 
-def ppo(rows: list[Row], *, clip: float, value_clip: float, coefficient: float) -> torch.Tensor:
-    """Clipped policy loss and clipped value loss, means over tokens; the columns are old value, advantage and return."""
+def value_loss(rows: list[Row], *, clip: float) -> torch.Tensor:
+    """Mean over tokens of half the larger of (V - R)^2 and the same of V within `clip` of the old value."""
 
     def loss(row: Row) -> torch.Tensor:
         assert row.columns is not None
-        old, advantage, target = row.columns.T
-        near = old + (row.value - old).clamp(-value_clip, value_clip)
-        of_value = 0.5 * torch.maximum((row.value - target) ** 2, (near - target) ** 2)
-        return clipped(row, low=clip, high=clip, dual=np.inf, advantage=advantage) + coefficient * of_value
+        old, _, target = row.columns.T
+        near = old + (row.value - old).clamp(-clip, clip)
+        return 0.5 * torch.maximum((row.value - target) ** 2, (near - target) ** 2)
 
     return token_mean(rows, loss)
+
+
+def ppo(rows: list[Row], *, clip: float, value_clip: float, coefficient: float) -> torch.Tensor:
+    """Clipped policy loss and clipped value loss; the columns are old value, advantage and return."""
+
+    def loss(row: Row) -> torch.Tensor:
+        assert row.columns is not None
+        return clipped(row, low=clip, high=clip, dual=np.inf, advantage=row.columns[:, 1])
+
+    return token_mean(rows, loss) + coefficient * value_loss(rows, clip=value_clip)
