@@ -63,7 +63,7 @@ token, trajectory = oracle.token_mean, oracle.trajectory_mean
 constant = functools.partial(oracle.constant_mean, constant=MAX_RESPONSE)
 grpo_clip = functools.partial(oracle.clipped, low=0.2, high=0.28, dual=3.0)
 OF_PRESET = {
-    "reval": functools.partial(oracle.reval, beta=0.002),
+    "reval": functools.partial(oracle.reval, beta=0.02),
     "tbrm": functools.partial(oracle.tbrm, beta=0.002),
     "regression": functools.partial(oracle.regression, beta=0.002),
     "oapl": functools.partial(oracle.oapl, beta=0.001),
@@ -139,6 +139,7 @@ class Step(NamedTuple):
     trajectories: types.Trajectories
     weight: np.ndarray  # f32[NUM]
     columns: dict[str, np.ndarray]  # f32[all tokens, K]
+    found: dict[str, tuple[Any, ...]]  # what `by_torch` has computed
 
     def rows_of(self, method: Method) -> list[Any]:
         """With the columns of the method, and weights where it reads them."""
@@ -149,6 +150,16 @@ class Step(NamedTuple):
             row._replace(columns=oracle.torch.tensor(part), weight=float(factor))
             for row, part, factor in zip(self.rows, columns, weight, strict=True)
         ]
+
+    def by_torch(self, name: str) -> tuple[Any, ...]:
+        """The oracle's loss, the size of its terms, and its gradients of the decoder and of the value head."""
+        if name not in self.found:
+            method = METHODS[name]
+            rows = self.rows_of(method)
+            loss = method.loss(rows)
+            size = abs(method.loss([row._replace(reward=abs(row.reward)) for row in rows]).item())
+            self.found[name] = (loss.item(), size, *self.policy.gradients(loss))
+        return self.found[name]
 
     def trajectories_of(self, method: Method) -> types.Trajectories:
         """With the columns of the method."""
@@ -214,7 +225,7 @@ def step(tmp_path_factory):
         )
         for index, row in enumerate(scored)
     ]
-    return Step(policy, rows, trajectories, rng.uniform(0.2, 3, NUM).astype(np.float32), columns)
+    return Step(policy, rows, trajectories, rng.uniform(0.2, 3, NUM).astype(np.float32), columns, {})
 
 
 def tiny_of(method: Method, axes: dict[str, int]) -> tiny_programs.Tiny:
@@ -271,17 +282,14 @@ def computed(
 
 
 def assert_is_the_oracles(step, name, value, gradients):
-    method = METHODS[name]
-    loss = method.loss(step.rows_of(method))
-    by_name, of_head = step.policy.gradients(loss)
+    loss, size, by_name, of_head = step.by_torch(name)
     # Where advantages of both signs cancel, the terms' size decides the rounding.
-    size = abs(method.loss([row._replace(reward=abs(row.reward)) for row in step.rows_of(method)]).item())
-    np.testing.assert_allclose(value, loss.item(), rtol=1e-5, atol=1e-6 * size)
+    np.testing.assert_allclose(value, loss, rtol=1e-5, atol=1e-6 * size)
     largest = max(np.abs(gradient).max() for gradient in by_name.values())
     for tensor in layout.tensors(ARCHITECTURE):
         np.testing.assert_allclose(layout.published(tensor, gradients), by_name[tensor.name], atol=2e-5 * largest)
-    assert ("value_head" in gradients) == (method.columns == "ppo")
-    for leaf, gradient in of_head.items() if method.columns == "ppo" else ():
+    assert ("value_head" in gradients) == (name == "ppo")
+    for leaf, gradient in of_head.items() if name == "ppo" else ():
         np.testing.assert_allclose(gradients["value_head"][leaf], gradient, rtol=1e-4, atol=1e-6)
 
 
