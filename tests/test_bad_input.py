@@ -161,7 +161,11 @@ def test_flags_that_do_not_exist_or_parse_are_refused_with_the_nearest(files, ca
         ("update", {"batchsize": 8}, "unknown key 'update.batchsize'. Did you mean 'update.batch_size'?"),
         ("run", {"round": 8}, "unknown key 'run.round'. Did you mean 'run.rounds'?"),
         ("run", {"rounds": "many"}, "run.rounds='many'"),
-        ("update", {"objective": "gppo"}, "update.objective='gppo': no objective has this name. Did you mean 'grpo'?"),
+        (
+            "update",
+            {"objective": "grppo"},
+            "update.objective='grppo': no objective has this name. Did you mean 'grpo'?",
+        ),
         ("update", {"objective": ["reval"]}, "update.objective=['reval']: no objective has this name"),
         ("model", {"compute_dtype": "float16"}, "model.compute_dtype='float16'"),
         ("update", {"beta": -1.0}, "update.beta=-1.0"),

@@ -250,7 +250,6 @@ def test_the_page_lists_exactly_the_metrics_of_runs(tmp_path, monkeypatch):
     file = tiny_runs.write_files(tmp_path)
     most = tiny_runs.play(file, tmp_path / "most", rollout__filter_groups=True, rollout__truncated="mask")
     penalty = {"rollout__truncated": "penalty", "rollout__penalty_tokens": 4, "run__rounds": 1, "eval__every": 0}
-    penalty["rollout__pool"] = str(tiny_runs.write_pool(file, tmp_path / "pool.npz"))
     rest = tiny_runs.play(file, tmp_path / "rest", **penalty)
     once = {"run__rounds": 1, "eval__every": 0, "update__reference_reset_every": 0}
     adaptive = {"update__max_updates_per_round": 3, "update__reference_reset_pull": 1.0}
