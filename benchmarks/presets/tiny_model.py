@@ -81,7 +81,7 @@ def _examples(
 def _taught(
     architecture: model.Architecture, tokenizer: transformers.PreTrainedTokenizerBase, seed: int
 ) -> model.Params:
-    optimizer = optax.adamw(optax.warmup_cosine_decay_schedule(0.0, 3e-3, 50, STEPS))
+    optimizer = optax.adamw(optax.warmup_cosine_decay_schedule(0.0, 3e-3, STEPS // 12, STEPS))
     positions = jnp.broadcast_to(jnp.arange(LENGTH, dtype=jnp.int32), (BATCH, LENGTH))
 
     def loss(params: model.Params, tokens: jax.Array, is_answer: jax.Array) -> jax.Array:
