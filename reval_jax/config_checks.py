@@ -36,10 +36,12 @@ def check(config: config_lib.Config) -> config_lib.Config:
             "update.reward_design=group_normalized with rollout.samples_per_prompt=1: the reward minus the mean of a group of "
             "one is always 0, so nothing would be learned. Use at least 2 samples a prompt, or update.reward_design=binary."
         )
+    # Mini-batches of the fresh batch need it first.
+    otherwise = "" if update.draws == "fresh" else ", or update.fresh_first=false"
     if update.fresh_first and update.batch_size != fresh:
         raise ValueError(
             f"update.batch_size={update.batch_size} with update.fresh_first: the first update trains on the fresh batch, and "
-            f"{size}. Set update.batch_size={fresh}, or update.fresh_first=false."
+            f"{size}. Set update.batch_size={fresh}{otherwise}."
         )
     if update.batch_size > fresh:
         raise ValueError(
@@ -77,20 +79,24 @@ def check_adaptation(config: config_lib.Config) -> None:
         if getattr(update, setting) and not resets:
             raise ValueError(
                 f"update.{setting}=true with update.reference_reset_every=0 and update.reference_reset_pull=0: it happens "
-                f"when the "
-                f"reference is reset, which is never. Set one of them, or leave update.{setting}=false."
+                f"when the reference is reset, which is never. Set one of them, or leave update.{setting}=false."
             )
     if update.max_updates_per_round and update.max_updates_per_round <= update.updates_per_round:
         raise ValueError(
             f"update.max_updates_per_round={update.max_updates_per_round} is not above update.updates_per_round="
             f"{update.updates_per_round}, so the number of updates could not adapt. Use a larger one, or 0."
         )
+    if update.max_updates_per_round and update.updates_per_round < 2:
+        raise ValueError(
+            f"update.max_updates_per_round={update.max_updates_per_round} with update.updates_per_round=1: the only update "
+            "of the first round trains on the fresh batch, so that no replay draw could be compared with it. Set "
+            "update.updates_per_round=2 or more."
+        )
     for setting in ("max_updates_per_round", "reference_reset_pull"):
         if getattr(update, setting) and not update.fresh_first:
             raise ValueError(
                 f"update.{setting}={getattr(update, setting)} with update.fresh_first=false: it reads the residuals of the "
-                f"fresh batch "
-                "before a round's first update. Set update.fresh_first=true."
+                "fresh batch before a round's first update. Set update.fresh_first=true."
             )
 
 
@@ -102,9 +108,9 @@ def check_verifier(verifier: config_lib.Verifier) -> None:
     """
     if verifier.wall_limit < verifier.cpu_limit:
         raise ValueError(
-            f"verifier.wall_limit={verifier.wall_limit:g} is less than verifier.cpu_limit={verifier.cpu_limit:g}: the wall clock "
-            "would decide verdicts, and not the CPU time. "
-            f"Use a wall_limit of at least {verifier.cpu_limit:g}, better ten times that."
+            f"verifier.wall_limit={verifier.wall_limit:g} is less than verifier.cpu_limit={verifier.cpu_limit:g}: the wall "
+            f"clock would decide verdicts, and not the CPU time. Use a wall_limit of at least {verifier.cpu_limit:g}, better "
+            "ten times that."
         )
     if verifier.function and not re.fullmatch(config_lib.FUNCTION_NAME, verifier.function):
         raise ValueError(

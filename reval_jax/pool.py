@@ -71,7 +71,8 @@ def collect(run_dir: Path, rounds: Sequence[int] = ()) -> Pool:
         buffers = replay.concatenate([store.restore_replay(round) for round in chosen])
     finally:
         store.close()
-    kept = _different(buffers, np.flatnonzero(buffers.verdict == RIGHT))
+    is_right = (buffers.verdict == RIGHT) & (buffers.row != types.UNKNOWN_ROW)
+    kept = _different(buffers, np.flatnonzero(is_right))
     if not kept.size:
         named = ", ".join(f"round {round}" for round in chosen)
         raise ValueError(
@@ -221,11 +222,13 @@ def check(pool: Pool, data: prompts.Dataset, config: config_lib.Config, stop_ids
             f"{name} has a response of {longest} tokens, but rollout.max_response_tokens={limit}. Set it to at least {longest}."
         )
     last = stored.tokens[np.cumsum(stored.length) - 1]
-    endless = ~stored.is_truncated & ~np.isin(last, stop_ids)
+    is_cut = stored.is_truncated & (stored.response_length == limit)
+    endless = ~is_cut & ~np.isin(last, stop_ids)
     if endless.any():
         raise ValueError(
             f"{name} has responses that end with token {last[endless][0]}, but responses of this run end with "
-            f"{', '.join(map(str, sorted(stop_ids)))}. Use a pool of a run with the same model family and template."
+            f"{', '.join(map(str, sorted(stop_ids)))}, or at {limit} tokens (rollout.max_response_tokens). Use a pool of a "
+            "run with the same model family, template and limit."
         )
 
 

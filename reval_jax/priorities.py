@@ -25,6 +25,10 @@ FLOOR = 1e-3
 """Added to the size of a residual, in units of the largest in the buffer, so that no row is never drawn."""
 
 
+SMALLEST = -600.0
+"""Natural logarithm of the smallest rate, where the largest is 1."""
+
+
 class Drawn(NamedTuple):
     """n rows of a buffer of N."""
 
@@ -34,27 +38,46 @@ class Drawn(NamedTuple):
 
 
 def of(trajectories: types.Trajectories, settings: config_lib.Replay, round: int) -> np.ndarray:
-    """f64[B] > 0: the priorities that `replay.priority` names, before the exponent."""
+    """f64[B] >= 0: the priorities that `replay.priority` names, before the exponent."""
     if settings.priority == "success":
         return np.where(trajectories.raw_reward > 0, float(settings.success_priority), 1.0)
     if settings.priority == "recency":
         return np.exp((trajectories.round - round) / settings.recency_rounds)
     stored = trajectories.priority.astype(np.float64)
-    largest = max(float(stored.max(initial=0.0)), float(np.finfo(np.float32).tiny))
+    largest = float(stored.max(initial=0.0)) or 1.0  # all are new, or have no residual: all alike
     return np.where(stored < 0, largest, stored) + FLOOR * largest
 
 
-def sample(buffer: replay.Buffer, key: jax.Array, n: int, *, settings: config_lib.Replay, round: int) -> Drawn:
+def sample(
+    buffer: replay.Buffer,
+    key: jax.Array,
+    n: int,
+    *,
+    settings: config_lib.Replay,
+    round: int,
+    may_train: np.ndarray | None = None,
+) -> Drawn:
     """N different rows, drawn one after the other in proportion to priority ^ `replay.priority_exponent`.
 
     Args:
       key: typed threefry2x32 key; consumed.
+      may_train: bool[B], the rows to draw from, all of them if there are fewer than n; None for every row.
 
     Raises:
       ValueError: n is negative or larger than the buffer.
     """
     replay.check_draw(buffer, n)
-    return draw(key, of(buffer.trajectories, settings, round) ** settings.priority_exponent, n)
+    eligible = np.arange(buffer.trajectories.size) if may_train is None else np.flatnonzero(may_train)
+    priority = of(buffer.trajectories, settings, round)[eligible]
+    drawn = draw(key, rates(priority, settings.priority_exponent), min(n, eligible.size))
+    return drawn._replace(rows=eligible[drawn.rows])
+
+
+def rates(priority: np.ndarray, exponent: float) -> np.ndarray:
+    """f64[N] > 0: priority ^ exponent up to a common factor, so that neither large nor small ones leave float64."""
+    with np.errstate(divide="ignore"):
+        logarithm = exponent * np.log(priority)
+    return np.exp(np.maximum(logarithm - logarithm.max(initial=-np.inf), SMALLEST))
 
 
 def draw(key: jax.Array, rate: np.ndarray, n: int) -> Drawn:
@@ -87,13 +110,15 @@ def renewed(
 ) -> replay.Buffer:
     """The buffer with the sizes of an update's residuals f32[n] at its `rows`, where `replay.priority` reads them."""
     if settings.priority == "centred_residual":
-        group = np.unique(buffer.trajectories.cursor[rows], return_inverse=True)[1]
-        residual = residual - (np.bincount(group, residual) / np.bincount(group))[group].astype(np.float32)
+        _, group, size = np.unique(buffer.trajectories.cursor[rows], return_inverse=True, return_counts=True)
+        residual = residual - (np.bincount(group, residual) / size)[group].astype(np.float32)
+        # A row without another of its group in this update has nothing to be compared with.
+        residual = np.where(size[group] > 1, residual, np.nan)
     elif settings.priority != "residual":
         return buffer
-    # A residual that is not finite belongs to an update that was skipped: its row keeps its priority.
-    size = np.where(np.isfinite(residual), np.abs(residual), buffer.trajectories.priority[rows])
-    return replay.with_values(buffer, rows, priority=size.astype(np.float32))
+    # A row whose residual is unknown, like that of an update that was skipped, keeps its priority.
+    priority = np.where(np.isfinite(residual), np.abs(residual), buffer.trajectories.priority[rows])
+    return replay.with_values(buffer, rows, priority=priority.astype(np.float32))
 
 
 def forgotten(buffer: replay.Buffer) -> replay.Buffer:

@@ -98,6 +98,9 @@ def score(
       params: on the devices, as from `load`.
       limits: of the batch they are packed into.
     """
+    # The forward pass reads none of the algorithm's numbers per token, which fresh rows may not have yet.
+    limits = limits._replace(token_values=0)
+    trajectories = trajectories._replace(token_values=np.zeros((len(trajectories.log_prob), 0), np.float32))
     arrangement = batch.arrange(trajectories, mesh, limits=limits)
     packed = batch.pack(trajectories, mesh, limits=limits, arrangement=arrangement)
     log_prob, value = distributed.fetch(scorer(params, packed))

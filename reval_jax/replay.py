@@ -61,6 +61,7 @@ def completed(fields: dict[str, np.ndarray]) -> types.Trajectories:
         name: np.zeros((num_response_tokens if name in _RESPONSE_FIELDS else size, *model.shape[1:]), model.dtype)
         for name, model in _EMPTY._asdict().items()
     }
+    missing["row"] = np.full(size, types.UNKNOWN_ROW, np.int64)
     missing["priority"] = np.full(size, types.NEW, np.float32)
     return types.Trajectories(**missing | fields)
 

@@ -25,6 +25,9 @@ Value = TypeVar("Value")
 NOT_SCORED = -1
 """Reference version of a trajectory that no reference has scored yet."""
 
+UNKNOWN_ROW = -1
+"""Row of the data set of a trajectory that a run of an earlier version sampled."""
+
 NEW = -1.0
 """Priority of a trajectory whose residual no update has computed yet: it counts as the largest in the buffer."""
 
@@ -91,12 +94,12 @@ class Trajectories(NamedTuple):
     reward: np.ndarray  # f32[B] for the objective: by update.reward_design less penalties, then shaped by the algorithm
     greedy_reward: np.ndarray  # f32[B] reward of the prompt's greedy response; 0 where none was sampled
     verdict: np.ndarray  # i8[B] index into VERDICTS
-    row: np.ndarray  # i64[B] row of the data set
+    row: np.ndarray  # i64[B] row of the data set, or UNKNOWN_ROW
     cursor: np.ndarray  # i64[B] prompt cursor
     # i32[B] sample index of that prompt; from rollout.samples_per_prompt on, a response of `rollout.pool`
     sample: np.ndarray
     round: np.ndarray  # i32[B] round it was sampled in, or joined from the pool
-    policy_version: np.ndarray  # i32[B] updates before the policy that sampled it
+    policy_version: np.ndarray  # i32[B] updates of the learner when it was sampled
     use_count: np.ndarray  # i32[B] updates that trained on it
     priority: np.ndarray  # f32[B] of replay draws by residual; NEW before the first update that read it
     reference_log_prob: np.ndarray  # f32[B] nats, log pi_ref(tau)

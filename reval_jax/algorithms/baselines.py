@@ -69,26 +69,29 @@ def _check(config: config_lib.Config, name: str) -> None:
     if update.reward_design == "group_normalized" and update.baseline not in ("auto", "group_mean"):
         raise ValueError(
             f"update.reward_design=group_normalized with update.baseline={update.baseline}: both compare a reward with "
-            f"others, and "
-            "one would undo the other. Set update.reward_design=binary or signed, or leave update.baseline=auto."
+            "others, and one would undo the other. Set update.reward_design=binary or signed, or leave update.baseline=auto."
         )
     if name == "group_mean" and num_samples == 1:
         raise ValueError(
             "update.baseline=group_mean with rollout.samples_per_prompt=1: the reward minus the mean of a group of one is "
-            "always 0, "
-            "so nothing would be learned. Use at least 2 samples a prompt, or update.baseline=none."
+            "always 0, so nothing would be learned. Use at least 2 samples a prompt, or update.baseline=none."
         )
     if name == "optimal_value" and num_samples == 1:
         raise ValueError(
             "update.baseline=optimal_value with rollout.samples_per_prompt=1: the optimal value of a group of one is its "
-            "reward, so "
-            "nothing would be learned. Use at least 2 samples a prompt."
+            "reward, so nothing would be learned. Use at least 2 samples a prompt."
         )
     if name == "one_sided" and not (update.positive_weight or update.negative_weight):
         raise ValueError(
             "update.baseline=one_sided with update.positive_weight=0 and update.negative_weight=0 leaves every response out "
-            "of the "
-            "loss. Give one of them a weight above 0."
+            "of the loss. Give one of them a weight above 0."
+        )
+    if name == "one_sided" and (config.rollout.truncated == "penalty" or update.endogenous_weight):
+        raise ValueError(
+            f"update.baseline=one_sided with rollout.truncated={config.rollout.truncated} and "
+            f"update.endogenous_weight={update.endogenous_weight}: it weighs right and wrong responses by rewards from 0 to "
+            "1, which a penalty or an endogenous reward leaves. Set rollout.truncated=keep or mask, and "
+            "update.endogenous_weight=0."
         )
     if name == "one_sided" and update.reward_design != "binary":
         raise ValueError(
@@ -123,6 +126,8 @@ def _by_group(function: Callable[[jax.Array, jax.Array], jax.Array], trajectorie
 
 def _with_endogenous_reward(weight: float, compare: ShapeReward, trajectories: types.Trajectories) -> np.ndarray:
     """`compare` of reward + weight * (R - mean of R over the group), R the endogenous return of the reference."""
-    endogenous = trajectories.reference_log_prob + trajectories.reference_value
-    centred = _by_group(objective.group_normalized_reward, trajectories._replace(reward=endogenous))
+    endogenous = objective.endogenous_return(
+        jnp.asarray(trajectories.reference_log_prob), jnp.asarray(trajectories.reference_value)
+    )
+    centred = _by_group(objective.group_normalized_reward, trajectories._replace(reward=np.asarray(endogenous)))
     return compare(trajectories._replace(reward=trajectories.reward + np.float32(weight) * centred))

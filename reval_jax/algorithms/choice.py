@@ -24,6 +24,11 @@ def choose(config: config_lib.Config) -> Algorithm:
             f"sampler records ({', '.join(algorithm.token_values)}): stored responses have none. Leave rollout.pool empty, or "
             "use another objective."
         )
+    if config.rollout.policy == "reference" and not algorithm.has_reference:
+        raise ValueError(
+            f"rollout.policy=reference with update.objective={config.update.objective}, which has no reference policy to "
+            "sample from. Set rollout.policy=learner."
+        )
     return algorithm
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from reval_jax import config as config_lib
 from reval_jax import keys, priorities, replay
+from reval_jax.algorithms import baselines
 from reval_jax.algorithms.record import Draw
 
 
@@ -41,6 +42,16 @@ def _replayed(config: config_lib.Config) -> Draws:
             f"update.passes={update.passes} with update.objective={update.objective}, which draws from replay: passes are over "
             "the fresh batch. Set update.draws=fresh, or raise update.updates_per_round instead."
         )
+    if config.replay.priority != "uniform" and update.fresh_first and update.updates_per_round == 1:
+        raise ValueError(
+            f"replay.priority={config.replay.priority} with update.updates_per_round=1 and update.fresh_first=true: the only "
+            "update of a round trains on the fresh batch, so nothing is drawn. Use more updates, or replay.priority=uniform."
+        )
+    if config.replay.priority == "centred_residual" and config.rollout.samples_per_prompt == 1:
+        raise ValueError(
+            "replay.priority=centred_residual with rollout.samples_per_prompt=1: a residual less the mean of a group of one "
+            "is always 0. Use at least 2 samples a prompt, or replay.priority=residual."
+        )
     return Draws(
         functools.partial(_draw_with_replay, config),
         update.updates_per_round,
@@ -53,8 +64,7 @@ def _mini_batches(config: config_lib.Config) -> Draws:
     if not update.fresh_first:
         raise ValueError(
             f"{name} with update.fresh_first=false: this objective trains on fresh trajectories only. Set "
-            f"update.fresh_first=true, "
-            "or update.draws=replay."
+            "update.fresh_first=true, or update.draws=replay."
         )
     if update.batch_size % update.updates_per_round:
         raise ValueError(
@@ -64,14 +74,18 @@ def _mini_batches(config: config_lib.Config) -> Draws:
     if config.replay.priority != "uniform":
         raise ValueError(
             f"replay.priority={config.replay.priority} with {name}, which trains on the fresh batch and draws nothing from "
-            f"replay. Set "
-            "replay.priority=uniform, or update.draws=replay."
+            "replay. Set replay.priority=uniform, or update.draws=replay."
+        )
+    if update.reference_reset_pull and update.updates_per_round > 1:
+        raise ValueError(
+            f"update.reference_reset_pull={update.reference_reset_pull} with update.updates_per_round={update.updates_per_round} "
+            f"mini-batches of {name}: the pull ratio compares whole groups of the fresh batch before its first update. Set "
+            "update.updates_per_round=1, or update.draws=replay."
         )
     if update.max_updates_per_round:
         raise ValueError(
             f"update.max_updates_per_round={update.max_updates_per_round} with {name}, which trains on the fresh batch: only "
-            f"draws "
-            "from replay adapt. Set it to 0, or update.draws=replay."
+            "draws from replay adapt. Set it to 0, or update.draws=replay."
         )
     return Draws(
         functools.partial(_draw_mini_batch, config),
@@ -85,9 +99,11 @@ def _draw_with_replay(config: config_lib.Config, buffer: replay.Buffer, round: i
     if index == 0 and update.fresh_first:
         return Draw(replay.of_round(buffer, round))
     key = keys.named_key(config.run.seed, "replay", round, index)
-    if settings.priority == "uniform":
+    if settings.priority == "uniform" or not settings.priority_exponent:
         return Draw(replay.sample(buffer, key, update.batch_size))
-    drawn = priorities.sample(buffer, key, update.batch_size, settings=settings, round=round)
+    # Rows that may not train never get a residual, so they would keep the largest priority.
+    may_train = baselines.may_train(config, buffer.trajectories)
+    drawn = priorities.sample(buffer, key, update.batch_size, settings=settings, round=round, may_train=may_train)
     return Draw(drawn.rows, priorities.weights(drawn, priorities.weight_exponent(settings, round)))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -40,6 +41,13 @@ def own(config: config_lib.Config) -> Algorithm:
             f"shape_reward of {name} returned an array of shape {list(np.shape(reward))} for 4 trajectories. Return one "
             f"number each."
         )
+    try:
+        inspect.signature(algorithm.draw).bind("buffer", "round", "index")
+    except TypeError as error:
+        raise ValueError(
+            f"draw of {name} does not take (buffer, round, index of the update): {error}. It returns one algorithms.Draw; "
+            "algorithms.value_based, replayed and on_policy make one."
+        ) from error
     _check_loss(name, algorithm)
     return algorithm
 

@@ -10,11 +10,13 @@ import jax.numpy as jnp
 
 from reval_jax import batch, objective, policy
 from reval_jax import config as config_lib
-from reval_jax.algorithms import baselines, draws
+from reval_jax.algorithms import baselines, draws, value_based
 from reval_jax.algorithms.record import Algorithm, Loss, Metrics, ShapeReward
 
 WEIGHTS = ("token", "sequence")
 """Corrections that multiply by the ratio, which a surrogate with a ratio of its own would count twice."""
+MASKS = ("token_mask", "sequence_mask")
+"""Corrections that leave out tokens whose ratio is far from 1."""
 
 
 def policy_gradient(config: config_lib.Config) -> Algorithm:
@@ -47,14 +49,15 @@ def on_policy(
     """
     check_no_reference(config)
     draw, num_updates, step_size = draws.choose(config, auto="fresh")
-    shape = baselines.shape_reward(config, auto=auto)
+    if shape_reward is not None:
+        value_based.refuse_unread(config, ("baseline", "endogenous_weight"))
     return Algorithm(
         loss=loss,
         draw=draw,
         num_updates=num_updates,
         step_size=step_size,
         may_train=functools.partial(baselines.may_train, config),
-        shape_reward=shape if shape_reward is None else shape_reward,
+        shape_reward=baselines.shape_reward(config, auto=auto) if shape_reward is None else shape_reward,
         reads=baselines.reads(config),
     )
 
@@ -71,8 +74,7 @@ def check_no_reference(config: config_lib.Config) -> None:
             if value := getattr(update, setting):
                 raise ValueError(
                     f"{name} with update.{setting}={value}: this objective has no reference policy, so there is nothing to "
-                    f"reset. "
-                    f"Set update.{setting}=0."
+                    f"reset. Set update.{setting}=0."
                 )
         if config.rollout.policy == "reference":
             raise ValueError(
@@ -101,8 +103,7 @@ def check_sampling(config: config_lib.Config) -> None:
     if rollout.top_k or rollout.top_p < 1:
         raise ValueError(
             f"update.objective={config.update.objective} with rollout.top_k={rollout.top_k}, rollout.top_p={rollout.top_p}: "
-            f"the ratio "
-            "would compare a truncated distribution with a whole one. Set top_k=0 and top_p=1."
+            "the ratio would compare a truncated distribution with a whole one. Set top_k=0 and top_p=1."
         )
 
 
@@ -110,14 +111,12 @@ def _check_correction(update: config_lib.Update) -> None:
     if update.correction in WEIGHTS and update.surrogate not in ("reinforce", "quadratic"):
         raise ValueError(
             f"update.correction={update.correction} with update.surrogate={update.surrogate}, whose ratio is to the sampling "
-            f"policy "
-            "already: the weight would count it twice. Use a mask, or update.surrogate=reinforce."
+            "policy already: the weight would count it twice. Use a mask, or update.surrogate=reinforce."
         )
-    if update.correction_low >= update.correction_high:
+    if update.correction in MASKS and update.correction_low >= update.correction_high:
         raise ValueError(
             f"update.correction_low={update.correction_low} is not below update.correction_high={update.correction_high}, so "
-            f"no token "
-            "would be kept. Use bounds around 1."
+            "no token would be kept. Use bounds around 1."
         )
 
 
@@ -262,4 +261,4 @@ def _second_moment_loss(
         "m2po/second_moment": share * uncapped / num_harmful.clip(1.0),
         "m2po/harmful_fraction": share * num_harmful / rows.num_response_tokens,
     }
-    return _gradient(config, scores, rows, surrogate), metrics
+    return _gradient(config, scores, rows, surrogate), metrics | _shares(config.update, scores, rows)

@@ -10,7 +10,7 @@ import numpy as np
 
 from reval_jax import batch, objective, policy, types
 from reval_jax import config as config_lib
-from reval_jax.algorithms import policy_gradient, value_based
+from reval_jax.algorithms import baselines, policy_gradient, value_based
 from reval_jax.algorithms.record import Algorithm, Metrics
 
 COLUMNS = ("value", "advantage", "return")
@@ -29,12 +29,15 @@ def ppo(config: config_lib.Config) -> Algorithm:
     return algorithm._replace(
         token_values=COLUMNS,
         reads=algorithm.reads | {"value_head"},
-        fill=functools.partial(_fill, config.update),
+        fill=functools.partial(_fill, config),
     )
 
 
-def _fill(settings: config_lib.Update, fresh: types.Trajectories, head: np.ndarray) -> np.ndarray:
-    """f32[sum of response_length, 3]: the columns of the fresh batch, under the policy that sampled it."""
+def _fill(config: config_lib.Config, fresh: types.Trajectories, head: np.ndarray) -> np.ndarray:
+    """f32[sum of response_length, 3]: the columns of the fresh batch, under the policy that sampled it.
+
+    Advantages are whitened over the responses that may train.
+    """
     length = fresh.response_length
     mask = np.arange(length.max()) < length[:, None]
     value = np.zeros(mask.shape, np.float32)
@@ -43,11 +46,12 @@ def _fill(settings: config_lib.Update, fresh: types.Trajectories, head: np.ndarr
         jnp.asarray(fresh.reward),
         jnp.asarray(value),
         jnp.asarray(mask),
-        discount=settings.gae_discount,
-        decay=settings.gae_decay,
+        discount=config.update.gae_discount,
+        decay=config.update.gae_decay,
     )
-    columns = (value, np.asarray(objective.whitened(advantage, jnp.asarray(mask))), np.asarray(returns))
-    return np.stack([column[mask] for column in columns], axis=1)
+    trained_on = mask & baselines.may_train(config, fresh)[:, None]
+    whitened = objective.whitened(advantage, jnp.asarray(trained_on))
+    return np.stack([np.asarray(column)[mask] for column in (value, whitened, returns)], axis=1)
 
 
 def _loss(config: config_lib.Config, scores: policy.PolicyScores, rows: batch.Batch) -> tuple[jax.Array, Metrics]:

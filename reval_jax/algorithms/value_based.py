@@ -84,7 +84,7 @@ def refuse_unread(config: config_lib.Config, names: tuple[str, ...]) -> None:
         if value != default:
             raise ValueError(
                 f"update.{name}={value} with update.objective={config.update.objective}, which does not read it. Leave "
-                f"update.{name}={default}, or set update.objective=policy_gradient."
+                f"update.{name}={default}, or use another objective."
             )
 
 

@@ -169,8 +169,8 @@ class Update:
     """The loss, and the updates of a round."""
 
     __pydantic_config__ = STRICT
-    # The algorithm: a built-in, or your own, MODULE:FUNCTION of the config (docs/howto/objective.md). grpo is policy_gradient
-    # with the defaults of baseline, surrogate and mean. configs/algorithms has the published names as settings.
+    # The algorithm: a built-in, or your own, MODULE:FUNCTION of the config (docs/howto/objective.md). grpo is another
+    # name of policy_gradient, whose defaults are GRPO. configs/algorithms has the published names as settings.
     objective: Objective = "reval"
     objective_path: str = ""  # directory to import your own objective from; empty means the current directory
     beta: PositiveFloat = 0.002  # reward per nat; smaller values weigh the reward more; policy gradients do not use it
