@@ -7,6 +7,8 @@ time, rows ring independently of each other, so that sums with weights 1 / proba
 P(i))^-1 is for n = 1 alone. Weights are not divided by their maximum, which would bias them again; the global-norm clip and Adam
 do not see their scale.
 
+The weights of one row alone have no finite variance; those of batches do.
+
 Every host draws the same rows: the clocks come from the Philox words of `keys.host_words`, and α = 0 draws what `replay.sample`
 draws.
 """
@@ -37,12 +39,13 @@ class Drawn(NamedTuple):
     size: int  # N
 
 
-def of(trajectories: types.Trajectories, settings: config_lib.Replay, round: int) -> np.ndarray:
+def of(trajectories: types.Trajectories, settings: config_lib.Replay) -> np.ndarray:
     """f64[B] >= 0: the priorities that `replay.priority` names, before the exponent."""
     if settings.priority == "success":
         return np.where(trajectories.raw_reward > 0, float(settings.success_priority), 1.0)
     if settings.priority == "recency":
-        return np.exp((trajectories.round - round) / settings.recency_rounds)
+        newest = trajectories.round.max(initial=0)
+        return np.exp((trajectories.round - newest) / settings.recency_rounds)
     stored = trajectories.priority.astype(np.float64)
     largest = float(stored.max(initial=0.0)) or 1.0  # all are new, or have no residual: all alike
     return np.where(stored < 0, largest, stored) + FLOOR * largest
@@ -54,7 +57,6 @@ def sample(
     n: int,
     *,
     settings: config_lib.Replay,
-    round: int,
     may_train: np.ndarray | None = None,
 ) -> Drawn:
     """N different rows, drawn one after the other in proportion to priority ^ `replay.priority_exponent`.
@@ -68,7 +70,7 @@ def sample(
     """
     replay.check_draw(buffer, n)
     eligible = np.arange(buffer.trajectories.size) if may_train is None else np.flatnonzero(may_train)
-    priority = of(buffer.trajectories, settings, round)[eligible]
+    priority = of(buffer.trajectories, settings)[eligible]
     drawn = draw(key, rates(priority, settings.priority_exponent), min(n, eligible.size))
     return drawn._replace(rows=eligible[drawn.rows])
 

@@ -183,7 +183,10 @@ def test_a_pool_that_fits_is_accepted_and_a_response_that_was_cut_needs_no_stop_
     config = tiny_programs.settings(rollout={"pool": "pool.npz"})
     pool.check(of_rows(0, 4), dataset(5), config, (STOP,))
     cut = of_rows(1, tokens=np.array([11, 7, 20, 21], np.int32), is_truncated=np.array([True]))
-    pool.check(cut, dataset(5), config, (STOP,))
+    same_limit = tiny_programs.settings(rollout={"pool": "pool.npz", "max_response_tokens": 2})
+    pool.check(cut, dataset(5), same_limit, (STOP,))
+    with pytest.raises(ValueError, match="end with token 21, but responses of this run end with"):
+        pool.check(cut, dataset(5), config, (STOP,))
 
 
 def test_an_objective_whose_numbers_the_sampler_records_takes_no_pool():

@@ -52,7 +52,7 @@ def test_every_ordered_draw_has_the_probability_of_drawing_one_after_the_other(n
     assert expected.sum() == pytest.approx(1)
     counts = dict.fromkeys(orders, 0)
     for key in many_keys(f"orders {num} {exponent}"):
-        counts[tuple(priorities.sample(buffer, key, num, settings=settings, round=0).rows.tolist())] += 1
+        counts[tuple(priorities.sample(buffer, key, num, settings=settings).rows.tolist())] += 1
     # An exponent of 2 leaves orders too rare for the test's approximation: they are counted together.
     is_rare = expected * NUM_DRAWS < 5
     observed = np.array([counts[order] for order in orders])
@@ -70,9 +70,9 @@ def test_every_ordered_draw_has_the_probability_of_drawing_one_after_the_other(n
 def test_the_floor_lets_a_row_without_residual_be_drawn():
     buffer = buffer_of(priority=np.array([0.0, 1.0]))
     settings = config.Replay(priority="residual", priority_exponent=1.0)
-    np.testing.assert_allclose(priorities.of(buffer.trajectories, settings, 0), [1e-3, 1.001])
+    np.testing.assert_allclose(priorities.of(buffer.trajectories, settings), [1e-3, 1.001])
     silent = buffer_of(priority=np.zeros(3))
-    assert (priorities.of(silent.trajectories, settings, 0) > 0).all()
+    assert (priorities.of(silent.trajectories, settings) > 0).all()
 
 
 @pytest.mark.parametrize("num", [0, 1, 5, 9])
@@ -81,7 +81,7 @@ def test_an_exponent_of_zero_draws_the_rows_of_uniform_replay_all_with_one_weigh
     buffer = buffer_of(priority=np.arange(9) ** 3)
     settings = config.Replay(priority=priority, priority_exponent=0.0)
     for key in many_keys("uniform", 50):
-        drawn = priorities.sample(buffer, key, num, settings=settings, round=3)
+        drawn = priorities.sample(buffer, key, num, settings=settings)
         np.testing.assert_array_equal(drawn.rows, replay.sample(buffer, key, num))
         # All rows share a rate, so that all drawn rows share a weight.
         assert len(set(priorities.weights(drawn, 1.0).tolist())) <= 1
@@ -126,7 +126,7 @@ def test_weights_are_one_for_an_exponent_of_zero_and_for_a_draw_of_everything():
     buffer = buffer_of(priority=RESIDUALS)
     settings = config.Replay(priority="residual")
     for key in many_keys("ones", 10):
-        some, everything = (priorities.sample(buffer, key, num, settings=settings, round=0) for num in (2, 4))
+        some, everything = (priorities.sample(buffer, key, num, settings=settings) for num in (2, 4))
         np.testing.assert_array_equal(priorities.weights(some, 0.0), np.ones(2, np.float32))
         np.testing.assert_array_equal(priorities.weights(everything, 1.0), np.ones(4, np.float32))
         assert sorted(everything.rows.tolist()) == [0, 1, 2, 3]
@@ -138,13 +138,13 @@ def test_a_draw_is_a_function_of_its_arguments():
     settings = config.Replay(priority="residual")
     key = keys.named_key(3, "replay", 7, 1)
     first, second = (
-        priorities.sample(buffer_of(priority=np.arange(40.0)), key, 16, settings=settings, round=7) for _ in range(2)
+        priorities.sample(buffer_of(priority=np.arange(40.0)), key, 16, settings=settings) for _ in range(2)
     )
     np.testing.assert_array_equal(first.rows, second.rows)
     np.testing.assert_array_equal(first.probability, second.probability)
     assert len(set(first.rows.tolist())) == 16
     other = keys.named_key(3, "replay", 7, 2)
-    changed = priorities.sample(buffer_of(priority=np.arange(40.0)), other, 16, settings=settings, round=7)
+    changed = priorities.sample(buffer_of(priority=np.arange(40.0)), other, 16, settings=settings)
     assert changed.rows.tolist() != first.rows.tolist()
 
 
@@ -155,24 +155,23 @@ def test_more_rows_than_the_buffer_holds_are_refused():
             keys.named_key(0, "x"),
             5,
             settings=config.Replay(priority="residual"),
-            round=0,
         )
 
 
 def test_new_rows_count_as_the_largest():
     rows = buffer_of(priority=np.array([types.NEW, 3.0, 0.5, types.NEW])).trajectories
     settings = config.Replay(priority="residual")
-    np.testing.assert_allclose(priorities.of(rows, settings, 0), [3.003, 3.003, 0.503, 3.003])
+    np.testing.assert_allclose(priorities.of(rows, settings), [3.003, 3.003, 0.503, 3.003])
     only_new = buffer_of(priority=np.full(3, types.NEW)).trajectories
-    assert len(set(priorities.of(only_new, settings, 0).tolist())) == 1
+    assert len(set(priorities.of(only_new, settings).tolist())) == 1
 
 
 def test_priorities_by_success_and_by_age():
     rows = buffer_of(raw_reward=np.array([1.0, 0.0, 0.5]), round=np.array([4, 9, 10])).trajectories
     success = config.Replay(priority="success", success_priority=3.0)
-    np.testing.assert_array_equal(priorities.of(rows, success, 10), [3.0, 1.0, 3.0])
+    np.testing.assert_array_equal(priorities.of(rows, success), [3.0, 1.0, 3.0])
     recency = config.Replay(priority="recency", recency_rounds=2.0)
-    np.testing.assert_allclose(priorities.of(rows, recency, 10), [math.exp(-3.0), math.exp(-0.5), 1.0])
+    np.testing.assert_allclose(priorities.of(rows, recency), [math.exp(-3.0), math.exp(-0.5), 1.0])
 
 
 def test_a_priority_is_the_size_of_the_last_residual_and_one_that_is_not_finite_changes_nothing():
@@ -188,7 +187,40 @@ def test_a_centred_residual_is_compared_with_the_mean_of_its_prompt_s_rows_in_th
     buffer = buffer_of(priority=np.full(6, types.NEW), cursor=np.array([5, 5, 5, 8, 8, 9]))
     rows, residual = np.array([0, 4, 2, 5, 3]), np.array([1.0, -6.0, 4.0, 3.0, -2.0], np.float32)
     renewed = priorities.renewed(buffer, rows, residual, config.Replay(priority="centred_residual"))
-    np.testing.assert_allclose(renewed.trajectories.priority, [1.5, types.NEW, 1.5, 2.0, 2.0, 0.0])
+    np.testing.assert_allclose(renewed.trajectories.priority, [1.5, types.NEW, 1.5, 2.0, 2.0, types.NEW])
+
+
+def test_only_rows_that_may_train_are_drawn_and_fewer_of_them_are_all_drawn():
+    buffer = buffer_of(priority=np.full(6, types.NEW))
+    may_train = np.array([True, False, True, True, False, True])
+    settings = config.Replay(priority="residual")
+    for key in many_keys("may_train", 50):
+        drawn = priorities.sample(buffer, key, 3, settings=settings, may_train=may_train)
+        assert may_train[drawn.rows].all()
+        assert len(set(drawn.rows.tolist())) == 3
+        assert drawn.size == 4
+    every = priorities.sample(buffer, key, 6, settings=settings, may_train=may_train)
+    assert sorted(every.rows.tolist()) == [0, 2, 3, 5]
+    np.testing.assert_array_equal(priorities.weights(every, 1.0), np.ones(4, np.float32))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        config.Replay(priority="recency", recency_rounds=0.01),
+        config.Replay(priority="residual", priority_exponent=9.0),
+    ],
+)
+def test_no_priority_is_too_small_or_large_for_finite_weights(settings):
+    fields = {
+        "round": np.arange(6, dtype=np.int32),
+        "priority": np.array([1e-30, 0, 1e30, types.NEW, 5, 1e9], np.float32),
+    }
+    for buffer in (buffer_of(**fields), priorities.forgotten(buffer_of(**fields))):
+        for key in many_keys("extreme", 20):
+            drawn = priorities.sample(buffer, key, 4, settings=settings)
+            assert np.isfinite(priorities.weights(drawn, 1.0)).all()
+            assert len(set(drawn.rows.tolist())) == 4
 
 
 def test_after_a_reset_every_row_is_new():

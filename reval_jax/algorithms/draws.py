@@ -103,7 +103,7 @@ def _draw_with_replay(config: config_lib.Config, buffer: replay.Buffer, round: i
         return Draw(replay.sample(buffer, key, update.batch_size))
     # Rows that may not train never get a residual, so they would keep the largest priority.
     may_train = baselines.may_train(config, buffer.trajectories)
-    drawn = priorities.sample(buffer, key, update.batch_size, settings=settings, round=round, may_train=may_train)
+    drawn = priorities.sample(buffer, key, update.batch_size, settings=settings, may_train=may_train)
     return Draw(drawn.rows, priorities.weights(drawn, priorities.weight_exponent(settings, round)))
 
 
