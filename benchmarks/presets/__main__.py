@@ -182,7 +182,7 @@ def _draw(record: dict[str, Any], target: Path) -> None:
         axis.set_title(name, fontsize=9)
         axis.set_ylim(0, 1)
         axis.grid(alpha=0.3)
-    axes.flat[0].legend(fontsize=7, loc="upper left")
+    axes.flat[0].legend(fontsize=7, loc="lower right")
     figure.supxlabel("round", fontsize=9)
     figure.supylabel("mean score", fontsize=9)
     figure.tight_layout()
