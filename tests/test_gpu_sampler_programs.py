@@ -9,7 +9,7 @@ from support import gpu_programs
 
 from reval_jax import config as config_lib
 from reval_jax import mesh, model, sampler, weights
-from reval_jax.sampler import steps
+from reval_jax.sampler import sampling_op, steps
 from reval_jax.tools.plan import compilation, gpu_topology
 
 DISTILL = "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"
@@ -96,7 +96,7 @@ def test_truncated_sampling_does_not_wait_for_the_host_either(h100_8):
                 steps.abstract_state(engine),
                 steps.sampling_params(1.0, 20, 0.9),
                 steps.padded_stop_ids(()),
-                True,
+                sampling_op.Case(truncates=True),
             )
             .compile()
         )

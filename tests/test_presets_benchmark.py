@@ -8,9 +8,11 @@ from pathlib import Path
 import jax
 import pytest
 
+from reval_jax import algorithms, config_checks
+
+pytest.importorskip("matplotlib", reason="matplotlib is not installed, which draws the picture")
 from benchmarks.presets import __main__ as presets
 from benchmarks.presets import tiny_model
-from reval_jax import algorithms, config_checks
 
 NAMES = sorted(file.stem for file in presets.PRESETS.glob("*.yaml"))
 
