@@ -204,7 +204,7 @@ def test_a_mistaken_command_is_refused_by_name(tmp_path: Path, capsys: pytest.Ca
     for argv, code, message in (
         ([], 2, "usage: reval data"),
         (["--help"], 0, "inspect"),
-        (["clean"], 2, "reval data has no 'clean'. Use one of prepare, inspect."),
+        (["clean"], 2, "reval data has no 'clean'. Use one of prepare, inspect, pool."),
         (["prepare", "--input", "x.jsonl"], 2, "--output is missing"),
         (["prepare", "--input", "x.jsonl", "--output", str(tmp_path / "o")], 2, "x.jsonl does not exist"),
         (["inspect", str(tmp_path)], 2, "TFDS directory"),

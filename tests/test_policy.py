@@ -86,6 +86,7 @@ def test_the_samplers_mean_log_probabilities_equal_the_learners():
     trajectories = tiny_programs.random_trajectories(8)._replace(
         tokens=ragged.interleave(prompt_tokens, responses).astype(np.int32),
         log_prob=rollout.log_prob,
+        token_values=np.zeros((len(rollout.log_prob), 0), np.float32),
         prompt_length=np.array([len(tokens) for tokens in prompt_tokens], np.int32),
         response_length=rollout.length,
     )

@@ -360,7 +360,8 @@ import jax.numpy as jnp
 from reval_jax import objective, scores
 log_prob, value = scores.token_scores(jnp.ones((2, 3)), jnp.ones((3, 4)), jnp.zeros(2, jnp.int32))
 residual = objective.reval_residual(value, value, log_prob, log_prob, jnp.zeros(2), beta=0.1)
-print(float(objective.bellman_loss(residual)), sorted(name for name in sys.modules if name.startswith("reval_jax.")))
+loaded = {".".join(name.split(".")[:2]) for name in sys.modules if name.startswith("reval_jax.")}
+print(float(objective.bellman_loss(residual)), sorted(loaded))
 """
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run(

@@ -50,6 +50,7 @@ def test_an_updates_count_is_that_of_its_program(remat, tied):
         response_length=lengths,
         tokens=np.full(8 * 16, 5, np.int32),
         log_prob=np.zeros(8 * 8, np.float32),
+        token_values=np.zeros((8 * 8, 0), np.float32),
     )
     packed = batch.pack(trajectories, tiny.mesh, limits=tiny.limits)
     assert packed.tokens.shape == (1, 8, 16), "rows without padding, in one micro-batch"
