@@ -29,13 +29,7 @@ def freeze(components: Components, run: RunState, fresh: types.Trajectories) -> 
     if algorithm.fill is None:
         return fresh
     with components.clock.phase("old_values"):
-        scores = token_scores.score(
-            types.present(components.score_tokens),
-            run.state.params,
-            fresh,
-            components.meshes.learner,
-            limits=batch.limits(config, step_size=config.largest_round),
-        )
+        scores = _token_scores(components, run, fresh, at_most=config.largest_round)
     return fresh._replace(token_values=algorithm.fill(fresh, np.asarray(types.present(scores.value))))
 
 
@@ -51,15 +45,22 @@ def _with_stored(
     if not stored.size:
         return fresh
     with components.clock.phase("old_log_prob"):
-        scores = token_scores.score(
-            types.present(components.score_tokens),
-            run.state.params,
-            stored,
-            components.meshes.learner,
-            limits=batch.limits(config, step_size=config.largest_round - config.fresh_size),
-        )
+        scores = _token_scores(components, run, stored, at_most=config.largest_round - config.fresh_size)
     both = replay.concatenate([fresh, stored._replace(log_prob=np.asarray(scores.log_prob))])
     return replay.gather(both, np.argsort(both.cursor, kind="stable"))
+
+
+def _token_scores(
+    components: Components, run: RunState, trajectories: types.Trajectories, *, at_most: int
+) -> token_scores.TokenScores:
+    """The learner's scores of every response token, in the shapes of a batch of `at_most` trajectories."""
+    return token_scores.score(
+        types.present(components.score_tokens),
+        run.state.params,
+        trajectories,
+        components.meshes.learner,
+        limits=batch.limits(components.config, step_size=at_most),
+    )
 
 
 def score_stale(

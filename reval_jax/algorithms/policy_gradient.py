@@ -48,14 +48,11 @@ def on_policy(
       ValueError: the settings ask for a reference or for prioritized replay, or the fresh batch does not split.
     """
     check_no_reference(config)
-    draw, num_updates, step_size = draws.choose(config, auto="fresh")
     if shape_reward is not None:
         value_based.refuse_unread(config, ("baseline", "endogenous_weight"))
     return Algorithm(
+        **draws.choose(config, auto="fresh")._asdict(),
         loss=loss,
-        draw=draw,
-        num_updates=num_updates,
-        step_size=step_size,
         may_train=functools.partial(baselines.may_train, config),
         shape_reward=baselines.shape_reward(config, auto=auto) if shape_reward is None else shape_reward,
         reads=baselines.reads(config),

@@ -37,12 +37,9 @@ def replayed(config: config_lib.Config, loss: Loss) -> Algorithm:
 
     A loss of your own has to apply the importance weights `rows.weight` itself, if `replay.priority` may be set.
     """
-    draw, num_updates, step_size = draws.choose(config, auto="replay")
     return Algorithm(
+        **draws.choose(config, auto="replay")._asdict(),
         loss=loss,
-        draw=draw,
-        num_updates=num_updates,
-        step_size=step_size,
         may_train=functools.partial(baselines.may_train, config),
         shape_reward=baselines.shape_reward(config, auto="none"),
         reads=REFERENCE | baselines.reads(config),
