@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import random
+import re
 import types
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyarrow import parquet
 from support import data_files
 
 from reval_jax import cli, data
@@ -245,3 +251,128 @@ def test_fields_are_mapped_by_name(tmp_path: Path) -> None:
     ]
     with pytest.raises(ValueError, match="defines its fields"):
         data_files.prepare(path, tmp_path / "out", format="gsm8k", question="prompt")
+
+
+# Records that can't be told apart, or were not read
+
+
+def test_rows_that_were_not_read_are_never_left_out_as_one_bad_row(tmp_path: Path) -> None:
+    """Their number is unknown, so no fraction of the rows can allow it."""
+    lines = [json.dumps(row) for row in data_files.questions(1000)]
+    broken = tmp_path / "broken.json"
+    broken.write_text("[" + ",\n".join([*lines[:151], "," + lines[151], *lines[152:]]) + "]")
+    behind = tmp_path / "behind.json"
+    behind.write_text("[" + ",\n".join(lines[:150]) + "]\n[" + lines[200] + "] more")
+    quote = tmp_path / "quote.csv"
+    quote.write_text('question,answer\na,1\nb,"5\nc,6\nd,7\n')
+    damaged = damaged_parquet(tmp_path / "damaged.parquet")
+    for path, line in ((broken, 152), (behind, 151), (quote, 3), (damaged, 1)):
+        with pytest.raises(data.BadRowsError, match=f"How many rows follow {path}:{line} is unknown.*Mend the file"):
+            data_files.prepare(path, tmp_path / "out", quarantine_fraction=0.99)
+        assert not (tmp_path / "out").exists()
+
+
+def damaged_parquet(path: Path) -> Path:
+    """Two row groups of 1,000 rows; the pages of the second are overwritten."""
+    table = pyarrow.Table.from_pylist(data_files.questions(2000))
+    parquet.write_table(table, path, row_group_size=1000)
+    start = parquet.ParquetFile(path).metadata.row_group(1).column(0).dictionary_page_offset
+    content = bytearray(path.read_bytes())
+    content[start : start + 400] = b"\xff" * 400
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize(("content", "line"), [('[{}] [{"question": "b"}]', 1), ("[]\n\n{}", 3), ("[{}\n]]", 2)])
+def test_what_follows_the_end_of_a_json_array_is_named(content: str, line: int, tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text(content.replace("{}", '{"question": "a", "answer": "1"}', 1))
+    _, problems = data_files.read(path)
+    assert problems == [f"{line}: text behind the ] that ends the array; it was not read"]
+
+
+def test_a_csv_quote_that_is_never_closed_is_named_by_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text('question,answer\na,"5\nb,6\nc,7\n')
+    usable, problems = data_files.read(path)
+    assert usable == []
+    assert problems == ["2: not CSV (unexpected end of data: a quote that is not closed?); the rest was not read"]
+    path.write_text('question,answer\na,1\nb,"5" 6\nc,7\n')
+    assert data_files.read(path)[1][0].startswith("3: not CSV (")
+
+
+def test_a_long_csv_field_of_another_column_hides_no_row(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("question,answer,code\na,1," + "x" * 140_000 + "\nb,2,y\n" + "c" * 140_000 + ",3,z\n")
+    limit = csv.field_size_limit()
+    usable, problems = data_files.read(path)
+    assert usable == [("a", "1"), ("b", "2")]
+    assert problems == ["4: 'question' has 140000 characters, more than the 20000 of --max_characters"]
+    assert csv.field_size_limit() == limit
+
+
+def test_names_that_stand_twice_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("question,answer,answer\na,1,9\n")
+    columns = [pyarrow.array([text]) for text in ("a", "1", "9")]
+    table = pyarrow.Table.from_arrays(columns, names=["question", "answer", "answer"])
+    parquet.write_table(table, tmp_path / "rows.parquet")
+    for name in ("rows.csv", "rows.parquet"):
+        with pytest.raises(ValueError, match=rf"{name}.*two columns are named 'answer'"):
+            data_files.read(tmp_path / name)
+    row = '{"question": "a", "answer": "1", "answer": "2"}'
+    nested = '{"question": "b", "answer": "1", "more": {"x": 1, "x": 1}}'
+    (tmp_path / "rows.jsonl").write_text(f"{row}\n{nested}\n")
+    (tmp_path / "rows.json").write_text(f"[{row},\n{nested}]")
+    for name in ("rows.jsonl", "rows.json"):
+        usable, problems = data_files.read(tmp_path / name)
+        assert (usable, problems) == ([], ["1: the key 'answer' stands twice", "2: the key 'x' stands twice"])
+    with pytest.raises(ValueError, match=r"rows\.jsonl:1: the key 'answer' stands twice"):
+        data.rows.read(str(tmp_path / "rows.jsonl"))
+
+
+# Types of parquet columns
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "texts"),
+    [
+        (pyarrow.float64(), [0.1, 3.0, 0.5], ["0.1", "3", "0.5"]),
+        (pyarrow.float32(), [0.1, 3.3, 1e10], ["0.1", "3.3", "10000000000"]),
+        (pyarrow.float16(), [0.1, 3.3, 7.0], ["0.1", "3.3", "7"]),
+        (pyarrow.decimal128(9, 3), [Decimal("0.100"), Decimal("3.000"), Decimal(100)], ["0.1", "3", "100"]),
+    ],
+)
+def test_a_number_of_a_parquet_column_is_the_shortest_text_of_its_width(
+    kind: pyarrow.DataType, values: list[Any], texts: list[str], tmp_path: Path
+) -> None:
+    if pyarrow.types.is_float16(kind):
+        values = [np.float16(value) for value in values]
+    table = pyarrow.table({"problem": ["a", "b", "c"], "answer": pyarrow.array(values, kind)})
+    parquet.write_table(table, tmp_path / "rows.parquet")
+    usable, _ = data_files.read(tmp_path / "rows.parquet", format="amc")
+    assert [answer for _, answer in usable] == texts
+    lists = pyarrow.table({"question": ["a"], "final_answer": pyarrow.array([values], pyarrow.list_(kind))})
+    parquet.write_table(lists, tmp_path / "lists.parquet")
+    usable, _ = data_files.read(tmp_path / "lists.parquet", format="olympiad_bench")
+    assert usable == [("a", ", ".join(texts))]
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pyarrow.array([2**62], pyarrow.timestamp("us")),
+        pyarrow.array([1], pyarrow.timestamp("ns")),
+        pyarrow.array([[1]], pyarrow.list_(pyarrow.timestamp("ns"))),
+        pyarrow.array([{"bytes": b"\xff", "path": None}]),
+        pyarrow.array([b"\xff"]),
+    ],
+)
+def test_a_parquet_column_that_is_not_used_is_not_read_and_a_used_one_is_named(
+    column: pyarrow.Array, tmp_path: Path
+) -> None:
+    path = tmp_path / "rows.parquet"
+    parquet.write_table(pyarrow.table({"question": ["a"], "answer": ["1"], "more": column}), path)
+    assert data_files.read(path) == ([("a", "1")], [])
+    usable, problems = data_files.read(path, answer="more")
+    assert not usable
+    assert re.match(r"1: (the value of 'more', a [^,]+, can't be read|'more' is a \w+, not a string)", problems[0])

@@ -14,7 +14,7 @@ import transformers
 from support import prompt_sets
 
 from reval_jax import prompts
-from reval_jax.data import rows
+from reval_jax.data import rows, tfds_directory
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def test_messages_about_a_benchmark_name_the_settings_of_benchmarks(
 
 
 def test_only_a_directory_of_one_split_names_it(tmp_path: Path) -> None:
-    info = tmp_path / rows.INFO
+    info = tmp_path / tfds_directory.INFO
     for content, expected in (
         ('{"splits": [{"name": "test"}]}', "test"),
         ('{"splits": [{"name": "test"}, {"name": "train"}]}', ""),
@@ -162,7 +162,7 @@ print(json.dumps([read, "tensorflow" in sys.modules, "torch" in sys.modules]))
 """
 
 
-def tfds_directory(where: Path, rows: list[dict[str, Any]]) -> Path:
+def written_by_tfds(where: Path, rows: list[dict[str, Any]]) -> Path:
     """A TFDS directory of these rows, written in a separate process, because TFDS keeps a registry of builders."""
     command = [sys.executable, "-W", "ignore", "-c", TFDS_WRITER, str(where), repr(rows)]
     subprocess.run(command, check=True, capture_output=True)
@@ -171,7 +171,7 @@ def tfds_directory(where: Path, rows: list[dict[str, Any]]) -> Path:
 
 @pytest.mark.slow
 def test_a_tfds_directory_is_read_as_text_without_tensorflow(tmp_path: Path) -> None:
-    path = tfds_directory(tmp_path, prompt_sets.questions("2+2=", "π?", "x"))
+    path = written_by_tfds(tmp_path, prompt_sets.questions("2+2=", "π?", "x"))
     done = subprocess.run(
         [sys.executable, "-c", TFDS_READER, str(path)], check=True, capture_output=True, text=True,
         cwd=Path(__file__).resolve().parents[1],
@@ -184,7 +184,7 @@ def test_a_tfds_directory_is_read_as_text_without_tensorflow(tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_bad_rows_and_splits_of_a_tfds_directory_are_named(tmp_path: Path) -> None:
-    path = tfds_directory(tmp_path, [*prompt_sets.questions("a", ""), {"question": b"\xff", "answer": "1"}])
+    path = written_by_tfds(tmp_path, [*prompt_sets.questions("a", ""), {"question": b"\xff", "answer": "1"}])
     with pytest.raises(
         ValueError, match=r"2 rows .*\[test\]:1: 'question' is empty; .*\[test\]:2: 'question' is a bytes"
     ):

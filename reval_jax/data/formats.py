@@ -7,6 +7,7 @@ record unchecked (`rows.sift` checks them), or a `rows.BadRecord` with the reaso
 from __future__ import annotations
 
 import dataclasses
+import decimal
 import difflib
 import hashlib
 import math
@@ -27,6 +28,8 @@ QUESTION = ("question", "problem", "Question", "Problem")
 """Publishers' names of the question, in order of precedence."""
 ANSWER = ("answer", "Answer")
 SOLUTION = ("solution", "Solution")
+_COMPETITION = (*QUESTION, *ANSWER, *SOLUTION)
+_OPTIONS = ("Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")  # GPQA's
 
 
 class Published(NamedTuple):
@@ -42,6 +45,7 @@ class Format:
 
     about: str  # for --help
     convert: Callable[[Fields, int], Converted]  # (a record's fields, seed of random choices) → question and answer
+    reads: tuple[str, ...]  # the fields that `convert` may read
     published: Published | None = None
 
 
@@ -125,8 +129,7 @@ def _olympiad_bench(record: Fields, seed: int) -> Converted:
 def _gpqa(record: Fields, seed: int) -> Converted:
     """The question followed by its options, in an order that is a function of (seed, question); the answer is a letter."""
     question = _text("Question", _field(record, ("Question",))).strip()
-    names = ("Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
-    options = [_text(name, _field(record, (name,))).strip() for name in names]
+    options = [_text(name, _field(record, (name,))).strip() for name in _OPTIONS]
     if len(set(options)) < len(options) or not all(options):
         raise _UnusableError("an option is empty, or two are the same")
     if not (rows.is_text(question) and all(map(rows.is_text, options))):
@@ -149,13 +152,16 @@ def _field(record: Mapping[str, Any], names: tuple[str, ...]) -> Any:
 
 
 def _text(field: str, value: object) -> str:
-    """A published answer as text: AMC's are floats, those of some AIME files integers."""
+    """A published answer as text: AMC's are floats, those of some AIME files integers; a decimal column is exact."""
     if isinstance(value, str):
         return value
     if isinstance(value, float) and math.isfinite(value) and value == int(value):
         return str(int(value))
     if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         return str(value)
+    if isinstance(value, decimal.Decimal) and value.is_finite():
+        text = f"{value:f}"
+        return text.rstrip("0").rstrip(".") if "." in text else text  # 0.50 is 0.5
     raise _UnusableError(f"'{field}' is a {type(value).__name__}, not a string or number: {reprlib.repr(value)}")
 
 
@@ -170,25 +176,41 @@ def _boxed(record: Fields) -> str:
 _TRAIN = "data/train-00000-of-00001.parquet"
 FORMATS = {
     "plain": Format(
-        "`question` and `answer`, both text; other names with --question and --answer", plain("question", "answer")
+        "`question` and `answer`, both text; other names with --question and --answer",
+        plain("question", "answer"),
+        ("question", "answer"),
     ),
     "deepscaler": Format(
         "problem, answer",
         _competition,
+        _COMPETITION,
         Published("agentica-org/DeepScaleR-Preview-Dataset", {"train": "deepscaler.json"}),
     ),
-    "aime24": Format("problem, answer", _competition, Published("HuggingFaceH4/aime_2024", {"train": _TRAIN})),
-    "aime25": Format("problem, answer", _competition, Published("math-ai/aime25", {"test": "test.jsonl"})),
-    "amc": Format("problem, answer (a float)", _competition, Published("AI-MO/aimo-validation-amc", {"train": _TRAIN})),
-    "math500": Format("problem, answer", _competition, Published("HuggingFaceH4/MATH-500", {"test": "test.jsonl"})),
+    "aime24": Format(
+        "problem, answer", _competition, _COMPETITION, Published("HuggingFaceH4/aime_2024", {"train": _TRAIN})
+    ),
+    "aime25": Format(
+        "problem, answer", _competition, _COMPETITION, Published("math-ai/aime25", {"test": "test.jsonl"})
+    ),
+    "amc": Format(
+        "problem, answer (a float)",
+        _competition,
+        _COMPETITION,
+        Published("AI-MO/aimo-validation-amc", {"train": _TRAIN}),
+    ),
+    "math500": Format(
+        "problem, answer", _competition, _COMPETITION, Published("HuggingFaceH4/MATH-500", {"test": "test.jsonl"})
+    ),
     "minerva": Format(
         "question, answer; or problem, and the gold answer boxed in solution",
         _competition,
+        _COMPETITION,
         Published("math-ai/minervamath", {"test": "test.jsonl"}),
     ),
     "olympiad_bench": Format(
         "question, final_answer (a list)",
         _olympiad_bench,
+        (*_COMPETITION, "final_answer", "context"),
         Published(
             "Hothan/OlympiadBench",
             {"train": "OlympiadBench/OE_TO_maths_en_COMP/OE_TO_maths_en_COMP.parquet"},
@@ -197,9 +219,12 @@ FORMATS = {
     "gsm8k": Format(
         "question, answer with the gold answer after ####",
         _gsm8k,
+        (*QUESTION, *ANSWER),
         Published("openai/gsm8k", {name: f"main/{name}-00000-of-00001.parquet" for name in ("train", "test")}),
     ),
-    "gpqa": Format("Question, Correct Answer, Incorrect Answer 1 to 3, in a file of your own", _gpqa),
+    "gpqa": Format(
+        "Question, Correct Answer, Incorrect Answer 1 to 3, in a file of your own", _gpqa, ("Question", *_OPTIONS)
+    ),
 }
 """Every `--format`; `plain` first."""
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from reval_jax import procedural, types
-from reval_jax.data import files, formats, preparation, rows, writing
+from reval_jax.data import files, formats, preparation, rows, tfds_directory, writing
 
 if TYPE_CHECKING:
     import transformers
@@ -116,7 +116,7 @@ def _questions(dataset: str) -> list[tuple[str, str]]:
     if procedural.is_procedural(dataset):
         return [(row.where, row.question) for row in rows.read(dataset)]
     path = Path(dataset)
-    records = _directory_records(path) if path.is_dir() else files.read(path)
+    records = _directory_records(path) if path.is_dir() else files.read(path, columns=formats.QUESTION)
     pairs = [(where, formats.find_question(record)) for where, record in records]
     questions = [(where, question) for where, question in pairs if question]
     if not questions:
@@ -128,10 +128,8 @@ def _questions(dataset: str) -> list[tuple[str, str]]:
 
 def _directory_records(path: Path) -> Iterable[rows.Record]:
     """Every split of a TFDS directory."""
-    import tensorflow_datasets as tfds
-
     try:
-        splits = list(tfds.builder_from_directory(str(path)).info.splits)
+        splits = tfds_directory.splits(path)
     except Exception as error:  # TFDS raises many kinds
         raise ValueError(
             f"--against {path} can't be read as a TFDS directory: {error}. Name one, or a file."

@@ -36,7 +36,8 @@ class PrepareSettings:
     split: str = "train"
     max_characters: int = 20_000  # of a question, and of an answer
     max_tokens: int = 0  # of a question without its template, by the model's tokenizer; 0: no limit
-    quarantine_fraction: float = 0.0  # largest fraction of the rows that may be bad; bad rows are left out
+    # Largest fraction of the rows that may be bad; bad rows are left out. Rows that were not read can't be counted: refused.
+    quarantine_fraction: float = 0.0
     seed: int = 0  # of the order of GPQA's options
 
 
@@ -95,9 +96,10 @@ def read(
     on_progress: Progress | None = None,
 ) -> tuple[list[rows.Row], list[rows.BadRow]]:
     """The usable rows of the files, and the bad rows, each in order."""
-    convert = formats.find(settings.format).convert
+    convert, columns = formats.find(settings.format).convert, formats.find(settings.format).reads
     if settings.question or settings.answer:
-        convert = formats.plain(settings.question or "question", settings.answer or "answer")
+        columns = (settings.question or "question", settings.answer or "answer")
+        convert = formats.plain(*columns)
     special = set(KNOWN_MARKERS)
     if tokenizer is not None:
         template = "chat" if tokenizer.chat_template else "raw"
@@ -106,7 +108,7 @@ def read(
     def records() -> Iterator[rows.Record]:
         count = 0
         for path in inputs:
-            for where, record in files.read(path):
+            for where, record in files.read(path, columns=columns):
                 yield where, formats.converted(record, convert, settings.seed)
                 count += 1
                 if on_progress and count % 1000 == 0:
@@ -155,11 +157,17 @@ def _refuse_bad_rows(
     source, total = ", ".join(map(str, inputs)), len(usable) + len(bad_rows)
     if not total:
         raise ValueError(f"{source}: there are no rows. Name a file with at least one.")
-    is_allowed = len(bad_rows) <= settings.quarantine_fraction * total + 1e-9
+    unread = [bad_row.where for bad_row in bad_rows if bad_row.ends_file]
+    is_allowed = len(bad_rows) <= settings.quarantine_fraction * total + 1e-9 and not unread
     if is_allowed and usable:
         return
     remedy = "No usable row is left. Name other files, or other fields."
-    if usable:
+    if unread:
+        remedy = (
+            f"How many rows follow {', '.join(unread[: rows.SHOWN_ROWS])} is unknown, so --quarantine_fraction can't leave them "
+            "out. Mend the file there, or write it again."
+        )
+    elif usable:
         digits = 3
         while -(-len(bad_rows) * 10**digits // total) == 10**digits:  # rounded up to 1, which is refused
             digits += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import hashlib
 import json
 import reprlib
@@ -10,13 +11,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from reval_jax import procedural
+from reval_jax.data import tfds_directory
 from reval_jax.verifier import checkers
 
 SHOWN_ROWS = 5  # rows listed in an error message
 MANIFEST = "prepared.json"
 """File that describes a directory written by `reval data prepare`."""
-INFO = "dataset_info.json"
-"""File of a TFDS directory that names the data set."""
 
 _BATCH = 1024  # rows of a TFDS directory read at once: eight times as fast as one by one
 
@@ -33,6 +33,9 @@ class BadRecord(NamedTuple):
     """Takes the place of a record that cannot be read or converted."""
 
     reason: str
+    ends_file: bool = (
+        False  # what follows in the file could not be read either, and nobody knows how many records it has
+    )
 
 
 class BadRow(NamedTuple):
@@ -41,6 +44,7 @@ class BadRow(NamedTuple):
     where: str  # file:line
     reason: str
     is_duplicate: bool = False  # an earlier row has the same question
+    ends_file: bool = False  # the file's rest was not read
 
 
 class SettingNames(NamedTuple):
@@ -86,7 +90,7 @@ def label(dataset: str) -> str:
     if procedural.is_procedural(dataset):
         return procedural.label(dataset)
     if path.is_dir():
-        info = path / INFO
+        info = path / tfds_directory.INFO
         return str(json.loads(info.read_text(encoding="utf-8"))["name"]) if info.is_file() else path.resolve().name
     return path.stem
 
@@ -94,7 +98,10 @@ def label(dataset: str) -> str:
 def only_split(dataset: str) -> str:
     """The split of a TFDS directory that has exactly one; "" for every other data set."""
     try:
-        splits = [str(split["name"]) for split in json.loads((Path(dataset) / INFO).read_text("utf-8"))["splits"]]
+        splits = [
+            str(split["name"])
+            for split in json.loads((Path(dataset) / tfds_directory.INFO).read_text("utf-8"))["splits"]
+        ]
     except (OSError, ValueError, KeyError, TypeError):  # not a directory, or a damaged one, which `read` refuses
         return ""
     return splits[0] if len(splits) == 1 else ""
@@ -128,7 +135,8 @@ def sift(
     places: dict[str, str] = {}  # file:line of each usable question
     for where, record in records:
         if reason := _reason(record):
-            bad_rows.append(BadRow(where, reason))
+            ends_file = isinstance(record, BadRecord) and record.ends_file
+            bad_rows.append(BadRow(where, reason, ends_file=ends_file))
             continue
         row = Row(where, record["question"], record["answer"])
         if row.question in places:
@@ -168,9 +176,35 @@ def jsonl_records(path: Path) -> Iterator[Record]:
     for number, line in enumerate(lines, start=1):
         if line.strip():
             try:
-                yield f"{path}:{number}", json.loads(line.decode("utf-8"))
+                yield f"{path}:{number}", parse_json(line.decode("utf-8"))[0]
             except (ValueError, RecursionError) as error:  # reported with the other bad rows
                 yield f"{path}:{number}", BadRecord(f"not JSON ({error})")
+
+
+def parse_json(text: str, start: int | None = None) -> tuple[Any, int]:
+    """The JSON value of the text, or the one that begins at `start`, and the index after it.
+
+    A value with a key that stands twice is a `BadRecord`: Python would take the last, other readers the first.
+
+    Raises:
+      ValueError, RecursionError: the text is not JSON.
+    """
+    doubled: list[str] = []
+
+    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        fields = dict(items)
+        if len(fields) < len(items):
+            doubled.extend(find_doubled(name for name, _ in items))
+        return fields
+
+    decoder = json.JSONDecoder(object_pairs_hook=pairs)
+    value, end = (decoder.decode(text), len(text)) if start is None else decoder.raw_decode(text, start)
+    return (BadRecord(f"the key {reprlib.repr(doubled[0])} stands twice") if doubled else value), end
+
+
+def find_doubled(names: Iterable[str]) -> list[str]:
+    """The names that stand more than once, each once."""
+    return [name for name, count in collections.Counter(names).items() if count > 1]
 
 
 def is_text(text: str) -> bool:
@@ -180,20 +214,18 @@ def is_text(text: str) -> bool:
 
 def _tfds_records(path: Path, split: str, names: SettingNames) -> Iterator[Record]:
     """`directory[split]:index` and the fields, with texts decoded, of every row."""
-    import tensorflow_datasets as tfds  # imported on demand: it takes a second, and .jsonl files do not need it
-
+    index = 0
     try:
-        source = tfds.builder_from_directory(str(path)).as_data_source(split)
-        size = len(source)
-    except Exception as error:  # TFDS raises many kinds for a directory or split that it can't read
+        for batch in tfds_directory.rows(path, split, _BATCH):
+            for values in batch:
+                yield f"{path}[{split}]:{index}", {field: _decoded(value) for field, value in values.items()}
+                index += 1
+    except Exception as error:  # TFDS raises many kinds for a directory, split or file that it can't read
+        behind = f" behind row {index}" if index else ""
         raise ValueError(
-            f"{names.dataset}{path} with {names.split}{split} can't be read as a TFDS directory: {error}. Name a version "
-            "directory (it contains dataset_info.json) written with file_format='array_record', and one of its splits."
+            f"{names.dataset}{path} with {names.split}{split} can't be read as a TFDS directory{behind}: {error}. Name a whole "
+            "version directory (it contains dataset_info.json) written with file_format='array_record', and one of its splits."
         ) from error
-    for start in range(0, size, _BATCH):
-        indices = range(start, min(start + _BATCH, size))
-        for index, values in zip(indices, source.__getitems__(list(indices)), strict=True):
-            yield f"{path}[{split}]:{index}", {field: _decoded(value) for field, value in values.items()}
 
 
 def _decoded(value: Any) -> Any:
