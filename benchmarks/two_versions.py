@@ -36,7 +36,7 @@ import rich.table
 import tyro
 
 from reval_jax import config as config_lib
-from reval_jax import metrics
+from reval_jax import metrics, rollout_files
 from reval_jax.tools import demo
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -239,9 +239,15 @@ def compare_runs(name: str, old: Path, new: Path) -> Bits:
         different |= {key for key in one.keys() | other.keys() if one.get(key) != other.get(key)}
     if len(lines[0]) != len(lines[1]):
         different.add(f"number of lines: {len(lines[0])}, {len(lines[1])}")
-    rollouts = [{file.name: file.read_bytes() for file in (run_dir / "rollouts").iterdir()} for run_dir in (old, new)]
+    rollouts = [_rollouts(run_dir) for run_dir in (old, new)]
     arrays = [_arrays(run_dir) for run_dir in (old, new)]
     return Bits(name, sorted(different), _different_keys(*rollouts), _different_keys(*arrays))
+
+
+def _rollouts(run_dir: Path) -> dict[str, bytes]:
+    """File name without `.gz` → lines of each rollouts file: a version of either side may have written them uncompressed."""
+    files = (run_dir / "rollouts").iterdir()
+    return {file.name.removesuffix(rollout_files.COMPRESSED): rollout_files.read(file) for file in files}
 
 
 def _metrics(run_dir: Path) -> list[dict[str, Any]]:

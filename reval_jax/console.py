@@ -18,10 +18,17 @@ class Console:
 
     def __init__(self, *, is_quiet: bool = False) -> None:
         self._console = rich.console.Console(stderr=True, quiet=is_quiet, highlight=False, soft_wrap=True)
+        self._logged: set[str] = set()
 
     def log(self, text: str) -> None:
         """Print one line."""
         self._console.print(text, markup=False)
+
+    def log_once(self, kind: str, text: str) -> None:
+        """Print one line, unless one of its kind was printed before: of what may come back every round."""
+        if kind not in self._logged:
+            self._logged.add(kind)
+            self.log(text)
 
     @contextlib.contextmanager
     def working(self, description: str) -> Iterator[Report]:

@@ -5,16 +5,13 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import yaml
 
 from reval_jax import config as config_lib
-from reval_jax import ragged, types
-
-if TYPE_CHECKING:
-    import transformers
+from reval_jax import types
 
 PACKAGES = ("reval-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy", "math-verify")
 GPU_PACKAGES = ("jax-cuda13-plugin", "nvidia-cublas", "nvidia-cudnn-cu13")
@@ -39,12 +36,13 @@ class RunDirectory:
 
     def rollout(self, round: int) -> Path:
         """The file of one round's prompts, responses and verdicts."""
-        return self.rollouts / f"round_{round:06d}.jsonl"
+        return self.rollouts / f"round_{round:06d}.jsonl.gz"
 
     def rollout_files(self) -> dict[int, Path]:
-        """The rounds whose files exist, ascending, each with its file."""
-        found = {int(path.stem.removeprefix("round_")): path for path in self.rollouts.glob("round_[0-9]*.jsonl")}
-        return dict(sorted(found.items()))
+        """The rounds whose files exist, ascending, each with its file; earlier versions' files end in `.jsonl`."""
+        names = (re.fullmatch(r"round_(\d+)\.jsonl(\.gz)?", path.name) for path in self.rollouts.glob("round_*"))
+        # A round that was played by an earlier version and again by this one has two files: the later name is this one's.
+        return {int(name[1]): self.rollouts / name[0] for name in sorted(filter(None, names), key=lambda name: name[0])}
 
 
 def inspect(path: Path, config: config_lib.Config) -> list[str]:
@@ -145,35 +143,3 @@ def _version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return MISSING
-
-
-def write_rollouts(
-    file: Path,
-    prompts: types.Prompts,
-    trajectories: types.Trajectories,
-    tokenizer: transformers.PreTrainedTokenizerBase,
-) -> None:
-    """Write a round's prompts, responses and verdicts, one JSON line per trajectory.
-
-    Args:
-      prompts: of all the trajectories, with consecutive cursors.
-    """
-    tokens = ragged.split(trajectories.tokens, trajectories.length)
-    responses = [part[start:].tolist() for part, start in zip(tokens, trajectories.prompt_length, strict=True)]
-    texts = tokenizer.batch_decode(responses, skip_special_tokens=False)
-    log_probs = ragged.split(trajectories.log_prob, trajectories.response_length)
-    first = int(prompts.cursor[0])
-    with file.open("w", encoding="utf-8") as lines:
-        for index, text in enumerate(texts):
-            prompt = int(trajectories.cursor[index]) - first
-            row = {
-                "prompt": prompts.texts[prompt],
-                "response": text,
-                "answer": prompts.answers[prompt],
-                "verdict": types.VERDICTS[trajectories.verdict[index]],
-                "reward": float(trajectories.raw_reward[index]),
-                "is_truncated": bool(trajectories.is_truncated[index]),
-                "num_tokens": int(trajectories.response_length[index]),
-                "log_prob": float(log_probs[index].sum()),
-            }
-            lines.write(json.dumps(row, ensure_ascii=False) + "\n")

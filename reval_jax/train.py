@@ -24,8 +24,8 @@ from reval_jax import (
     reference,
     replay,
     rollout,
+    rollout_files,
     round_metrics,
-    run_directory,
     sampler,
     setup,
     timing,
@@ -310,10 +310,27 @@ def check_processes_agree(buffer: replay.Buffer, cursor: int, num_updates: int) 
 
 
 def write_rollouts(components: Components, sampled: rollout.RoundRollout, round: int) -> None:
-    """The round's rollouts file, on one process: every trajectory, trained on or not."""
-    if jax.process_index() == 0:
-        file = components.directory.rollout(round + 1)
-        run_directory.write_rollouts(file, sampled.prompts, sampled.all, components.tokenizer)
+    """The round's rollouts file, on one process: every trajectory, trained on or not.
+
+    The files are a log: where one cannot be written, the run goes on without it.
+    """
+    if jax.process_index() != 0:
+        return
+    config, directory, log_once = components.config, components.directory, components.console.log_once
+    try:
+        rollout_files.write(directory.rollout(round + 1), sampled.prompts, sampled.all, components.tokenizer)
+        if gib := config.run.max_rollouts_gib:
+            deleted = rollout_files.delete_oldest(directory.rollout_files(), max_bytes=gib * 2**30)
+            if deleted:
+                log_once(
+                    "deleted rollouts",
+                    f"the rollouts have more than run.max_rollouts_gib={gib:g}: the oldest files are deleted from now on, "
+                    f"the first that of round {deleted[0]}",
+                )
+    except OSError as error:
+        log_once(
+            "no rollouts", f"the rollouts of round {round + 1} cannot be written ({error}); the run goes on without"
+        )
 
 
 def write_line(components: Components, run: RunState, line: types.Json) -> RunState:

@@ -126,7 +126,7 @@ def test_a_toy_objective_is_one_file_whose_loss_numpy_agrees_with_and_which_resu
     options = (*own, "--update.updates_per_round", "1", "--eval.every", "0", "--checkpoint.every", "1")
     straight, parts = tmp_path / "straight", tmp_path / "parts"
     assert train(files, straight, *options, "--run.rounds", "2") == 0, capsys.readouterr().err
-    rows = [json.loads(line) for line in sorted((straight / "rollouts").iterdir())[0].read_text().splitlines()]
+    rows = [json.loads(line) for line in tiny_runs.rollouts(straight)["round_000001.jsonl"].splitlines()]
     distance = np.array([row["log_prob"] - row["reward"] / 0.5 for row in rows])
     first = tiny_runs.metrics_lines(straight)[0]
     np.testing.assert_allclose(first["actor/loss"], np.mean(distance**2), rtol=1e-4)

@@ -179,7 +179,7 @@ def test_a_run_whose_reward_fails_stops_with_a_message_after_writing_its_rollout
     message = capsys.readouterr().err
     assert "8 of 8 responses (0 limit, 0 timeout, 8 crash)" in message
     assert "KeyError: 'no such thing'" in message
-    assert len((tmp_path / "run" / "rollouts" / "round_000001.jsonl").read_text().splitlines()) == 8
+    assert len(tiny_runs.rollouts(tmp_path / "run")["round_000001.jsonl"].splitlines()) == 8
 
 
 # --- imports

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 
@@ -23,17 +24,17 @@ def played(files, tmp_path_factory):
     """A finished run of two rounds, in whose first rollouts file half of the verdicts are `ok`."""
     path = tmp_path_factory.mktemp("runs") / "run"
     tiny_runs.play(files / "config.yaml", path, run__rounds=2, checkpoint__every=1, eval__every=0)
-    set_verdicts(path / "rollouts" / "round_000001.jsonl", ["ok", "wrong"])
-    set_verdicts(path / "rollouts" / "round_000002.jsonl", ["wrong"])
+    set_verdicts(path / "rollouts" / "round_000001.jsonl.gz", ["ok", "wrong"])
+    set_verdicts(path / "rollouts" / "round_000002.jsonl.gz", ["wrong"])
     return path
 
 
 def set_verdicts(file, verdicts):
     """Gives the file's lines these verdicts in turn: an untrained model's are all wrong."""
-    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    rows = [json.loads(line) for line in gzip.decompress(file.read_bytes()).splitlines()]
     for index, row in enumerate(rows):
         row["verdict"] = verdicts[index % len(verdicts)]
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    file.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
 
 
 @pytest.fixture
@@ -54,7 +55,7 @@ def test_every_tokens_numbers_are_those_of_the_initial_models_logits(files, run_
     text, _ = inspected(capsys, "--run-dir", run_dir, "--round", 1, "--output", tmp_path / "tokens.jsonl")
     loaded = weights.load(str(files / "model"))
     lines = [json.loads(line) for line in (tmp_path / "tokens.jsonl").read_text().splitlines()]
-    rollouts = [json.loads(line) for line in (run_dir / "rollouts" / "round_000001.jsonl").read_text().splitlines()]
+    rollouts = [json.loads(line) for line in tiny_runs.rollouts(run_dir)["round_000001.jsonl"].splitlines()]
     assert [line["response"] for line in lines] == [row["response"] for row in rollouts]
     assert len(lines) == 8
     for line, row in zip(lines, rollouts, strict=True):
@@ -82,7 +83,7 @@ def test_the_table_and_the_json_hold_the_aucs_of_every_score(run_dir, capsys, tm
     result = json.loads((run_dir / "inspect.json").read_text())
     lines = [json.loads(line) for line in (tmp_path / "tokens.jsonl").read_text().splitlines()]
     assert (result["num_responses"], result["num_right"], len(lines)) == (16, 4, 16)
-    assert result["rollouts"] == [str(run_dir / "rollouts" / f"round_00000{round}.jsonl") for round in (1, 2)]
+    assert result["rollouts"] == [str(run_dir / "rollouts" / f"round_00000{round}.jsonl.gz") for round in (1, 2)]
     names = ["return", "return_per_token", "discounted_0.9", "discounted_0.99", "log_prob", "log_prob_per_token"]
     assert list(result["scores"]) == names
     by_prompt = {}
@@ -124,7 +125,7 @@ def test_scoring_a_few_responses_at_a_time_gives_the_same_scores(run_dir, capsys
 
 def test_a_checkpoint_and_another_model_score_otherwise_and_json_goes_where_it_is_sent(files, run_dir, capsys):
     returns = {}
-    rollouts = ("--rollouts", run_dir / "rollouts" / "round_000001.jsonl")
+    rollouts = ("--rollouts", run_dir / "rollouts" / "round_000001.jsonl.gz")
     for name, policy in {
         "initial": ("--run-dir", run_dir),
         "round 0": ("--run-dir", run_dir, "--checkpoint_round", 0),

@@ -40,8 +40,7 @@ def launch(directory, file, run_dir, *options):
 
 def responses(run_dir):
     return [
-        [json.loads(line)["response"] for line in path.read_text().splitlines()]
-        for path in sorted((run_dir / "rollouts").glob("*.jsonl"))
+        [json.loads(line)["response"] for line in lines.splitlines()] for lines in tiny_runs.rollouts(run_dir).values()
     ]
 
 

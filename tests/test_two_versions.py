@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 from pathlib import Path
@@ -83,11 +84,11 @@ def test_this_version_equals_itself_and_every_kind_of_difference_is_named(tmp_pa
     changed = last | {"actor/loss": 7.0, "timing_s/round": 7.0}
     (new / "metrics.jsonl").write_text("\n".join([*lines[:-1], json.dumps(changed)]) + "\n")
     rollouts = sorted((new / "rollouts").iterdir())
-    rollouts[0].write_bytes(rollouts[0].read_bytes() + b"\n")
+    rollouts[0].write_bytes(gzip.compress(gzip.decompress(rollouts[0].read_bytes()) + b"\n"))
     shutil.rmtree(new / "checkpoints" / "4")
     result = two_versions.compare_runs("reval", old, new)
     assert result.metrics == ["actor/loss"]
-    assert result.rollouts == [rollouts[0].name]
+    assert result.rollouts == [rollouts[0].stem]
     assert any("params" in name for name in result.arrays)
     assert not result.is_equal
     assert "1 differ: actor/loss" in str(list(two_versions.bits_table([result]).columns[1].cells))

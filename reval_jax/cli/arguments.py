@@ -74,7 +74,7 @@ class Inspect:
     config: ConfigFile = None  # YAML with any of the settings below
     run_dir: Path | None = None  # run whose rollouts and initial model to inspect; its config gives the defaults
     round: tuple[int, ...] = ()  # rounds whose rollouts are scored; default: the last
-    rollouts: tuple[Path, ...] = ()  # score these files, like RUN/rollouts/round_000001.jsonl, instead of the run's
+    rollouts: tuple[Path, ...] = ()  # score these files, like RUN/rollouts/round_000001.jsonl.gz, instead of the run's
     checkpoint_round: int | None = None  # score with the run's checkpoint of this round; 0 is the model before training
     output: Path | None = None  # also write each response, with its tokens and their rewards, to this .jsonl file
     json: Path | None = None  # write the results to this file, not RUN_DIR/inspect.json; /dev/stdout allowed

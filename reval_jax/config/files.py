@@ -35,6 +35,7 @@ MAY_CHANGE_FIELDS = (
     ("run", "stop_score"),
     ("run", "stop_rounds"),
     ("run", "sinks"),
+    ("run", "max_rollouts_gib"),
     ("rollout", "decode_window"),
     # Verdicts depend on the limits of CPU time and memory, but not on these.
     ("verifier", "workers"),

@@ -299,6 +299,8 @@ class Run:
     # Stop early when fresh rounds reach this mean score.
     stop_score: Annotated[float, pydantic.Field(ge=0, le=1)] | None = None
     stop_rounds: PositiveInt = 2  # consecutive rounds that must reach stop_score
+    # Bound of the rollouts files, the oldest of which are deleted beyond it, in GiB; 0 keeps all of them.
+    max_rollouts_gib: Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)] = 0.0
     # Where to copy metrics besides metrics.jsonl: tensorboard, or MODULE:FUNCTION of your own (docs/examples/own_sink.py).
     sinks: tuple[str, ...] = ()
 

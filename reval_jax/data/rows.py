@@ -173,6 +173,11 @@ def jsonl_records(path: Path) -> Iterator[Record]:
         lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
     except OSError as error:
         raise ValueError(f"{path} can't be read: {error.strerror}. Name a readable file.") from error
+    yield from parsed_lines(path, lines)
+
+
+def parsed_lines(path: Path, lines: Iterable[bytes]) -> Iterator[Record]:
+    """`jsonl_records` of the lines of a file that has been read."""
     for number, line in enumerate(lines, start=1):
         if line.strip():
             try:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import numpy as np
 
-from reval_jax import batch, endogenous, prompts, ragged, replay, token_scores, trajectories, types
+from reval_jax import batch, endogenous, prompts, ragged, replay, rollout_files, token_scores, trajectories, types
 from reval_jax import config as config_lib
 from reval_jax.data import files, rows
 from reval_jax.evaluate import intervals
@@ -63,10 +63,16 @@ def read(paths: Iterable[Path]) -> tuple[Rollout, ...]:
     Raises:
       ValueError: a file cannot be read or a line is no rollout (the message names it), or there is none.
     """
-    rollouts = tuple(_rollout(where, record) for path in paths for where, record in files.read(path))
+    rollouts = tuple(_rollout(where, record) for path in paths for where, record in _records(path))
     if not rollouts:
         raise ValueError("the rollouts files have no line. Name files of a round with at least one response.")
     return rollouts
+
+
+def _records(path: Path) -> Iterable[rows.Record]:
+    if path.suffix == rollout_files.COMPRESSED:
+        return rows.parsed_lines(path, rollout_files.read(path).split(b"\n"))
+    return files.read(path)
 
 
 def _rollout(where: str, record: Any) -> Rollout:
@@ -84,7 +90,7 @@ def _rollout(where: str, record: Any) -> Rollout:
     if reason:
         raise ValueError(
             f"{where}: {reason}. A line of a rollouts file has the texts 'prompt' and 'response' and a 'verdict', as in "
-            "RUN/rollouts/round_000001.jsonl."
+            "RUN/rollouts/round_000001.jsonl.gz."
         )
     return Rollout(where, record["prompt"], record["response"], record["verdict"], record.get("num_tokens"))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import hashlib
 import json
 import os
@@ -179,8 +180,9 @@ def metrics_lines(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def rollouts(run_dir: Path) -> dict[str, str]:
-    """The text of each rollouts file."""
-    return {file.name: file.read_text() for file in sorted((run_dir / "rollouts").iterdir())}
+    """The text of each rollouts file by its name without `.gz`."""
+    files = sorted((run_dir / "rollouts").iterdir())
+    return {file.name.removesuffix(".gz"): gzip.decompress(file.read_bytes()).decode() for file in files}
 
 
 def journals(run_dir: Path, process: str = "process_0_of_1") -> list[Path]:
