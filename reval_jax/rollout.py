@@ -169,7 +169,13 @@ class _Round(NamedTuple):
         identity = f"{config_lib.results_hash(config)}_round_{round:06d}_policy_{self.policy_version}"
         directory = components.directory.journal / f"process_{jax.process_index()}_of_{jax.process_count()}{kind}"
         # One journal serves all waves of the round: a wave's prompts are numbered after those of the waves before it.
+        components.owner.check()
         finished, first = journal.Journal(directory, identity), wave * len(local.texts)
+
+        def keep(responses: list[types.Response]) -> None:
+            components.owner.check()
+            finished.add(responses, first)
+
         sampling, what = components.sampling, "sampling"
         if is_greedy:
             sampling, what = sampling._replace(top_k=1, records_mean_log_prob=False), "sampling greedily"
@@ -186,7 +192,7 @@ class _Round(NamedTuple):
                 sampling=sampling,
                 finished=finished.read(first, len(local.texts), needs_mean_log_prob=sampling.records_mean_log_prob),
                 hooks=sampler.Hooks(
-                    on_finished=lambda responses: finished.add(responses, first),
+                    on_finished=keep,
                     on_progress=report,
                     should_stop=lambda: self.preemption.is_requested,
                 ),

@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 from reval_jax import config as config_lib
-from reval_jax import types
+from reval_jax import owner, types
 
 PACKAGES = ("reval-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy", "math-verify")
 GPU_PACKAGES = ("jax-cuda13-plugin", "nvidia-cublas", "nvidia-cudnn-cu13")
@@ -58,8 +58,11 @@ def inspect(path: Path, config: config_lib.Config) -> list[str]:
             f"--run-dir {path}: {existing} is not a writable directory. Choose another, or change its mode."
         )
     if not run.config.exists():
-        # A killed `claim` leaves at most its unfinished config file.
-        if path.exists() and any(entry != run.config.with_suffix(".tmp") for entry in path.iterdir()):
+        # The run takes its directory first; a killed `claim` leaves its unfinished config file.
+        unfinished = run.config.with_suffix(".tmp").name
+        if path.exists() and any(
+            entry.name != unfinished and not entry.name.startswith(owner.FILE) for entry in path.iterdir()
+        ):
             raise ValueError(
                 f"--run-dir {path} holds files but no config.yaml, so it is not a run. Choose an empty or new directory."
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,6 +20,7 @@ from reval_jax import (
     mesh,
     metrics,
     model,
+    owner,
     policy,
     pool,
     prompts,
@@ -63,6 +64,7 @@ class Components(NamedTuple):
     peak: timing.Peak  # of one of the learner's devices: for MFU
     store: checkpoint.Store
     directory: run_directory.RunDirectory
+    owner: owner.Owner  # `train` releases it
     writer: metrics.Writer
     sinks: sinks.Sinks
     clock: metrics.Clock
@@ -83,13 +85,64 @@ def prepare(config: config_lib.Config, run_dir: Path, *, console: console_lib.Co
     """The components of the run in `run_dir` and its state: from its last checkpoint, or new.
 
     Raises:
-      ValueError: the config, the devices, the model, the data or the directory can't be used; nothing was written.
+      ValueError: the config, the devices, the model, the data or the directory can't be used, or another run uses it; nothing
+        was written.
     """
     config_checks.check(config)
-    verifier.check(config.verifier)
     distributed.start()
     if jax.process_index() > 0:
         console = console_lib.Console(is_quiet=True)
+    run_directory.inspect(run_dir, config)
+    held = hold(run_dir, log=console.log)
+    try:
+        return _prepare(config, run_dir, held, console=console)
+    except BaseException:
+        held.release()
+        raise
+
+
+def hold(run_dir: Path, *, log: Callable[[str], None]) -> owner.Owner:
+    """Makes this run the directory's only one, in process 0; every process sees that it is: a collective call.
+
+    Raises:
+      ValueError: another run uses the directory, or the processes do not share it; on every process alike.
+      OSError: process 0 cannot write in it.
+    """
+    if jax.process_count() == 1:
+        return owner.acquire(run_dir, log=log)
+
+    def told(text: str) -> str:
+        return distributed.gather_bytes(text.encode())[0].decode()
+
+    if jax.process_index() == 0:
+        try:
+            held = owner.acquire(run_dir, log=log, on_wait=lambda: told("wait"))
+        except (ValueError, OSError) as error:
+            told(f"refused {error}")
+            raise
+        told(f"held {held.nonce}")
+    else:
+        while (word := told("")) == "wait":
+            pass
+        result, _, text = word.partition(" ")
+        if result == "refused":
+            raise ValueError(text)
+        held = owner.follow(run_dir, text)
+    is_seen = distributed.gather_bytes(b"1" if held.is_seen() else b"0")
+    if blind := [str(index) for index, answer in enumerate(is_seen) if answer == b"0"]:
+        held.release()
+        raise ValueError(
+            f"--run-dir {run_dir} is another directory for process {', '.join(blind)} than for process 0, so no checkpoint could "
+            "be saved. Name a directory on a file system that all processes share, by the same path."
+        )
+    return held
+
+
+def _prepare(
+    config: config_lib.Config, run_dir: Path, held: owner.Owner, *, console: console_lib.Console
+) -> tuple[Components, RunState]:
+    """`prepare` in a directory that this run holds, so that what it reads there stays as it is."""
+    verifier.check(config.verifier)
     algorithm = algorithms.choose(config)
     opens = sinks.choose(config.run.sinks)
     meshes = mesh.make_meshes(config.mesh)
@@ -150,6 +203,7 @@ def prepare(config: config_lib.Config, run_dir: Path, *, console: console_lib.Co
         peak=timing.device_peak(config.model.compute_dtype),
         store=store or checkpoint.Store(directory.checkpoints, config.checkpoint),
         directory=directory,
+        owner=held,
         writer=metrics.Writer(directory.metrics, keep_bytes=run.progress.metrics_bytes, is_active=is_writer),
         sinks=sinks.Sinks(opens if is_writer else {}, config, run_dir, log=console.log),
         clock=metrics.Clock(),

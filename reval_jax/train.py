@@ -54,6 +54,7 @@ def train(config: config_lib.Config, run_dir: Path, *, console: console_lib.Cons
       ValueError: the config, the model, the data or the directory can't be used; nothing was written.
       RuntimeError: something failed that is not the user's input; the last checkpoint is intact.
       FloatingPointError: `update.max_skipped` updates in a row were not finite; the last checkpoint is intact.
+      owner.LostError: another run has taken the directory over while this one was stopped.
       verifier.UnreliableError: grading failed for more than `verifier.max_failed_share` of a round; the last checkpoint is
         intact.
     """
@@ -86,6 +87,7 @@ def train(config: config_lib.Config, run_dir: Path, *, console: console_lib.Cons
         components.grader.close()
         components.store.close()
         components.sinks.close()
+        components.owner.release()
     is_preempted = preemption.is_agreed and not is_done(config, run.progress)
     return Outcome(run_dir, run.progress.round, is_preempted, metrics.read(components.directory.metrics))
 
@@ -316,6 +318,7 @@ def write_rollouts(components: Components, sampled: rollout.RoundRollout, round:
     """
     if jax.process_index() != 0:
         return
+    components.owner.check()
     config, directory, log_once = components.config, components.directory, components.console.log_once
     try:
         rollout_files.write(directory.rollout(round + 1), sampled.prompts, sampled.all, components.tokenizer)
@@ -346,13 +349,19 @@ def write_line(components: Components, run: RunState, line: types.Json) -> RunSt
     if line["training/round"]:
         components.console.round_line(components.config.run.rounds, line | seconds)
     line = {**line, **seconds}
+    components.owner.check()
     components.writer.write(line)
     components.sinks.write(line)
     return run._replace(progress=dataclasses.replace(run.progress, metrics_bytes=components.writer.num_bytes))
 
 
 def save(components: Components, run: RunState) -> None:
-    """Saves everything that a resumed run needs."""
+    """Saves everything that a resumed run needs.
+
+    Raises:
+      owner.LostError: another run has taken the directory over.
+    """
+    components.owner.check()
     components.store.save(run.progress.round, setup.checkpoint_state(run), components.config)
 
 

@@ -23,6 +23,7 @@ FREE = {(section, field) for section, field in FIELDS if section in ("eval", "ch
     ("run", "stop_score"),
     ("run", "stop_rounds"),
     ("run", "sinks"),
+    ("run", "max_rollouts_gib"),
     ("rollout", "decode_window"),
     ("verifier", "workers"),
     ("verifier", "wall_limit"),
