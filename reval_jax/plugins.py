@@ -9,9 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from reval_jax.sandbox import search_path
+
 
 def load(setting: str, name: str, *, directory: str = "", directory_setting: str = "") -> Callable[..., Any]:
-    """The function `name`, MODULE:FUNCTION; its module is searched for in the directory first, then as Python does.
+    """The function `name`, MODULE:FUNCTION; its module is searched for in the standard library, in the directory, as Python does.
 
     Args:
       setting: the setting that holds the name, for messages.
@@ -27,9 +29,13 @@ def load(setting: str, name: str, *, directory: str = "", directory_setting: str
             f"{directory_setting}={directory} is not a directory. Name the directory of the module of {setting}."
         )
     module_name, _, function_name = name.partition(":")
+    if search_path.is_shadowed(module_name):
+        raise ValueError(
+            f"{setting}={name} cannot be loaded: the standard library has a module {module_name}, which is found before yours. "
+            "Give your file another name."
+        )
     # The directory stays on the path: the module may import others of it later.
-    if str(path) not in sys.path:
-        sys.path.insert(0, str(path))
+    sys.path[:] = search_path.with_directories(sys.path, [path])
     importlib.invalidate_caches()
     try:
         function: Any = functools.reduce(getattr, function_name.split("."), importlib.import_module(module_name))

@@ -119,6 +119,31 @@ def test_a_reward_that_fails_or_is_no_number_from_0_to_1_is_a_crash_and_reported
     assert len(messages) == 1
 
 
+def test_a_reward_may_be_any_real_number_of_python_or_an_array_library():
+    messages: list[str] = []
+    settings = config.Verifier(function="number_rewards:kind_of_number", function_path=str(SUPPORT), workers=1)
+    with verifier.Grader(config.Config(verifier=settings), log=messages.append) as own:
+        numbers = ["bool_", "Decimal", "array", "float16", "int64", "Fraction"]
+        verdicts = own.score(numbers, ["1"] * len(numbers))
+        assert verdicts.reward.tolist() == [1.0] * len(numbers)
+        assert own.score(["Decimal", "array", "float16", "Fraction"], ["0.5"] * 4).reward.tolist() == [0.5] * 4
+        assert own.grade("bool_", "0")[:2] == (0.0, "wrong")
+        refused = own.grades([(name, "1") for name in ("complex", "vector", "None")])
+    assert [grade.explanation for grade in refused] == [
+        f"TypeError: the function returned a {name}, not a number" for name in ("complex", "ndarray", "NoneType")
+    ]
+    assert len(messages) == 1
+
+
+def test_a_reward_that_no_round_could_call_is_refused_before_a_run_starts(tmp_path: Path):
+    for name in ("only_response", "three", "later"):
+        with pytest.raises(ValueError, match=rf"verifier\.function=hostile_rewards:{name} cannot be loaded: TypeError"):
+            verifier.check(config.Verifier(function=f"hostile_rewards:{name}", function_path=str(SUPPORT)))
+    (tmp_path / "random.py").write_text("def score(response, answer):\n    return 1.0\n")
+    with pytest.raises(ValueError, match="the standard library has a module random, which is found before yours"):
+        verifier.check(config.Verifier(function="random:score", function_path=str(tmp_path)))
+
+
 @pytest.mark.parametrize("reward", ["hostile_rewards:nothing", "no_such_module:score"])
 def test_a_reward_that_does_not_exist_is_refused_before_a_run_starts(reward: str):
     with pytest.raises(ValueError, match=f"verifier.function={reward} cannot be loaded"):

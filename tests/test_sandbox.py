@@ -59,6 +59,15 @@ def test_a_task_that_waits_without_computing_ends_at_the_wall_limit_as_a_timeout
     assert outcome.seconds >= 0.3
 
 
+@pytest.mark.parametrize("function", ["block_signals", "stop_timer"])
+def test_a_task_without_its_cpu_timer_ends_soon_after_the_cpu_limit(function: str):
+    with pool_of(function) as workers:
+        workers.start()
+        (outcome,) = workers.run([("", "")])
+    assert (outcome.kind, outcome.message) == ("limit", "the CPU time limit was reached")
+    assert outcome.seconds < WALL_LIMIT / 2
+
+
 def test_the_wall_limit_does_not_end_a_task_that_computes():
     """The whole worker is stopped for longer than both limits."""
     with pool_of("spin", cpu_limit=0.5, wall_limit=1.0) as workers:
@@ -228,6 +237,55 @@ def test_a_function_that_cannot_be_loaded_is_refused_with_its_reason():
     ):
         with pool_of("", target=target) as workers, pytest.raises(pool.RefusedError, match=reason):
             workers.run([("", "")])
+
+
+@pytest.mark.parametrize(
+    ("ends", "reason"),
+    [
+        ("sys.exit(3)", "SystemExit: 3"),
+        ("os._exit(0)", "the worker process ended with exit status 0 while it imported the function"),
+        ("os.kill(os.getpid(), 9)", "the worker process ended by signal 9 while it imported the function"),
+    ],
+)
+def test_a_module_that_ends_the_process_while_it_is_imported_is_refused_with_what_happened(ends, reason, tmp_path):
+    (tmp_path / "ending.py").write_text(f"import os, sys\n{ends}\n")
+    workers = pool.Pool(settings_for("", target="ending:score"), num_workers=1, path=[tmp_path])
+    with pytest.raises(pool.RefusedError) as refused:
+        workers.start()
+    assert str(refused.value) == reason
+
+
+def test_a_module_whose_import_never_ends_is_refused_and_its_process_killed(tmp_path, monkeypatch):
+    monkeypatch.setattr(pool, "START_SECONDS", 3.0)
+    (tmp_path / "endless.py").write_text("import time\ntime.sleep(1000)\n")
+    with pool.Pool(settings_for("", target="endless:score"), num_workers=1, path=[tmp_path]) as workers:
+        workers._workers.append(each := pool._WorkerProcess(workers._settings, workers._path))
+        with pytest.raises(pool.RefusedError, match="did not start within 3 s: importing the function takes too long"):
+            workers.start()
+    assert each._process.returncode is not None
+
+
+def test_files_beside_a_function_do_not_take_the_place_of_the_standard_library(tmp_path):
+    """Not even in a library that the function imports."""
+    for name in ("math", "random", "string", "numbers", "logging", "statistics", "json", "colorsys"):
+        (tmp_path / f"{name}.py").write_text(f"raise RuntimeError('the {name} of the user was imported')\n")
+    (tmp_path / "helper.py").write_text("value = 0.5\n")
+    lines = "import colorsys, json, logging, math, numbers, random, statistics, string\nimport helper, numpy\n"
+    (tmp_path / "mine.py").write_text(f"{lines}def score(response, answer):\n    return helper.value\n")
+    with pool.Pool(settings_for("", target="mine:score"), num_workers=1, path=[tmp_path]) as workers:
+        assert workers.run([("", "")])[0].value == 0.5
+
+
+def test_only_a_function_of_the_right_number_of_arguments_is_started():
+    for function, reason in (
+        ("only_response", r"hostile_rewards:only_response\(response.*can't be called with 2 arguments \(too many"),
+        ("three", r"can't be called with 2 arguments \(missing a required argument: 'question'\)"),
+        ("later", "hostile_rewards:later is async"),
+    ):
+        with pool_of(function, num_arguments=2) as workers, pytest.raises(pool.RefusedError, match=reason):
+            workers.start()
+    with pool_of("any_number", num_arguments=2) as workers:
+        workers.start()
 
 
 @pytest.mark.parametrize("reply", [b"\xff\xff\xff\xff", b"\x00\x00\x00\x02{]", b"\x00\x00\x00\x02{}{}"])

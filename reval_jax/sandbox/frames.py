@@ -66,8 +66,20 @@ class ClosedError(Exception):
     """The other side closed its end before it replied."""
 
 
+class SpentError(Exception):
+    """The other side has used more CPU time than it may."""
+
+
 def exchange(
-    writer: int, reader: int, message: bytes, *, wall_limit: float, may_extend: Callable[[], bool], owner: int
+    writer: int,
+    reader: int,
+    message: bytes,
+    *,
+    wall_limit: float,
+    may_extend: Callable[[], bool],
+    is_spent: Callable[[], bool],
+    check_seconds: float,
+    owner: int,
 ) -> Any:
     """Sends an encoded message and returns the reply.
 
@@ -75,10 +87,12 @@ def exchange(
       writer, reader: non-blocking descriptors to and from the other side.
       wall_limit: seconds to wait for the whole reply.
       may_extend: called when they have passed; True waits as long again.
+      is_spent: called every `check_seconds` without a reply; True ends the exchange.
       owner: descriptor to the process that needs the reply; if it hangs up, the exchange is aborted.
 
     Raises:
       TimeoutError: no complete reply in time.
+      SpentError: `is_spent`.
       ClosedError: the other side closed its end.
       ConnectionAbortedError: the owner hung up.
       ValueError: the reply is malformed.
@@ -88,10 +102,11 @@ def exchange(
     poll.register(writer, select.POLLOUT)
     poll.register(owner, 0)  # poll always reports a hang-up
     view, reply = memoryview(message), b""
-    deadline = time.monotonic() + wall_limit
+    start = time.monotonic()
+    deadline, check = start + wall_limit, start + check_seconds
     while True:
-        remaining = deadline - time.monotonic()
-        ready = dict(poll.poll(max(0.0, remaining) * 1000))
+        remaining, until_check = deadline - time.monotonic(), check - time.monotonic()
+        ready = dict(poll.poll(max(0.0, min(remaining, until_check)) * 1000))
         if owner in ready:
             raise ConnectionAbortedError
         if reader in ready:
@@ -109,6 +124,10 @@ def exchange(
                 raise ClosedError from None
             if not view:
                 poll.unregister(writer)
+        elif until_check <= 0:
+            if is_spent():
+                raise SpentError
+            check += check_seconds
         elif remaining <= 0:
             if not may_extend():
                 raise TimeoutError

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from reval_jax.sandbox import frames, worker
+from reval_jax.sandbox import frames, search_path, worker
 
 START_SECONDS = 300.0  # time to import the function; on a busy machine importing SymPy is slow
 RESCUE_SECONDS = 10.0  # after the longest time that a worker itself can take, with two attempts
@@ -51,11 +51,11 @@ class Pool:
         """A pool of at most `num_workers` workers.
 
         Args:
-          path: directories to search for the function, before those of this process.
+          path: directories to search for the function, before those of this process and behind the standard library.
         """
         self._settings, self._num_workers = settings, num_workers
         root = Path(__file__).resolve().parents[2]
-        self._path = [str(entry.resolve()) for entry in (*path, root, *map(Path, sys.path))]
+        self._path = search_path.with_directories([str(Path(entry).resolve()) for entry in sys.path], (*path, root))
         self._workers: list[_WorkerProcess] = []
         self.peak_bytes = 0  # peak resident memory of the largest process that has run a task
         self.num_replaced = 0  # workers that died and were replaced
@@ -179,12 +179,17 @@ class _WorkerProcess:
         if self._is_ready:
             return
         deadline = time.monotonic() + START_SECONDS
-        reply = None
+        reply, reason = (
+            None,
+            f"the worker process did not start within {START_SECONDS:.0f} s: importing the function takes too long",
+        )
         with selectors.DefaultSelector() as selector:
             selector.register(self.replies, selectors.EVENT_READ)
             while reply is None and selector.select(timeout=max(0.0, deadline - time.monotonic())):
                 piece = os.read(self.replies, frames.MAX_REPLY)
                 if not piece:
+                    self._kill()
+                    reason = f"the worker process ended {_how(self._process.returncode)} while it imported the function"
                     break
                 self._reply += piece
                 reply = frames.decode(self._reply)
@@ -192,7 +197,7 @@ class _WorkerProcess:
         if reply is None:
             self._errors.seek(0)
             lines = self._errors.read().decode(errors="replace").strip().splitlines()
-            raise RefusedError(lines[-1] if lines else f"the worker process did not start within {START_SECONDS:.0f} s")
+            raise RefusedError(f"{reason} ({lines[-1]})" if lines else reason)
         if "refused" in reply:
             raise RefusedError(reply["refused"])
         self._is_ready = True
@@ -249,6 +254,11 @@ class _WorkerProcess:
             with contextlib.suppress(BrokenPipeError):
                 stream.close()  # type: ignore[union-attr]
         self._directory.cleanup()
+
+
+def _how(returncode: int) -> str:
+    """How a process ended, for messages."""
+    return f"by signal {-returncode}" if returncode < 0 else f"with exit status {returncode}"
 
 
 def _environment() -> dict[str, str]:

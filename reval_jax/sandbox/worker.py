@@ -12,8 +12,10 @@ machine gives the same verdicts.
 from __future__ import annotations
 
 import contextlib
+import decimal
 import gc
 import importlib
+import inspect
 import logging
 import math
 import numbers
@@ -28,6 +30,7 @@ from reval_jax.sandbox import confinement, frames
 
 CPU_SIGNALS = (signal.SIGPROF, signal.SIGXCPU)
 GROWTH_SHARE = 16  # a child that has kept more than 1/16 of its memory limit is replaced
+CPU_GRACE = 1.0  # seconds of CPU time beyond its limit after which a child without a timer is killed
 MAX_RENEWALS = 9  # extensions of the wall limit
 MIN_FREE = 32 << 20  # bytes that must be free for a task
 MAX_WORD = 50  # characters of a result that is a string
@@ -44,6 +47,7 @@ class WorkerSettings(NamedTuple):
     memory_limit: int  # bytes
     tasks_per_child: int
     warm_up: list[list[str]]  # arguments of calls before the first child exists; trusted, never model output
+    num_arguments: int = 0  # of every call, compared with the function's signature at the start; 0: not compared
 
 
 class _Child(NamedTuple):
@@ -83,7 +87,9 @@ def _serve(settings: WorkerSettings, requests: int, replies: int) -> None:
         # Children inherit what these calls import and cache.
         for arguments in settings.warm_up:
             function(*arguments)
-    except Exception as error:
+        if settings.num_arguments:
+            _check_signature(function, settings)
+    except BaseException as error:  # sys.exit() in a module's import too
         frames.write(replies, frames.encode({"refused": _describe(error)}))
         return
     # Children share these objects; frozen ones are not touched by the collector, so their pages are not copied.
@@ -107,6 +113,26 @@ def load_function(target: str) -> Callable[..., Any]:
     if not callable(function):
         raise TypeError(f"{target} is a {type(function).__name__}, not a function")
     return function
+
+
+def _check_signature(function: Callable[..., Any], settings: WorkerSettings) -> None:
+    """Refuse a function that no call can succeed with: one of another number of arguments, or a coroutine.
+
+    Raises:
+      TypeError: the function is one of these.
+    """
+    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+        raise TypeError(f"{settings.target} is async; it has to return its result")
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # some functions in C have none
+        return
+    try:
+        signature.bind(*[""] * settings.num_arguments)
+    except TypeError as error:
+        raise TypeError(
+            f"{settings.target}{signature} can't be called with {settings.num_arguments} arguments ({error})"
+        ) from None
 
 
 def _confinement_problem(settings: WorkerSettings) -> str | None:
@@ -168,8 +194,13 @@ class _TaskServer:
                 message,
                 wall_limit=self._settings.wall_limit,
                 may_extend=_extend_if_starved(child.pid),
+                is_spent=_is_spent(child.pid, self._settings.cpu_limit),
+                check_seconds=max(self._settings.cpu_limit, 1.0),
                 owner=self._requests,
             )
+        except frames.SpentError:
+            self._kill_child()
+            return {"kind": "limit", "message": "the CPU time limit was reached"}, False
         except TimeoutError:
             self._kill_child()
             return {"kind": "timeout", "message": "the wall clock ran out"}, False
@@ -218,6 +249,25 @@ class _TaskServer:
         os.close(child.writer)
         os.close(child.reader)
         return os.WTERMSIG(status) if os.WIFSIGNALED(status) else -os.WEXITSTATUS(status)
+
+
+def _is_spent(pid: int, cpu_limit: float) -> Callable[[], bool]:
+    """A function that says whether the child has used more CPU time than its timer allows, from now on.
+
+    The timer ends every other child: only one that blocked its signal, or stopped it, gets this far.
+    """
+    start = _cpu_seconds(pid)
+    return lambda: _cpu_seconds(pid) - start > cpu_limit + CPU_GRACE
+
+
+def _cpu_seconds(pid: int) -> float:
+    """CPU time that the process has used; 0 if the system does not report it."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # user and system time
 
 
 def _extend_if_starved(pid: int) -> Callable[[], bool]:
@@ -276,17 +326,19 @@ def _call(function: Callable[..., Any], arguments: list[Any], settings: WorkerSe
 
 
 def _to_json(value: Any) -> bool | float | str:
-    """A function's result as a JSON value.
+    """A function's result as a JSON value; scalars of array libraries, and arrays of no axes, count as the value they hold.
 
     Raises:
       TypeError: the result is neither a number nor a short string.
       ValueError: the result is not finite.
     """
+    if getattr(value, "shape", None) == () and hasattr(value, "item"):
+        value = value.item()
     if isinstance(value, bool):
         return value
     if type(value) is str and len(value) <= MAX_WORD:
         return value
-    if not isinstance(value, numbers.Real):
+    if not isinstance(value, numbers.Real | decimal.Decimal):
         raise TypeError(f"the function returned a {type(value).__name__}, not a number")
     number = float(value)
     if not math.isfinite(number):

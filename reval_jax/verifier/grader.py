@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from reval_jax import types
-from reval_jax.sandbox import pool, worker
+from reval_jax.sandbox import pool, search_path, worker
 from reval_jax.verifier import checkers, extraction, grading
 
 if TYPE_CHECKING:  # at run time a worker imports this file, and does not need pydantic
@@ -244,6 +244,7 @@ class Grader:
                 # An answer that tampers with the library's scorer must not affect the next one.
                 tasks_per_child=1 if target == _REASONING_GYM else settings.tasks_per_worker,
                 warm_up=warm_up,
+                num_arguments=len(first.arguments),
             )
             path = [Path(settings.function_path)] if target == settings.function else []
             self._pools[target] = pool.Pool(worker_settings, num_workers=settings.workers or _num_workers(), path=path)
@@ -259,7 +260,8 @@ def check(settings: config_lib.Verifier) -> None:
     """Refuses a reward function that cannot be loaded; a worker tries it, as in a run.
 
     Raises:
-      ValueError: `verifier.function_path` is not a directory, or the module cannot be imported or has no such function.
+      ValueError: `verifier.function_path` is not a directory, or the module cannot be imported or has no such function of
+        two arguments.
     """
     if not settings.function:
         return
@@ -269,8 +271,14 @@ def check(settings: config_lib.Verifier) -> None:
             f"verifier.function_path={settings.function_path} is not a directory. "
             "Name the directory that contains the module of verifier.function."
         )
+    module = settings.function.partition(":")[0]
+    if search_path.is_shadowed(module):
+        raise ValueError(
+            f"verifier.function={settings.function} cannot be loaded: the standard library has a module {module}, which is found "
+            "before yours. Give your file another name."
+        )
     worker_settings = worker.WorkerSettings(
-        settings.function, True, settings.cpu_limit, settings.wall_limit, settings.memory_limit << 20, 1, []
+        settings.function, True, settings.cpu_limit, settings.wall_limit, settings.memory_limit << 20, 1, [], 2
     )
     try:
         with pool.Pool(worker_settings, num_workers=1, path=[directory]) as trial:
@@ -278,7 +286,8 @@ def check(settings: config_lib.Verifier) -> None:
     except pool.RefusedError as error:
         raise ValueError(
             f"verifier.function={settings.function} cannot be loaded: {error} (looked for in {directory}, then where Python "
-            "finds its modules). Write MODULE:FUNCTION, and set verifier.function_path to the module's directory."
+            "finds its modules). Write MODULE:FUNCTION of a function of the response and the gold answer, and set "
+            "verifier.function_path to the module's directory."
         ) from error
 
 

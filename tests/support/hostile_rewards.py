@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import resource
+import signal
 import socket
 import subprocess
 import sys
@@ -38,6 +39,38 @@ def stall(response: str, answer: str) -> float:
     """Calls the one of the three functions above that the answer names; returns 1 for any other answer."""
     functions = {"spin": spin, "multiply": multiply, "hang": hang}
     return functions[answer](response, answer) if answer in functions else 1.0
+
+
+def block_signals(response: str, answer: str) -> float:
+    """Blocks the signals of the CPU timer and never returns."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGPROF, signal.SIGXCPU])
+    return spin(response, answer)
+
+
+def stop_timer(response: str, answer: str) -> float:
+    """Stops the CPU timer and never returns, as code of a response that is run may do."""
+    exec("import signal; signal.setitimer(signal.ITIMER_PROF, 0)")  # noqa: S102
+    return spin(response, answer)
+
+
+async def later(response: str, answer: str) -> float:
+    """Returns a coroutine instead of a number."""
+    return 1.0
+
+
+def only_response(response: str) -> float:
+    """Takes one argument."""
+    return 1.0
+
+
+def three(response: str, answer: str, question: str) -> float:
+    """Takes three arguments."""
+    return 1.0
+
+
+def any_number(*arguments: str, scale: float = 1.0) -> float:
+    """Takes any number of arguments."""
+    return scale
 
 
 def allocate(response: str, answer: str) -> float:
