@@ -26,6 +26,7 @@ class Policy(NamedTuple):
     meshes: mesh.Meshes
     source: str  # the checkpoint or model that it was loaded from
     round: int  # of the checkpoint; 0 for published weights
+    template_date: str  # that a chat template prints as today's: the run's, or today
     value_head: model.Params | None = None  # that the run trained beside the policy
 
 
@@ -42,19 +43,19 @@ def load_policy(config: config_lib.Config, run_dir: Path | None, *, round: int |
     distributed.start()
     meshes = mesh.make_meshes(config.mesh)
     architecture, tokenizer, model_stop_ids = weights.read(config.model.path)
-    stop_ids = prompts.stop_ids(config.task, tokenizer, model_stop_ids)
+    date = setup.template_date(run_dir)
+    stop_ids = prompts.stop_ids(config.task, tokenizer, model_stop_ids, date=date)
     if run_dir is None or round == 0:
         params = setup.place_params(weights.load(config.model.path).params, architecture, meshes.learner)
-        return Policy(params, architecture, tokenizer, stop_ids, meshes, config.model.path, 0)
+        return Policy(params, architecture, tokenizer, stop_ids, meshes, config.model.path, 0, date)
     store = checkpoint.Store.open(run_dir / "checkpoints")
     chosen = store.choose(round)
     saved = dataclasses.replace(architecture, has_value_head=store.has_value_head(chosen))
     params = store.restore_params(chosen, update.abstract_params(saved, meshes.learner))
     store.close()
     source, policy_params = f"{run_dir}, round {chosen}", model.without_value_head(params)
-    return Policy(
-        policy_params, architecture, tokenizer, stop_ids, meshes, source, chosen, value_head=params.get("value_head")
-    )
+    head = params.get("value_head")
+    return Policy(policy_params, architecture, tokenizer, stop_ids, meshes, source, chosen, date, value_head=head)
 
 
 def ready(policy: Policy, config: config_lib.Config, prompt_tokens: Iterable[np.ndarray]) -> sampler.SamplingPolicy:
@@ -94,7 +95,7 @@ def respond(
     Raises:
       ValueError: the rendered prompt is longer than `task.max_prompt_tokens`.
     """
-    prompt = prompts.from_question(question, config.task, policy.tokenizer)
+    prompt = prompts.from_question(question, config.task, policy.tokenizer, date=policy.template_date)
     devices = policy.meshes.sampler.size
     slots = min(config.rollout.decode_slots, max(2, -(-num_samples // devices)) * devices)
     fitted = dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, decode_slots=slots))

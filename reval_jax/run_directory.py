@@ -82,8 +82,30 @@ def inspect(path: Path, config: config_lib.Config) -> list[str]:
     return config_lib.changed(old, config)
 
 
+def template_date(path: Path) -> str:
+    """The date that the chat template prints in all prompts of the run in `path`; empty for a new run.
+
+    Raises:
+      ValueError: config.yaml holds something else there.
+    """
+    file = RunDirectory(path).config
+    about = config_lib.read_yaml(file).get("about") if file.exists() else None
+    date = str(about.get("template_date", "")) if isinstance(about, dict) else ""
+    if date and not re.fullmatch(r"\d{4}-\d{2}-\d{2}", date):
+        raise ValueError(
+            f"{file}: about.template_date={date!r} is no date. Restore the file; it was written YYYY-MM-DD."
+        )
+    return date
+
+
 def claim(
-    path: Path, config: config_lib.Config, *, data_fingerprint: str, round: int, pool_fingerprint: str = ""
+    path: Path,
+    config: config_lib.Config,
+    *,
+    data_fingerprint: str,
+    round: int,
+    pool_fingerprint: str = "",
+    template_date: str = "",
 ) -> RunDirectory:
     """Create the directory, or resume it, and write the resolved config.
 
@@ -93,6 +115,7 @@ def claim(
       data_fingerprint: of the training set; the same whenever the run resumes.
       round: rounds finished so far, for config_changes.jsonl.
       pool_fingerprint: of the responses of `rollout.pool`, the same whenever the run resumes; empty without one.
+      template_date: that a chat template prints as today's: the day on which the run began.
 
     Raises:
       ValueError: the training data or the pool differs from what the run began with.
@@ -125,6 +148,7 @@ def claim(
         "config_hash": config_lib.results_hash(config),
         "data_fingerprint": data_fingerprint,
         **({"pool_fingerprint": pool_fingerprint} if pool_fingerprint else {}),
+        **({"template_date": template_date} if template_date else {}),
         "packages": package_versions(),
     }
     tree: types.Json = {**config_lib.to_tree(config), "about": about}

@@ -151,11 +151,12 @@ def _prepare(
 
     architecture, tokenizer, model_stop_ids = weights.read(config.model.path)
     architecture = dataclasses.replace(architecture, has_value_head="value_head" in algorithm.reads)
-    stop_ids = prompts.stop_ids(config.task, tokenizer, model_stop_ids)
-    data = prompts.load(config.task, tokenizer)
+    date = template_date(run_dir)
+    stop_ids = prompts.stop_ids(config.task, tokenizer, model_stop_ids, date=date)
+    data = prompts.load(config.task, tokenizer, date=date)
     stored = pool.of_run(config, data, stop_ids)
     fingerprints = {"data_fingerprint": data.fingerprint, "pool_fingerprint": stored.fingerprint if stored else ""}
-    benchmarks = evaluate.load(config, tokenizer)
+    benchmarks = evaluate.load(config, tokenizer, date=date)
     prompt_tokens = [*data.tokens, *(tokens for each in benchmarks for tokens in each.prompts.tokens)]
     make_sampler = sampler.engines.choose(config.rollout.engine)
     engine = make_sampler(architecture.without_value_head(), meshes, config, longest(prompt_tokens))
@@ -181,7 +182,7 @@ def _prepare(
     is_writer = jax.process_index() == 0
     if is_writer:
         metrics.check(directory.metrics, keep_bytes=run.progress.metrics_bytes)
-        run_directory.claim(run_dir, config, **fingerprints, round=run.progress.round)
+        run_directory.claim(run_dir, config, **fingerprints, template_date=date, round=run.progress.round)
     scores_tokens = algorithm.fill is not None or stored is not None
     scorer = token_scores.make_scorer(architecture, meshes.learner, config=config) if scores_tokens else None
     components = Components(
@@ -274,6 +275,15 @@ class _Start(NamedTuple):
             buffer=replay.init(self.config.replay.capacity)._replace(trajectories=saved.replay),
             progress=saved.progress,
         )
+
+
+def template_date(run_dir: Path | None) -> str:
+    """The date that a chat template prints as today's: the one recorded in a run, or else today.
+
+    All processes get the first one's, on both sides of midnight and in any time zone: a collective call.
+    """
+    own = (run_directory.template_date(run_dir) if run_dir else "") or prompts.today()
+    return distributed.gather_bytes(own.encode())[0].decode()
 
 
 def place_params(params: model.Params, architecture: model.Architecture, devices: jax.sharding.Mesh) -> model.Params:

@@ -6,12 +6,14 @@ import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from support import tiny_runs
 
 from reval_jax import cli, config, evaluate, types, weights
@@ -65,6 +67,16 @@ def test_the_record_has_the_documented_keys_and_no_others(compared):
         assert names - {f"{name}/{end}" for name in metrics for end in ("low", "high")} == documented("`results`")
         assert all(problem.keys() == documented("`problems`") for problem in result["problems"])
     assert all(each.keys() == documented("`comparisons`") for each in compared["comparisons"])
+
+
+def test_all_policies_of_an_evaluation_answer_the_prompts_of_the_first_ones_date(run_dir, files, tmp_path):
+    later = tmp_path / "later"
+    shutil.copytree(run_dir, later)
+    text = (later / "config.yaml").read_text()
+    (later / "config.yaml").write_text(re.sub("template_date: .*", "template_date: '2024-02-29'", text))
+    today = yaml.safe_load((run_dir / "config.yaml").read_text())["about"]["template_date"]
+    assert evaluated(tmp_path / "a.json", "--run-dir", later, run_dir)["protocol"]["template_date"] == "2024-02-29"
+    assert evaluated(tmp_path / "b.json", "--run-dir", run_dir, later)["protocol"]["template_date"] == today
 
 
 def test_every_metric_but_the_standard_error_has_an_interval_around_it(compared):

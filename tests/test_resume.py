@@ -14,10 +14,24 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import yaml
 from orbax.checkpoint._src.serialization import serialization
 from support import tiny_programs, tiny_runs
 
-from reval_jax import batch, console, distributed, metrics, reference, rollout, setup, train, weights
+from reval_jax import (
+    batch,
+    config,
+    console,
+    distributed,
+    inference,
+    metrics,
+    prompts,
+    reference,
+    rollout,
+    setup,
+    train,
+    weights,
+)
 
 LIVES = {
     # Each word names the end of one process; the same command then starts the next, and the last one finishes the run.
@@ -396,3 +410,22 @@ def test_updates_that_are_not_finite_stop_the_run_and_keep_the_last_checkpoint(f
     components.store.close()
     assert tiny_runs.different_arrays(tiny_runs.saved_arrays(copy), before) == []
     assert metrics.read(copy / "metrics.jsonl")[: len(lines)] == lines
+
+
+@pytest.mark.slow
+def test_a_template_that_prints_the_date_prints_the_day_of_the_runs_start(tmp_path, monkeypatch):
+    file = tiny_runs.write_files(tmp_path)
+    (tmp_path / "model" / "chat_template.jinja").write_text("{{ strftime_now('%d %b %Y') }} {{ messages[0].content }}")
+    settings = {"task__template": "chat", "task__max_prompt_tokens": 64, "checkpoint__every": 1, "eval__every": 0}
+    monkeypatch.setattr(prompts, "today", lambda: "2026-11-27")
+    tiny_runs.play(file, tmp_path / "run", run__rounds=1, **settings)
+    monkeypatch.setattr(prompts, "today", lambda: "2026-11-28")
+    tiny_runs.play(file, tmp_path / "run", run__rounds=2, **settings)
+    texts = tiny_runs.rollouts(tmp_path / "run").values()
+    assert len(texts) == 2
+    assert all('"prompt": "27 Nov 2026 ' in text for text in texts)
+    recorded = tmp_path / "run" / "config.yaml"
+    assert yaml.safe_load(recorded.read_text())["about"]["template_date"] == "2026-11-27"
+    assert inference.load_policy(config.load(recorded), tmp_path / "run").template_date == "2026-11-27"
+    assert inference.load_policy(config.load(recorded), tmp_path / "run", round=0).template_date == "2026-11-27"
+    assert inference.load_policy(config.load(file), None).template_date == "2026-11-28"

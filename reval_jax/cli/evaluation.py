@@ -56,8 +56,10 @@ def eval(argv: list[str]) -> int:
     measured: list[types.Json] = []
     compared: list[types.Json] = []
     first: Measured = []
+    date = ""  # in the prompts: the first policy's, so that all answer the same ones
     for index, each in enumerate(to_evaluate):
-        described, results = _measure(config, each, [benchmark for benchmark, _ in first], terminal)
+        baselines = [benchmark for benchmark, _ in first]
+        described, results, date = _measure(config, each, baselines, terminal, date=date)
         first = first or results
         policies.append(described)
         if len(to_evaluate) > 1:
@@ -70,7 +72,8 @@ def eval(argv: list[str]) -> int:
                 output.show(args.json, f"    minus policy 0: {evaluate.comparison_summary(result, difference)}")
                 compared.append(evaluate.record.comparison_record(result, difference, policy=index, baseline=0))
     command = shlex.join(["reval", "eval", *argv])
-    output.write_json(args.json, evaluate.record.evaluation_record(config, command, policies, measured, compared))
+    record = evaluate.record.evaluation_record(config, command, policies, measured, compared, template_date=date)
+    output.write_json(args.json, record)
     return exit_codes.DONE
 
 
@@ -120,9 +123,17 @@ def _notes(config: config_lib.Config, run_dirs: tuple[Path, ...], trained_with: 
 
 
 def _measure(
-    config: config_lib.Config, evaluated: Policy, baselines: list[evaluate.Benchmark], terminal: console_lib.Console
-) -> tuple[types.Json, Measured]:
-    """A description of the policy, and its result on each benchmark.
+    config: config_lib.Config,
+    evaluated: Policy,
+    baselines: list[evaluate.Benchmark],
+    terminal: console_lib.Console,
+    *,
+    date: str,
+) -> tuple[types.Json, Measured, str]:
+    """A description of the policy, its result on each benchmark, and the date in the prompts.
+
+    Args:
+      date: that a chat template prints; empty takes the policy's.
 
     Raises:
       ValueError: the model or a benchmark can't be used, or its problems differ from the baselines'.
@@ -131,7 +142,8 @@ def _measure(
 
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, path=evaluated.model_path))
     policy = inference.load_policy(config, evaluated.run_dir, round=evaluated.round)
-    benchmarks = evaluate.load(config, policy.tokenizer)
+    date = date or policy.template_date
+    benchmarks = evaluate.load(config, policy.tokenizer, date=date)
     if baselines:
         evaluate.check_same_problems(benchmarks, baselines)
     prompt_tokens = (tokens for each in benchmarks for tokens in each.prompts.tokens)
@@ -157,4 +169,4 @@ def _measure(
         round=policy.round,
         stop_ids=policy.stop_ids,
     )
-    return described, results
+    return described, results, date

@@ -18,8 +18,13 @@ if TYPE_CHECKING:
     import transformers
 
 
-def load(config: config_lib.Config, tokenizer: transformers.PreTrainedTokenizerBase) -> list[Benchmark]:
+def load(
+    config: config_lib.Config, tokenizer: transformers.PreTrainedTokenizerBase, *, date: str = ""
+) -> list[Benchmark]:
     """The config's benchmarks, each cut to `eval.max_prompts` questions chosen by a fixed seed.
+
+    Args:
+      date: that a chat template prints as today's, YYYY-MM-DD; empty means today.
 
     Raises:
       ValueError: a data set is missing or malformed, or two benchmarks have the same name.
@@ -29,7 +34,7 @@ def load(config: config_lib.Config, tokenizer: transformers.PreTrainedTokenizerB
         # Some published benchmarks call their only split train, others test, so a directory's only split needs no setting.
         split = config.eval.split or rows.only_split(dataset) or config.task.split
         task = dataclasses.replace(config.task, dataset=dataset, split=split)
-        data = prompts.load(task, tokenizer, names=rows.BENCHMARK)
+        data = prompts.load(task, tokenizer, date=date, names=rows.BENCHMARK)
         chosen, _ = prompts.take(data, 0, min(data.size, config.eval.max_prompts), seed=record.CHOICE_SEED)
         benchmarks.append(
             Benchmark(rows.label(dataset), dataset, data.size, data.fingerprint, chosen, data.prompt_opens_think)

@@ -40,6 +40,8 @@ def evaluation_record(
     policies: Sequence[types.Json],
     results: Sequence[types.Json],
     comparisons: Sequence[types.Json],
+    *,
+    template_date: str,
 ) -> types.Json:
     """The whole record.
 
@@ -48,6 +50,7 @@ def evaluation_record(
       policies: from `policy_record`; the first is the baseline of the comparisons.
       results: from `result_record`.
       comparisons: from `comparison_record`.
+      template_date: that a chat template printed as today's.
     """
     settings, kind = config.eval, jax.devices()[0].device_kind
     return {
@@ -59,6 +62,7 @@ def evaluation_record(
         # The settings that apply to this evaluation; `settings` also holds others, such as the rollout's temperature.
         "protocol": {
             "template": config.task.template,
+            "template_date": template_date,
             "instruction": config.task.instruction,
             "answer_format": config.task.answer_format,
             "samples_per_prompt": settings.samples_per_prompt,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from reval_jax.prompts import templates
 from reval_jax.prompts.dataset import Dataset, decode, from_question, load, take
-from reval_jax.prompts.templates import encode, encode_rendered, stop_ids
+from reval_jax.prompts.templates import encode, encode_rendered, stop_ids, today
 
 __all__ = [
     "Dataset",
@@ -19,4 +19,5 @@ __all__ = [
     "stop_ids",
     "take",
     "templates",
+    "today",
 ]

@@ -39,7 +39,11 @@ class Dataset(NamedTuple):
 
 
 def load(
-    task: config.Task, tokenizer: transformers.PreTrainedTokenizerBase, *, names: rows.SettingNames = rows.TASK
+    task: config.Task,
+    tokenizer: transformers.PreTrainedTokenizerBase,
+    *,
+    date: str = "",
+    names: rows.SettingNames = rows.TASK,
 ) -> Dataset:
     """The data set that `task` names, each question rendered by `task.template` and tokenized.
 
@@ -52,19 +56,20 @@ def load(
     In "raw" and "chat" a non-empty `task.instruction` follows the question after a space.
 
     Args:
+      date: that a chat template prints as today's, YYYY-MM-DD; empty means today.
       names: the settings that messages tell the user to change.
 
     Raises:
       ValueError: the data set can't be read, is empty or has bad rows; a question contains the text of a special
-        token; the template doesn't fit the tokenizer; a prompt is longer than `task.max_prompt_tokens` with
-        `task.long_prompts="error"`, or every prompt is with "drop".
+        token; the template doesn't fit the tokenizer, fails or leaves a question out; a prompt is longer than
+        `task.max_prompt_tokens` with `task.long_prompts="error"`, or every prompt is with "drop".
     """
     source = f"{names.dataset}{task.dataset}"
     checked = rows.read(task.dataset, split=task.split, names=names)
     _check_answer_format(task, checked)
     templates.check(task, tokenizer)
     templates.refuse_forged_text(task, checked, tokenizer, source=source)
-    texts, tokens = templates.render(task, checked, tokenizer, source=source)
+    texts, tokens = templates.render(task, checked, tokenizer, date=date or templates.today(), source=source)
     kept = _short_enough(task, checked, tokens, source)
     for ids in tokens:
         ids.flags.writeable = False
@@ -78,8 +83,13 @@ def load(
     )
 
 
-def from_question(question: str, task: config.Task, tokenizer: transformers.PreTrainedTokenizerBase) -> types.Prompts:
+def from_question(
+    question: str, task: config.Task, tokenizer: transformers.PreTrainedTokenizerBase, *, date: str = ""
+) -> types.Prompts:
     """One prompt: the question, rendered and tokenized as `load` does.
+
+    Args:
+      date: as for `load`.
 
     Raises:
       ValueError: the question is not usable text, contains a special token, or is longer than `task.max_prompt_tokens`.
@@ -91,7 +101,7 @@ def from_question(question: str, task: config.Task, tokenizer: transformers.PreT
         )
     templates.check(task, tokenizer)
     templates.refuse_forged_text(task, [row], tokenizer, source="the prompt")
-    (text,), (tokens,) = templates.render(task, [row], tokenizer, source="the prompt")
+    (text,), (tokens,) = templates.render(task, [row], tokenizer, date=date or templates.today(), source="the prompt")
     if len(tokens) > task.max_prompt_tokens:
         raise ValueError(
             f"task.max_prompt_tokens={task.max_prompt_tokens}, but the prompt has {len(tokens)}. Shorten it, or raise the limit."
