@@ -87,6 +87,7 @@ def prepare(config: config_lib.Config, run_dir: Path, *, console: console_lib.Co
     Raises:
       ValueError: the config, the devices, the model, the data or the directory can't be used, or another run uses it; nothing
         was written.
+      checkpoint.SaveError: there is no space for a checkpoint; nothing was written.
     """
     config_checks.check(config)
     distributed.start()
@@ -163,13 +164,14 @@ def _prepare(
     sampling = sampler.sampling_of(config.rollout, stop_ids, records_mean_log_prob="mean_log_prob" in algorithm.reads)
     optimizer = update.make_optimizer(config.optimizer, has_value_head=architecture.has_value_head)
     directory = run_directory.RunDirectory(run_dir)
-    # Opening the checkpoints of a new run makes the directory, and the weights can still be refused.
-    store = checkpoint.Store(directory.checkpoints, config.checkpoint) if directory.checkpoints.exists() else None
-    latest = store.latest() if store else None
+    store = checkpoint.Store(directory.checkpoints, config.checkpoint)
+    latest, passed_over = store.newest_whole()
     start = _Start(config, algorithm, architecture, optimizer, meshes.learner)
-    if store is None or latest is None:
+    if latest is None:
         run = start.new()
     else:
+        for note in passed_over:
+            console.log(f"note: {note}")
         run = start.resumed(store, latest)
         console.log(f"resuming {run_dir} after round {latest}")
     for change in changes:
@@ -179,10 +181,13 @@ def _prepare(
         console.log(f"note: {note}")
     identity = f"{config_lib.results_hash(config)} {fingerprints} {architecture} {notes} after round {latest}"
     distributed.check_agreement(identity, "settings, training data, pool, model, attention kernel or checkpoint")
+    store.check_space(checkpoint_state(run))
     is_writer = jax.process_index() == 0
     if is_writer:
         metrics.check(directory.metrics, keep_bytes=run.progress.metrics_bytes)
         run_directory.claim(run_dir, config, **fingerprints, template_date=date, round=run.progress.round)
+        for note in store.begin():
+            console.log(f"note: {note}")
     scores_tokens = algorithm.fill is not None or stored is not None
     scorer = token_scores.make_scorer(architecture, meshes.learner, config=config) if scores_tokens else None
     components = Components(
@@ -202,7 +207,7 @@ def _prepare(
         score=reference.make_scorer(architecture, meshes.learner, config=config) if algorithm.has_reference else None,
         score_tokens=scorer,
         peak=timing.device_peak(config.model.compute_dtype),
-        store=store or checkpoint.Store(directory.checkpoints, config.checkpoint),
+        store=store,
         directory=directory,
         owner=held,
         writer=metrics.Writer(directory.metrics, keep_bytes=run.progress.metrics_bytes, is_active=is_writer),

@@ -53,6 +53,7 @@ def train(config: config_lib.Config, run_dir: Path, *, console: console_lib.Cons
     Raises:
       ValueError: the config, the model, the data or the directory can't be used; nothing was written.
       RuntimeError: something failed that is not the user's input; the last checkpoint is intact.
+      checkpoint.SaveError: a checkpoint could not be saved; the one before is intact.
       FloatingPointError: `update.max_skipped` updates in a row were not finite; the last checkpoint is intact.
       owner.LostError: another run has taken the directory over while this one was stopped.
       verifier.UnreliableError: grading failed for more than `verifier.max_failed_share` of a round; the last checkpoint is
@@ -73,6 +74,7 @@ def train(config: config_lib.Config, run_dir: Path, *, console: console_lib.Cons
                     if run.progress.round > (components.store.latest() or 0):
                         save(components, run)
                     break
+                components.store.check()
                 preemption.agree()
                 is_last = is_done(config, run.progress) or preemption.is_agreed
                 if is_last or run.progress.round % config.checkpoint.every == 0:

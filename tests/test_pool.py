@@ -272,7 +272,7 @@ def test_the_command_refuses_with_one_message_and_writes_nothing(tmp_path, capsy
         (("--run-dir", run_dir), "has no right response among the 4"),
         (("--run-dir", run_dir, "--round", 1), "no checkpoint of round 1 exists; saved rounds: [3]"),
         (("--run-dir", run_dir, "--round", 1, "--round", 3), "--round appears 2 times"),
-        (("--run-dir", claimed), "no checkpoint of any exists"),
+        (("--run-dir", claimed), "has no checkpoints"),
         (("--run-dir", tmp_path / "new"), "has no checkpoints"),
         (("--run-dir", tmp_path / "foreign"), "config.yaml that no run wrote"),
         (("--run-dir", tmp_path / "absent"), "cannot be read"),

@@ -44,9 +44,9 @@ def _run(words: list[str]) -> int:
         print(f"reval: {error}", file=sys.stderr)
         return exit_codes.FAILED
     except RuntimeError as error:
-        from reval_jax import owner, verifier
+        from reval_jax import checkpoint, owner, verifier
 
-        if not isinstance(error, verifier.UnreliableError | owner.LostError):
+        if not isinstance(error, verifier.UnreliableError | owner.LostError | checkpoint.SaveError):
             raise
         print(f"reval: {error}", file=sys.stderr)
         return exit_codes.FAILED

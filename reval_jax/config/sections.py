@@ -287,6 +287,7 @@ class Checkpoint:
     __pydantic_config__ = STRICT
     every: PositiveInt = 10  # rounds between checkpoints; the last round is always saved
     keep: PositiveInt = 2  # number of checkpoints to keep; the oldest are deleted first
+    stall_seconds: PositiveFloat = 300.0  # a save that writes nothing for so long has failed; the run ends
 
 
 @dataclasses.dataclass(frozen=True)
