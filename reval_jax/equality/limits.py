@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+from reval_jax.equality import normal
+
 MAX_CHARS = 1000  # characters of an extracted answer; a longer one gets the verdict `limit`
 MAX_DIGITS = 600  # digits of an extracted answer; Python may refuse to convert more than 640
 MAX_NESTING = 32  # brackets inside brackets
@@ -33,7 +35,8 @@ def too_long(answer: str) -> str | None:
 
 def too_big(answer: str) -> str | None:
     """Why an answer is too big for algebra, as a clause for a person; None if it is not."""
-    return too_long(answer) or _Scan().reason(answer)
+    # A power may be written in Unicode, and a binomial as \choose, so the canonical text is measured too.
+    return too_long(answer) or _Scan().reason(answer) or _Scan().reason(normal.canonical_latex(answer))
 
 
 class _Bracket(NamedTuple):

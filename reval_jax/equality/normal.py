@@ -10,9 +10,9 @@ import re
 from fractions import Fraction
 from typing import NamedTuple
 
-_TEXT = (
-    r"\\(?:text|textbf|textit|textrm|textsf|textnormal|mathrm|mathbf|mathit|mathsf|mbox|operatorname)\s*\{([^{}]*)\}"
-)
+from reval_jax.equality import quantities, spelling
+
+_TEXT = quantities.TEXT
 _INTEGER = r"(?:[1-9][0-9]{0,2}(?:[,\u2009][0-9]{3})+|[0-9]+)"
 _DECIMAL = rf"(?:{_INTEGER}(?:\.[0-9]*)?|\.[0-9]+)"
 _SIGNED = rf"[+-]?\s*{_DECIMAL}"
@@ -23,6 +23,10 @@ _SPELLINGS = {
     r"\!": "", r"\$": "", "$": "", r"\(": "", r"\)": "", r"\[": "", r"\]": "", r"\left.": "", r"\right.": "",
     r"\left": "", r"\right": "", r"\big": "", r"\Big": "", r"\bigl": "", r"\bigr": "", r"\Bigl": "", r"\Bigr": "",
     r"\displaystyle": "", r"\textstyle": "", r"\limits": "", r"\boxed": "", r"\fbox": "", r"\rm": "",
+    r"\bigg": "", r"\Bigg": "", r"\biggl": "", r"\biggr": "", r"\Biggl": "", r"\Biggr": "", r"\middle": "", r"\nolimits": "",
+    r"\nicefrac": r"\frac", r"\sfrac": r"\frac", r"\enspace": " ", r"\thinspace": "\u2009", r"\medspace": " ",
+    r"\thickspace": " ", r"\space": " ", r"\textdegree": "°", r"\textdollar": "", r"\pounds": "", r"\euro": "", r"\colon": ":",
+    r"\lg": r"\log_{10} ", r"\varepsilon": r"\epsilon", r"\varphi": r"\phi",
     r"\dfrac": r"\frac", r"\tfrac": r"\frac", r"\cfrac": r"\frac", r"\dbinom": r"\binom", r"\tbinom": r"\binom",
     r"\,": "\u2009", r"\;": " ", r"\:": " ", r"\ ": " ", "~": " ", "\u00a0": " ", r"\quad": " ", r"\qquad": " ",
     "\u2212": "-", "\u2013": "-", r"\%": "%", r"^\circ": "°", r"^{\circ}": "°", r"\degree": "°", r"^°": "°",
@@ -47,6 +51,7 @@ _SPELLING = re.compile(
 _ESCAPED_COMMAND = re.compile(r"\\\\(?=[A-Za-z{}%$])")
 _ROW_DISTANCE = re.compile(r"\\\\\s?\[\s?-?[0-9.]{1,6}\s?(?:pt|em|ex|mm|cm|in|mu|px)\s?\]")
 _THOUSANDS = re.compile(r"(?<=[0-9])(?:\{\s*,\s*\}|,\\!)\s*(?=[0-9]{3}(?![0-9]))")
+_SPACED_THOUSANDS = re.compile(r"(?<![\w.,/}] )(?<![\w.,/}])[1-9][0-9]{0,2}(?: [0-9]{3})+(?![\w/^_]|,[0-9]| ?[0-9/\\])")
 _PRIMES = re.compile(r"\^\s*(?:\{\s*((?:\\prime\s*)+)\}|(\\prime)(?![A-Za-z]))")
 _JOINED = re.compile(r"\\(?:text|mathrm|mbox)\s*\{\s*(,?\s*(?:and|or|AND|OR)\s*)\}")
 
@@ -68,57 +73,8 @@ _NUMBER = re.compile(
     # 3, 3.5, 1,000, 7/2
     rf"|(?P<plain>{_SIGNED})(?:\s*/\s*(?P<divisor>{_SIGNED}))?"
 )
-_UNIT = re.compile(
-    rf"\s*(?:{_TEXT}|([A-Za-z]{{2}}[A-Za-z /]*)|(%|''?|°(?:\s*[CF](?![A-Za-z]))?))\s*(?:\^\s*(?:([23])|\{{\s*(-?[1-3])\s*\}}))?"
-)
-_LAST_UNIT = re.compile(rf"(?<=[\w)}}\]°])\s*(?:{_TEXT}\s*(?:\^\s*[23]|\^\s*\{{\s*-?[1-3]\s*\}})?|%|°(?:\s*[CF])?)$")
-
-# Words that may follow a number without changing it, one unit a line. Multipliers (million, dozen) do change it.
-_UNITS = """
-mm millimeter millimeters millimetre millimetres
-cm centimeter centimeters centimetre centimetres
-dm decimeter decimeters
-m meter meters metre metres
-km kilometer kilometers kilometre kilometres
-in inch inches
-ft foot feet
-yd yard yards
-mile miles
-unit units
-mg milligram milligrams
-g gram grams
-kg kilogram kilograms
-lb lbs pound pounds
-oz ounce ounces
-ton tons
-ml milliliter milliliters
-l liter liters litre litres
-gallon gallons
-s sec second seconds
-min minute minutes
-h hr hour hours
-day days
-week weeks
-month months
-year years
-dollar dollars usd
-cent cents
-yuan
-euro euros
-° deg degree degrees
-rad radian radians
-% percent pct
-"""
-_UNIT_NAMES = {word: line.split()[0] for line in _UNITS.strip().splitlines() for word in line.split()}
-_UNIT_NAMES |= {"mph": "mile h", "kph": "km h", "per": ""}
-_UNIT_POWERS = {"sq": "2", "square": "2", "cubic": "3"}
-# A noun in \text after a number (`21\text{ dogs}`) is a unit, unless it is one of these words, which change the number.
-_NOT_NOUNS = frozenset(
-    """and or nor to of by plus minus times over base mod choose factorial pair pairs dozen dozens score gross hundred
-    hundreds thousand thousands million millions billion billions trillion trillions kilo mega giga lakh crore half
-    halves third thirds quarter quarters fourth fourths fifth fifths sixth sixths seventh sevenths eighth eighths
-    ninth ninths tenth tenths hundredth hundredths thousandth thousandths millionth millionths pi root roots squared
-    cubed binary octal hexadecimal only not no less more than least most""".split()  # noqa: SIM905
+_LAST_UNIT = re.compile(
+    rf"(?<=[\w)}}\]°])\s*(?:(?:{_TEXT}\s*(?:\^\s*[23]|\^\s*\{{\s*-?[1-3]\s*\}})?(?:\s*(?:/|\\cdot)\s*(?={_TEXT}))?\s*)+|%|°(?:\s*[CF])?)$"
 )
 
 
@@ -126,7 +82,7 @@ class Number(NamedTuple):
     """A rational number with its unit."""
 
     value: Fraction
-    unit: str  # canonical name; "" for none
+    unit: str  # of quantities.Phrase; "" for none
 
 
 def canonical_latex(answer: str) -> str:
@@ -135,11 +91,14 @@ def canonical_latex(answer: str) -> str:
     if "\\begin" not in answer:
         answer = _ESCAPED_COMMAND.sub(lambda _: "\\", answer)
     answer = _ROW_DISTANCE.sub(lambda _: r"\\ ", answer)
-    text = _THOUSANDS.sub("", answer)
+    text = _THOUSANDS.sub("", spelling.rewrite(answer))
     text = _SPELLING.sub(lambda match: _SPELLINGS.get(match.group(), match.group()), text)
     text = _PRIMES.sub(lambda match: "'" * match.group().count("prime"), text)
     text = _JOINED.sub(r" \1 ", text).replace(r"\sqrt{}{", r"\sqrt{").replace("**", "^")
+    text = _SPACED_THOUSANDS.sub(lambda match: match.group().replace(" ", ""), text)
     text = strip(text)
+    while text[-1:] in (",", ";"):  # `5,` as the end of a line in running text
+        text = strip(text[:-1])
     whole = re.fullmatch(_TEXT, text)
     return strip(whole.group(1)) if whole else text
 
@@ -189,7 +148,7 @@ def _partners(text: str) -> dict[int, int]:
 
 def canonical_text(text: str) -> str:
     r"""Text for comparison: words without `\text`, braced fractions and roots, bare one-character exponents, no extra space."""
-    text = re.sub(_TEXT, r" \1 ", text)
+    text = plain_words(text)
     text = re.sub(r"\\frac\s*([0-9])\s*([0-9])(?![0-9])", r"\\frac{\1}{\2}", text)
     text = re.sub(r"\\sqrt\s*([0-9])(?![0-9])", r"\\sqrt{\1}", text)
     text = re.sub(r"([\^_])\{([A-Za-z0-9])\}", r"\1\2", text)
@@ -200,6 +159,11 @@ def canonical_text(text: str) -> str:
     return choice.group(1) if choice else text
 
 
+def plain_words(text: str) -> str:
+    r"""The text with the words of `\text{...}` and the like as they are, set off by spaces."""
+    return re.sub(_TEXT, r" \1 ", text)
+
+
 def number(text: str) -> Number | None:
     """The rational number, with its unit or noun, that a text in canonical LaTeX consists of; None for any other text.
 
@@ -207,16 +171,25 @@ def number(text: str) -> Number | None:
       text: at most a few hundred digits.
     """
     match = _NUMBER.match(text)
-    value = _fraction(match) if match else None
-    unit = _unit(text[match.end() :], allow_nouns=True) if match else None
-    return None if value is None or unit is None else Number(value, unit)
+    phrase = quantities.read(strip(text[match.end() :])) if match else None
+    value = _fraction(match) if match and phrase is not None else None
+    return None if value is None or phrase is None else Number(value * phrase.multiplier, phrase.unit)
+
+
+def is_same_number(one: Number, other: Number) -> bool:
+    """Whether two numbers are equal, in their units: 60 min is 1 hour. A unit may be missing on one side."""
+    if not one.unit or not other.unit:
+        return one.value == other.value
+    is_same_dimension = quantities.is_same_dimension(one.unit, other.unit)
+    return is_same_dimension and one.value * quantities.factor(one.unit) == other.value * quantities.factor(other.unit)
 
 
 def without_unit(text: str) -> tuple[str, str]:
     r"""A text in canonical LaTeX without the unit at its end (`\text{ cm}^2`, `%`, `°`), and that unit; "" for none."""
     match = _LAST_UNIT.search(text)
-    unit = _unit(text[match.start() :], allow_nouns=False) if match else None
-    return (text[: match.start()].strip(), unit) if match and unit else (text, "")
+    phrase = quantities.read(strip(text[match.start() :])) if match else None
+    is_unit = phrase is not None and phrase.unit and phrase.multiplier == 1
+    return (text[: match.start()].strip(), phrase.unit) if match and phrase and is_unit else (text, "")
 
 
 def _fraction(number: re.Match[str]) -> Fraction | None:
@@ -257,26 +230,3 @@ def decimal(text: str) -> Fraction:
 def _repeating(before: str, period: str) -> Fraction:
     places = len(before.partition(".")[2])
     return decimal(before) + Fraction(int(period), (10 ** len(period) - 1) * 10**places)
-
-
-def _unit(rest: str, *, allow_nouns: bool) -> str | None:
-    """The unit, or with `allow_nouns` the noun, that `rest` consists of; "" for a blank rest, None for any other text."""
-    if not rest.strip():
-        return ""
-    match = _UNIT.fullmatch(strip(rest))
-    if match is None:
-        return None
-    in_text, plain, symbol, power, braced_power = match.groups()
-    words = re.findall(r"[^\s/.]+", (in_text or plain or symbol or "").lower())
-    if symbol is None and not (words and all(word in _UNIT_NAMES or word in _UNIT_POWERS for word in words)):
-        is_noun = allow_nouns and in_text and all(re.fullmatch("[a-z]{3,}", word) for word in words)
-        if not is_noun or not _NOT_NOUNS.isdisjoint(words):
-            return None
-    names, exponent = [], ""
-    for word in words:
-        if word in _UNIT_POWERS:
-            exponent = _UNIT_POWERS[word]
-        elif name := _UNIT_NAMES.get(word, word.removesuffix("s")):
-            names.append(name + exponent)
-            exponent = ""
-    return " ".join(names) + (power or braced_power or exponent)

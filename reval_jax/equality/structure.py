@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Literal, NamedTuple
 
-from reval_jax.equality import normal
+from reval_jax.equality import normal, quantities, vocabulary
 
 Comparison = Literal["equal", "different", "open"]
 EQUAL: Comparison = "equal"
@@ -29,6 +29,7 @@ _NAME = re.compile(
     r"|\\(?:text|mathrm|operatorname)\s*\{[A-Za-z ]*\}"
     rf"|\(\s*{_SYMBOL}(?:\s*,\s*{_SYMBOL})+\s*\)"
 )
+_NEGATION = re.compile(r"\\(?:not|neg)(?![A-Za-z])|(?<![A-Za-z\\])(?:not?|non|nor|nil)(?![A-Za-z])")
 _AND = r"(?:and|or|AND|OR)(?![a-z])"
 _COMMA = re.compile(rf",\s*(?:{_AND})?|(?<![A-Za-z\\]){_AND}")
 _SPACED_COMMA = re.compile(rf",\s+(?:{_AND})?|(?<![A-Za-z\\]){_AND}")
@@ -71,7 +72,7 @@ def read(text: str, *, depth: int = 0) -> Node:
     exact, *rounded = _split(text, _APPROX)
     if rounded:
         # `x \approx 11` answers 11; `2\sqrt{30} \approx 10.95` answers its exact part.
-        is_named = not exact.strip() or _NAME.fullmatch(exact.strip())
+        is_named = not exact.strip() or _is_name(exact.strip())
         return read(rounded[0] if is_named else exact, depth=depth + 1)
     if _RELATION.search(text):
         relation = _read_relation(text, depth)
@@ -124,7 +125,7 @@ def _read_relation(text: str, depth: int) -> Node | None:
     sides = [side.strip() for side in _split(text, _RELATION)]
     if not operators or not all(sides):
         return None
-    name = normal.canonical_text(sides[0]) if _NAME.fullmatch(sides[0]) else ""
+    name = normal.canonical_text(sides[0]) if _is_name(sides[0]) else ""
     if name and operators == [r"\in"]:
         return read(sides[1], depth=depth + 1)._replace(name=name)
     if name and set(operators) == {"="}:
@@ -141,21 +142,25 @@ def _read_relation(text: str, depth: int) -> Node | None:
     return Node("relation", text, items=items, marks=" ".join(operators))
 
 
+def _is_name(side: str) -> bool:
+    r"""Whether one side of a relation only names the value. Words must be a known quantity: `\text{not} = 5` is not 5."""
+    if not _NAME.fullmatch(side) or _NEGATION.search(side):
+        return False
+    words = re.fullmatch(quantities.TEXT, side)
+    return words is None or vocabulary.is_label(words.group(1))
+
+
 def _read_interval(sides: list[str], operators: list[str]) -> Node | None:
     r"""`-2 \le x < 7` and `x > 5` as intervals of x; None for other relations."""
     if operators[0] in _FLIPPED:
         sides, operators = sides[::-1], [_FLIPPED.get(operator, "") for operator in operators[::-1]]
     if not all(operator in ("<", r"\le") for operator in operators):
         return None
-    if len(sides) == 2 and _NAME.fullmatch(sides[0]):
+    if len(sides) == 2 and _is_name(sides[0]):
         sides, operators = ["-\\infty", *sides], ["<", *operators]
-    elif len(sides) == 2 and _NAME.fullmatch(sides[1]):
+    elif len(sides) == 2 and _is_name(sides[1]):
         sides, operators = [*sides, "\\infty"], [*operators, "<"]
-    if (
-        len(sides) != 3
-        or not _NAME.fullmatch(sides[1])
-        or re.search("[A-Za-z]", re.sub(r"\\[a-z]+", "", sides[0] + sides[2]))
-    ):
+    if len(sides) != 3 or not _is_name(sides[1]) or re.search("[A-Za-z]", re.sub(r"\\[a-z]+", "", sides[0] + sides[2])):
         return None
     marks = ("(" if operators[0] == "<" else "[") + (")" if operators[1] == "<" else "]")
     # The text is empty, because the answer was written as a relation.
