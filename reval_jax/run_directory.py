@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -11,7 +12,7 @@ from pathlib import Path
 import yaml
 
 from reval_jax import config as config_lib
-from reval_jax import owner, types
+from reval_jax import durable, owner, types
 
 PACKAGES = ("reval-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy", "math-verify")
 GPU_PACKAGES = ("jax-cuda13-plugin", "nvidia-cublas", "nvidia-cudnn-cu13")
@@ -20,6 +21,9 @@ GPU_PACKAGES = ("jax-cuda13-plugin", "nvidia-cublas", "nvidia-cudnn-cu13")
 
 MISSING = "not installed"
 
+_CHECKSUM = b"# sha256 of the lines above: "
+"""Begins the last line of config.yaml."""
+
 
 class RunDirectory:
     """Paths of a run."""
@@ -27,6 +31,8 @@ class RunDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.config = path / "config.yaml"
+        self.config_copy = path / "config_copy.yaml"
+        self.saved = path / "saved.json"
         self.changes = path / "config_changes.jsonl"
         self.metrics = path / "metrics.jsonl"
         self.rollouts = path / "rollouts"
@@ -49,15 +55,12 @@ def inspect(path: Path, config: config_lib.Config) -> list[str]:
     """Settings that changed since the run in `path` began or last resumed; none for a new run. Writes nothing.
 
     Raises:
-      ValueError: the directory is not a run's, is not writable, or belongs to a run whose config gives other results.
+      ValueError: the directory is not a run's, is not writable, has lost its checkpoints, or belongs to a run whose config gives
+        other results.
     """
     run = RunDirectory(path)
-    existing = next((parent for parent in (path, *path.absolute().parents) if parent.exists()), None)
-    if existing is None or not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise ValueError(
-            f"--run-dir {path}: {existing} is not a writable directory. Choose another, or change its mode."
-        )
-    if not run.config.exists():
+    _check_path(path)
+    if not run.config.exists() and not run.config_copy.exists():
         # The run takes its directory first; a killed `claim` leaves its unfinished config file.
         unfinished = run.config.with_suffix(".tmp").name
         if path.exists() and any(
@@ -67,33 +70,135 @@ def inspect(path: Path, config: config_lib.Config) -> list[str]:
                 f"--run-dir {path} holds files but no config.yaml, so it is not a run. Choose an empty or new directory."
             )
         return []
-    if "about" not in config_lib.read_yaml(run.config):
-        raise ValueError(
-            f"--run-dir {path} holds a config.yaml that no run wrote, and a run would overwrite it. Choose an empty or "
-            "new directory."
-        )
-    old = config_lib.load(run.config)
+    old, _, notes = _recorded(run)
     altered = config_lib.changed_results(old, config)
     if altered:
         raise ValueError(
             f"--run-dir {path} belongs to a run with other settings ({'; '.join(altered)}), and resuming would mix two "
             "experiments. Restore the settings, or start a new run with another --run-dir."
         )
-    return config_lib.changed(old, config)
+    if not saved_rounds(run) and _has_saved(run, old) and (_last_round(run) or run.rollout_files()):
+        raise ValueError(
+            f"{run.checkpoints} has no checkpoint, but the run has saved some: beginning again from round 0 would write over the "
+            f"metrics and rollouts in {path}. Restore the checkpoints from a copy, start a new run with another --run-dir, or "
+            f"delete {path} to begin again here."
+        )
+    return notes + config_lib.changed(old, config)
+
+
+def _check_path(path: Path) -> None:
+    """Refuses a path where no directory can be made or written; raises ValueError."""
+    try:
+        parents = (path.absolute(), *path.absolute().parents)
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"--run-dir {path} cannot be found: the working directory does not exist any more. Change to another one first."
+        ) from error
+    try:
+        for parent in parents:
+            if parent.is_symlink() and not parent.exists():
+                raise ValueError(
+                    f"--run-dir {path}: {parent} is a link to {os.readlink(parent)}, which does not exist. Make that directory, "
+                    "or choose another."
+                )
+        existing = next(parent for parent in parents if parent.exists())
+    except OSError as error:
+        raise ValueError(f"--run-dir {path} cannot be used: {error.strerror}. Choose another directory.") from error
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise ValueError(
+            f"--run-dir {path}: {existing} is not a writable directory. Choose another, or change its mode."
+        )
+
+
+def _recorded(run: RunDirectory) -> tuple[config_lib.Config, types.Json, list[str]]:
+    """The settings and facts in config.yaml, or in its copy if it is damaged, which the notes then say.
+
+    Raises:
+      ValueError: no run wrote the file, or it and its copy are damaged.
+    """
+    config, about, problem = _read_config(run.config)
+    if not problem:
+        return types.present(config), about, []
+    if not run.config_copy.exists():
+        advice = "Restore the file, or choose another directory."
+        if rounds := saved_rounds(run):
+            advice += f" The settings are in {run.checkpoints / str(rounds[-1])} as well."
+        raise ValueError(f"--run-dir {run.path}: {run.config} {problem}. {advice}")
+    config, about, also = _read_config(run.config_copy)
+    if also:
+        raise ValueError(
+            f"--run-dir {run.path}: {run.config} {problem}, and so is its copy: {run.config_copy} {also}. Restore one of them; "
+            "one that you have changed yourself is read once you delete its last line, the checksum."
+        )
+    return types.present(config), about, [f"the copy of config.yaml, since that {problem}"]
+
+
+def _read_config(file: Path) -> tuple[config_lib.Config | None, types.Json, str]:
+    """Settings, facts, and what is wrong with the file, to follow its name."""
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        return None, {}, f"cannot be read ({error.strerror})"
+    lines, mark, checksum = content.rpartition(_CHECKSUM)
+    if mark and checksum.strip() != hashlib.sha256(lines).hexdigest().encode():
+        return None, {}, "is damaged: it does not have its checksum"
+    try:
+        tree = config_lib.read_yaml(file)
+        about = tree.pop("about", None)
+        if not isinstance(about, dict) or not about.keys() >= {"data_fingerprint", "packages"}:
+            return None, {}, "is a config.yaml that no run wrote, and a run would overwrite it"
+        return config_lib.from_tree(tree, source=str(file)), about, ""
+    except ValueError as error:
+        return None, {}, f"is damaged ({error})"
+
+
+def saved_rounds(run: RunDirectory) -> list[int]:
+    """Rounds whose checkpoints were committed, ascending, whole or not."""
+    try:
+        return sorted(int(entry.name) for entry in run.checkpoints.iterdir() if entry.name.isdecimal())
+    except OSError:
+        return []
+
+
+def note_saved(run: RunDirectory) -> None:
+    """Records that the run has a committed checkpoint, once there is one, so that a start without any is noticed.
+
+    Raises:
+      OSError: the record cannot be written.
+    """
+    if not run.saved.exists() and (rounds := saved_rounds(run)):
+        durable.write(run.saved, (json.dumps({"first_saved_round": rounds[0]}) + "\n").encode())
+
+
+def _has_saved(run: RunDirectory, old: config_lib.Config) -> bool:
+    """Whether the run has had a checkpoint; earlier versions did not record it, but waited for a save before the next."""
+    return run.saved.exists() or _last_round(run) >= 2 * old.checkpoint.every
+
+
+def _last_round(run: RunDirectory) -> int:
+    """The last round in metrics.jsonl; 0 where it has none."""
+    try:
+        lines = run.metrics.read_bytes().splitlines()
+    except OSError:
+        return 0
+    rounds = [re.search(rb'"training/round": (\d+)', line) for line in lines]
+    return max((int(found[1]) for found in rounds if found), default=0)
 
 
 def template_date(path: Path) -> str:
     """The date that the chat template prints in all prompts of the run in `path`; empty for a new run.
 
     Raises:
-      ValueError: config.yaml holds something else there.
+      ValueError: config.yaml holds something else there, or is damaged as its copy is.
     """
-    file = RunDirectory(path).config
-    about = config_lib.read_yaml(file).get("about") if file.exists() else None
-    date = str(about.get("template_date", "")) if isinstance(about, dict) else ""
+    run = RunDirectory(path)
+    if not run.config.exists() and not run.config_copy.exists():
+        return ""
+    _, about, _ = _recorded(run)
+    date = str(about.get("template_date", ""))
     if date and not re.fullmatch(r"\d{4}-\d{2}-\d{2}", date):
         raise ValueError(
-            f"{file}: about.template_date={date!r} is no date. Restore the file; it was written YYYY-MM-DD."
+            f"{run.config}: about.template_date={date!r} is no date. Restore the file; it was written YYYY-MM-DD."
         )
     return date
 
@@ -121,8 +226,8 @@ def claim(
       ValueError: the training data or the pool differs from what the run began with.
     """
     run = RunDirectory(path)
-    if run.config.exists():
-        about = config_lib.read_yaml(run.config)["about"]
+    if run.config.exists() or run.config_copy.exists():
+        old, about, _ = _recorded(run)
         if about["data_fingerprint"] != data_fingerprint:
             raise ValueError(
                 f"task.dataset={config.task.dataset} has the fingerprint {data_fingerprint}, but the run in {path} began with "
@@ -134,11 +239,11 @@ def claim(
                 f"rollout.pool={config.rollout.pool} has the fingerprint {pool_fingerprint}, but the run in {path} began with "
                 f"{before}: other stored responses would join its groups. Restore the file, or use another --run-dir."
             )
-        changes = config_lib.changed(config_lib.load(run.config), config)
+        changes = config_lib.changed(old, config)
         changes += [
-            f"package {name}: {old} -> {_version(name)}"
-            for name, old in about["packages"].items()
-            if old != _version(name)
+            f"package {name}: {before} -> {_version(name)}"
+            for name, before in about["packages"].items()
+            if before != _version(name)
         ]
         if changes:
             with run.changes.open("a", encoding="utf-8") as file:
@@ -152,10 +257,14 @@ def claim(
         "packages": package_versions(),
     }
     tree: types.Json = {**config_lib.to_tree(config), "about": about}
-    temporary = run.config.with_suffix(".tmp")
-    temporary.write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
-    temporary.replace(run.config)
+    content = yaml.safe_dump(tree, sort_keys=False).encode()
+    content += _CHECKSUM + hashlib.sha256(content).hexdigest().encode() + b"\n"
+    # A resume depends on them, also after a power loss.
+    durable.write(run.config, content)
+    durable.write(run.config_copy, content)
+    durable.sync_directory(path.parent)
     run.rollouts.mkdir(exist_ok=True)
+    note_saved(run)
     return run
 
 

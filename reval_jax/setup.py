@@ -184,7 +184,7 @@ def _prepare(
     store.check_space(checkpoint_state(run))
     is_writer = jax.process_index() == 0
     if is_writer:
-        metrics.check(directory.metrics, keep_bytes=run.progress.metrics_bytes)
+        metrics.check(directory.metrics, keep_bytes=run.progress.metrics_bytes, round=run.progress.round)
         run_directory.claim(run_dir, config, **fingerprints, template_date=date, round=run.progress.round)
         for note in store.begin():
             console.log(f"note: {note}")
@@ -210,7 +210,13 @@ def _prepare(
         store=store,
         directory=directory,
         owner=held,
-        writer=metrics.Writer(directory.metrics, keep_bytes=run.progress.metrics_bytes, is_active=is_writer),
+        writer=metrics.Writer(
+            directory.metrics,
+            keep_bytes=run.progress.metrics_bytes,
+            round=run.progress.round,
+            is_active=is_writer,
+            log=console.log,
+        ),
         sinks=sinks.Sinks(opens if is_writer else {}, config, run_dir, log=console.log),
         clock=metrics.Clock(),
         console=console,

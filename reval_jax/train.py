@@ -26,6 +26,7 @@ from reval_jax import (
     rollout,
     rollout_files,
     round_metrics,
+    run_directory,
     sampler,
     setup,
     timing,
@@ -81,6 +82,7 @@ def train(config: config_lib.Config, run_dir: Path, *, console: console_lib.Cons
                     with components.clock.phase("save"):
                         save(components, run)
             components.store.wait()
+            note_saved(components)
     except ValueError as error:
         # Wrong settings were refused in `prepare`. A ValueError here is a bug, of this package or of the user's own function, so
         # its traceback is kept.
@@ -91,7 +93,12 @@ def train(config: config_lib.Config, run_dir: Path, *, console: console_lib.Cons
         components.sinks.close()
         components.owner.release()
     is_preempted = preemption.is_agreed and not is_done(config, run.progress)
-    return Outcome(run_dir, run.progress.round, is_preempted, metrics.read(components.directory.metrics))
+    try:
+        lines = metrics.read(components.directory.metrics)
+    except ValueError as error:  # others have changed the file, and the run has ended well
+        console.log(f"note: {error}")
+        lines = []
+    return Outcome(run_dir, run.progress.round, is_preempted, lines)
 
 
 def play_round(components: Components, run: RunState, actor: rollout.Actor) -> RunState:
@@ -354,7 +361,14 @@ def write_line(components: Components, run: RunState, line: types.Json) -> RunSt
     components.owner.check()
     components.writer.write(line)
     components.sinks.write(line)
+    note_saved(components)
     return run._replace(progress=dataclasses.replace(run.progress, metrics_bytes=components.writer.num_bytes))
+
+
+def note_saved(components: Components) -> None:
+    """Records, in one process, that the run has a checkpoint, once one is committed."""
+    if jax.process_index() == 0:
+        run_directory.note_saved(components.directory)
 
 
 def save(components: Components, run: RunState) -> None:

@@ -6,6 +6,7 @@ import json
 import re
 import time
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import numpy as np
@@ -51,23 +52,39 @@ CONTRACT = {
 """Names of every round's line."""
 
 
-def writer(path: Path, keep_bytes: int = 0) -> metrics.Writer:
-    return metrics.Writer(path, keep_bytes=keep_bytes, is_active=True)
+def writer(path: Path, keep_bytes: int = 0, round: int = 0, said: list[str] | None = None) -> metrics.Writer:
+    log = (lambda text: pytest.fail(text)) if said is None else said.append
+    return metrics.Writer(path, keep_bytes=keep_bytes, round=round, is_active=True, log=log)
+
+
+def line(round: int, **values: Any) -> dict[str, Any]:
+    return {"training/round": round, **values}
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A file with the lines of rounds 0 to 4, its length after round 3, of which there is a checkpoint, and its bytes."""
+    path = tmp_path / "metrics.jsonl"
+    opened, ends = writer(path), []
+    for round in range(5):
+        opened.write(line(round, score=0.25 * round))
+        ends.append(opened.num_bytes)
+    return path, ends[3], path.read_bytes()
 
 
 def test_a_written_line_is_on_disk_at_once_and_reads_back_equal(tmp_path):
     opened = writer(tmp_path / "m.jsonl")
-    lines = [{"a": 1, "b": 0.1 + 0.2, "c": "text"}, {"a": np.int64(2), "b": np.float32(0.5), "c": True}]
-    for line in lines:
-        opened.write(line)
+    lines = [line(1, a=1, b=0.1 + 0.2, c="text"), line(2, a=np.int64(2), b=np.float32(0.5), c=True)]
+    for each in lines:
+        opened.write(each)
         assert opened.num_bytes == (tmp_path / "m.jsonl").stat().st_size
-    assert metrics.read(tmp_path / "m.jsonl") == [lines[0], {"a": 2, "b": 0.5, "c": True}]
+    assert metrics.read(tmp_path / "m.jsonl") == [lines[0], line(2, a=2, b=0.5, c=True)]
 
 
 def test_numbers_that_are_not_finite_become_null_so_that_the_file_stays_json(tmp_path):
-    writer(tmp_path / "m.jsonl").write({"a": float("nan"), "b": np.float32("inf"), "c": -float("inf")})
+    writer(tmp_path / "m.jsonl").write(line(1, a=float("nan"), b=np.float32("inf"), c=-float("inf")))
     text = (tmp_path / "m.jsonl").read_text()
-    assert json.loads(text, parse_constant=pytest.fail) == {"a": None, "b": None, "c": None}
+    assert json.loads(text, parse_constant=pytest.fail) == line(1, a=None, b=None, c=None)
 
 
 @hypothesis.settings(
@@ -81,16 +98,17 @@ def test_lines_after_the_last_save_are_dropped_even_a_torn_one(tmp_path, num_sav
     path.unlink(missing_ok=True)
     opened = writer(path)
     for index in range(num_saved):
-        opened.write({"index": index})
+        opened.write(line(index + 1))
     saved = opened.num_bytes
     for index in range(num_lost):
-        opened.write({"index": -index})
+        opened.write(line(num_saved + 1 + index, lost=True))
     if is_torn:
         with path.open("a") as file:
             file.write('{"index": ')
-    again = writer(path, saved)
-    again.write({"index": num_saved})
-    assert [line["index"] for line in metrics.read(path)] == list(range(num_saved + 1))
+    again = writer(path, saved, num_saved)
+    again.write(line(num_saved + 1))
+    assert metrics.read(path) == [line(index + 1) for index in range(num_saved + 1)]
+    assert metrics.verify(path)
     assert again.num_bytes == path.stat().st_size
 
 
@@ -100,6 +118,119 @@ def test_a_file_shorter_than_at_the_last_save_is_refused_and_kept(tmp_path):
     with pytest.raises(ValueError, match="has 3 bytes, but had 4"):
         writer(path, 4)
     assert path.read_text() == "{}\n"
+
+
+def test_every_flipped_bit_of_a_saved_line_is_noticed_and_the_advice_mends_it(saved, tmp_path):
+    path, end, whole = saved
+    for index in range(end):
+        path.write_bytes(whole[:index] + bytes([whole[index] ^ 1 << index % 8]) + whole[index + 1 :])
+        with pytest.raises(ValueError, match=r"metrics\.jsonl .*(damaged|lost|changed)"):
+            metrics.check(path, keep_bytes=end, round=3)
+        with pytest.raises(ValueError, match=r"does not have its checksum"):
+            metrics.verify(path)
+    with pytest.raises(ValueError, match=r"a new file then begins with round 4") as caught:
+        writer(path, end, 3)
+    source, target = re.search(r"\(mv (\S+) (\S+)\)", str(caught.value)).groups()
+    Path(source).rename(target)
+    said = []
+    opened = writer(path, end, 3, said)
+    assert "begins with round 4: the lines of earlier rounds are not in it" in said[0]
+    opened.write(line(4))
+    assert metrics.verify(path)
+    # A kill before the next save, and one after it.
+    opened = writer(path, end, 3, said)
+    opened.write(line(4))
+    after_4 = opened.num_bytes
+    opened.write(line(5))
+    opened = writer(path, after_4, 4)
+    opened.write(line(5))
+    assert metrics.read(path) == [line(4), line(5)]
+    assert metrics.verify(path)
+    # An older checkpoint than the one with which the file began.
+    opened = writer(path, 17, 2, said)
+    opened.write(line(3))
+    assert metrics.read(path) == [line(3)]
+
+
+def test_every_flipped_bit_of_the_checksums_is_noticed(saved):
+    path, end, _ = saved
+    sidecar = metrics.sidecar(path)
+    whole = sidecar.read_bytes()
+    kept = sum(map(len, whole.splitlines(keepends=True)[:4]))
+    for index in range(kept):
+        sidecar.write_bytes(whole[:index] + bytes([whole[index] ^ 1 << index % 8]) + whole[index + 1 :])
+        with pytest.raises(ValueError, match=r"metrics\.jsonl "):
+            metrics.check(path, keep_bytes=end, round=3)
+    sidecar.write_bytes(whole[: kept // 2])
+    with pytest.raises(ValueError, match=r"no checksum of the line of round"):
+        metrics.check(path, keep_bytes=end, round=3)
+
+
+def test_lines_in_another_order_twice_or_left_out_are_noticed(saved):
+    path, end, whole = saved
+    rows = whole.splitlines(keepends=True)
+    for order in ([0, 2, 1, 3, 4], [0, 1, 1, 2, 3, 4], [0, 1, 3, 4], [1, 2, 3, 4], [0, 1, 2]):
+        metrics.sidecar(path).unlink(missing_ok=True)  # as of an earlier version: the rounds alone tell
+        path.write_bytes(b"".join(rows[index] for index in order))
+        with pytest.raises(ValueError, match=r"metrics\.jsonl "):
+            metrics.check(path, keep_bytes=end, round=3)
+
+
+def test_an_earlier_versions_file_is_read_without_checksums_and_has_them_afterwards(saved):
+    path, end, _ = saved
+    metrics.sidecar(path).unlink()
+    assert not metrics.verify(path)
+    said = []
+    writer(path, end, 3, said).write(line(4))
+    assert "has no checksums, as of an earlier version" in said[0]
+    assert metrics.verify(path)
+
+
+@pytest.mark.parametrize("foreign", [b"note\n", b'{"training/round": 4, "score": 9}\n', b"no end of line"])
+def test_what_others_append_while_a_run_writes_is_moved_and_said(saved, foreign):
+    path, _, whole = saved
+    said = []
+    opened = writer(path, len(whole), 4, said)
+    with path.open("ab") as file:
+        file.write(foreign)
+    opened.write(line(5))
+    opened.write(line(6))
+    assert len(said) == 1
+    assert f"has written {len(foreign)} bytes into" in said[0]
+    assert path.with_name("metrics.foreign.jsonl").read_bytes() == foreign
+    assert [each["training/round"] for each in metrics.read(path)] == list(range(7))
+    assert metrics.verify(path)
+    assert path.read_bytes().startswith(whole)
+
+
+def test_what_others_append_while_no_run_writes_is_kept_apart_at_the_next_start(saved):
+    path, end, whole = saved
+    with path.open("ab") as file:
+        file.write(b"note\n")
+    said = []
+    writer(path, end, 3, said)
+    assert path.read_bytes() == whole[:end]
+    assert path.with_name("metrics.foreign.jsonl").read_bytes() == b"note\n"
+    assert len(said) == 1
+
+
+def test_a_file_that_is_deleted_or_changed_while_a_run_writes_is_moved_and_a_new_one_begins(saved):
+    path, _, whole = saved
+    said = []
+    opened = writer(path, len(whole), 4, said)
+    path.unlink()
+    opened.write(line(5))
+    path.write_bytes(b"other")
+    opened.write(line(6))
+    opened.write(line(7))
+    assert "was deleted, while the run used it: a new file begins with round 5" in said[0]
+    assert "was changed, and is" in said[1]
+    assert path.with_name("metrics.damaged.jsonl").read_bytes() == b"other"
+    assert metrics.read(path) == [line(6), line(7)]
+    assert metrics.verify(path)
+    again = writer(path, opened.num_bytes, 7)
+    again.write(line(8))
+    assert metrics.read(path) == [line(6), line(7), line(8)]
 
 
 def test_a_process_that_does_not_write_touches_nothing(tmp_path):

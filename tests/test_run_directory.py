@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 
 import jax
 import pytest
@@ -74,7 +75,7 @@ def test_a_killed_claim_can_be_repeated(tmp_path):
     assert run_directory.inspect(tmp_path, SETTINGS) == []
     run = claim(tmp_path)
     assert run_directory.inspect(tmp_path, SETTINGS) == []
-    assert {path.name for path in tmp_path.iterdir()} == {run.config.name, run.rollouts.name}
+    assert {path.name for path in tmp_path.iterdir()} == {run.config.name, run.config_copy.name, run.rollouts.name}
 
 
 @pytest.mark.parametrize("content", ["", "model: {path: mine}\n"])
@@ -101,3 +102,97 @@ def test_rollout_files_sort_by_round(tmp_path):
     run = run_directory.RunDirectory(tmp_path)
     names = [run.rollout(round).name for round in (1, 9, 10, 650, 100000)]
     assert names == sorted(names)
+
+
+@pytest.mark.parametrize("damage", ["empty", "torn", "flipped", "deleted", "text"])
+def test_a_damaged_config_is_read_from_its_copy_and_written_again(tmp_path, damage):
+    run = claim(tmp_path / "run", fingerprint="abc")
+    whole = run.config.read_bytes()
+    if damage == "deleted":
+        run.config.unlink()
+    else:
+        at = whole.index(b"beta: ") + len(b"beta: ")
+        changed = {"empty": b"", "torn": whole[:99], "text": b"\xff", "flipped": whole[:at] + b"9" + whole[at + 1 :]}
+        run.config.write_bytes(changed[damage])
+    (note,) = run_directory.inspect(tmp_path / "run", SETTINGS)
+    assert note.startswith("the copy of config.yaml, since that")
+    with pytest.raises(ValueError, match=r"fingerprint new, but the run .* began with abc"):
+        claim(tmp_path / "run", fingerprint="new")
+    claim(tmp_path / "run", fingerprint="abc")
+    assert run.config.read_bytes() == whole
+    assert run_directory.inspect(tmp_path / "run", SETTINGS) == []
+
+
+def test_a_config_whose_copy_is_damaged_as_well_is_refused_and_one_changed_on_purpose_is_read(tmp_path):
+    run = claim(tmp_path / "run")
+    whole = run.config.read_bytes()
+    for file in (run.config, run.config_copy):
+        file.write_bytes(whole.replace(b"rounds: 650", b"rounds: 651"))
+    with pytest.raises(ValueError, match=r"does not have its checksum, and so is its copy.*delete its last line"):
+        run_directory.inspect(tmp_path / "run", SETTINGS)
+    run.config.write_text("".join(run.config.read_text().splitlines(keepends=True)[:-1]))
+    assert run_directory.inspect(tmp_path / "run", SETTINGS) == ["run.rounds: 651 -> 650"]
+
+
+def test_an_earlier_versions_config_without_checksum_and_copy_is_read(tmp_path):
+    run = claim(tmp_path / "run")
+    run.config_copy.unlink()
+    run.config.write_text("".join(run.config.read_text().splitlines(keepends=True)[:-1]))
+    assert run_directory.inspect(tmp_path / "run", SETTINGS) == []
+    run.config.write_text("")
+    (run.checkpoints / "4").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"no run wrote.*The settings are in .*checkpoints/4 as well"):
+        run_directory.inspect(tmp_path / "run", SETTINGS)
+
+
+@pytest.mark.parametrize("is_recorded", [True, False])
+def test_a_run_that_has_lost_its_checkpoints_is_not_begun_again(tmp_path, is_recorded):
+    run = claim(tmp_path / "run")
+    (run.checkpoints / "10").mkdir(parents=True)
+    last = 20
+    if is_recorded:
+        run_directory.note_saved(run)
+        last = 1
+    run.metrics.write_text(f'{{"training/round": {last}, "score": 1}}\n')
+    assert run_directory.inspect(tmp_path / "run", SETTINGS) == []
+    (run.checkpoints / "10").rmdir()
+    with pytest.raises(
+        ValueError, match=r"has no checkpoint, but the run has saved some: beginning again from round 0"
+    ):
+        run_directory.inspect(tmp_path / "run", SETTINGS)
+    run.metrics.unlink()
+    run.rollout(1).touch()
+    if is_recorded:
+        with pytest.raises(ValueError, match=r"has no checkpoint"):
+            run_directory.inspect(tmp_path / "run", SETTINGS)
+
+
+def test_a_run_that_was_killed_before_its_first_save_begins_again(tmp_path):
+    run = claim(tmp_path / "run")
+    run.metrics.write_text('{"training/round": 19, "score": 1}\n')
+    run.rollout(19).touch()
+    assert run_directory.inspect(tmp_path / "run", SETTINGS) == []
+
+
+def test_paths_where_no_directory_can_be_are_refused(tmp_path, monkeypatch):
+    (tmp_path / "link").symlink_to(tmp_path / "absent")
+    for path in (tmp_path / "link", tmp_path / "link" / "run"):
+        with pytest.raises(ValueError, match=r"link is a link to .*absent, which does not exist"):
+            run_directory.inspect(path, SETTINGS)
+    with pytest.raises(ValueError, match="cannot be used: File name too long"):
+        run_directory.inspect(tmp_path / ("x" * 300), SETTINGS)
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(ValueError, match="the working directory does not exist any more"):
+        run_directory.inspect(Path("runs") / "x", SETTINGS)
+
+
+@pytest.mark.parametrize("name", ["[x]", "a\\b", "*", "{a,b}", "%s", "~", "a?b", " "])
+def test_a_path_is_never_a_pattern(tmp_path, name):
+    run = claim(tmp_path / name / "run")
+    run.rollout(3).touch()
+    (tmp_path / "x" / "run" / "rollouts").mkdir(parents=True)
+    (tmp_path / "x" / "run" / "rollouts" / "round_000009.jsonl.gz").touch()
+    assert run_directory.RunDirectory(tmp_path / name / "run").rollout_files() == {3: run.rollout(3)}
+    assert run_directory.inspect(tmp_path / name / "run", SETTINGS) == []

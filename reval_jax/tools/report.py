@@ -33,7 +33,8 @@ def write(run_dir: Path, output: Path) -> Path:
     """Plots the run's metrics.jsonl into `output`; returns `output`.
 
     Raises:
-      ValueError: the run has no metrics, matplotlib is not installed, inspect.json is damaged, or the file cannot be written.
+      ValueError: the run has no metrics, matplotlib is not installed, metrics.jsonl or inspect.json is damaged, or the file
+        cannot be written.
     """
     source = run_dir / "metrics.jsonl"
     lines = metrics.read(source) if source.is_file() else []
@@ -41,6 +42,7 @@ def write(run_dir: Path, output: Path) -> Path:
         raise ValueError(
             f"{run_dir} has no metrics yet (metrics.jsonl). Name the directory of a run with at least one finished round."
         )
+    metrics.verify(source)
     panels = [*PANELS, *((f"Held-out {title}", _held_out(lines, kind)) for title, kind in HELD_OUT)]
     figures = [_figure(title, lines, names) for title, names in panels]
     config = (run_dir / "config.yaml").read_text(encoding="utf-8") if (run_dir / "config.yaml").is_file() else ""
