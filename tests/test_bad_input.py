@@ -256,7 +256,7 @@ def test_a_directory_with_other_files_is_refused_as_a_run(files, capsys):
 
 
 def test_a_directory_with_the_users_own_config_is_not_overwritten(files, capsys):
-    assert "holds a config.yaml that no run wrote" in refused(files, capsys, run_dir=files)
+    assert "is a config.yaml that no run wrote" in refused(files, capsys, run_dir=files)
 
 
 @pytest.fixture
