@@ -1,8 +1,8 @@
 """Phase timer and the metrics.jsonl writer; the file is the record of truth.
 
-Beside the file, `metrics.checksums` has one line for each of its lines: the round, the length of the file up to the line's end,
-and the SHA-256 of all of it. So a digit that changed is noticed, and readers of metrics.jsonl need not know. A file that was lost
-or damaged begins anew with a later round, which the first line of the checksums then says.
+Beside the file, `metrics_checksums.jsonl` has one line for each of its lines: the round, the length of the file up to the line's
+end, and the SHA-256 of all of it. So a digit that changed is noticed, and readers of metrics.jsonl need not know. A file that was
+lost or damaged begins anew with a later round, which the first line of the checksums then says.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Clock:
 
 
 class Checksum(NamedTuple):
-    """One line of `metrics.checksums`."""
+    """One line of `metrics_checksums.jsonl`."""
 
     round: int
     end: int  # bytes of metrics.jsonl up to the end of this round's line
@@ -57,7 +57,7 @@ class Checksum(NamedTuple):
 
 
 class Checksums(NamedTuple):
-    """The content of `metrics.checksums`."""
+    """The content of `metrics_checksums.jsonl`."""
 
     first_round: int | None  # of a file that began anew, since the lines before were lost
     lines: list[Checksum]
@@ -157,7 +157,7 @@ class Writer:
 
 def sidecar(path: Path) -> Path:
     """The file of checksums of a metrics file."""
-    return path.with_name("metrics.checksums")
+    return path.with_name("metrics_checksums.jsonl")
 
 
 def check(path: Path, *, keep_bytes: int, round: int = 0) -> None:
