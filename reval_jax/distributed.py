@@ -65,6 +65,8 @@ def gather_bytes(payload: bytes) -> list[bytes]:
     if jax.process_count() == 1:
         return [payload]
     sizes = multihost_utils.process_allgather(np.int32(len(payload)))
+    if not sizes.any():
+        return [b""] * len(sizes)
     padded = np.zeros(int(sizes.max()), np.uint8)
     padded[: len(payload)] = np.frombuffer(payload, np.uint8)
     payloads = multihost_utils.process_allgather(padded)
