@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 from support import hf_checkpoints, weight_files
 
-from reval_jax import weights
+from reval_jax import model, weights
 from reval_jax.weights import families
 
 
@@ -62,9 +65,29 @@ def test_an_unreachable_hub_id_is_refused_with_one_message():
             {"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": {"rope_type": "default"}},
             "contradict",
         ),
+        (
+            {
+                "rope_scaling": {"type": "linear", "factor": 2.0, "rope_theta": 1e4},
+                "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 2e4},
+            },
+            "contradict",
+        ),
         ({"vocab_size": 330}, "shape .320, 32., but the configuration implies .330, 32."),
         ({"vocab_size": 300}, "tokenizer has 320 tokens .* vocabulary has only 300"),
         ({"eos_token_id": 320}, "end tokens .2, 320., but the model's vocabulary has only 320"),
+        ({"eos_token_id": -1}, "eos_token_id=-1"),
+        ({"eos_token_id": True}, "eos_token_id=True"),
+        ({"rms_norm_eps": 0}, r"config\.json: norm_eps=0.0"),
+        ({"rms_norm_eps": -1}, r"norm_eps=-1\.0"),
+        ({"rms_norm_eps": float("nan")}, "norm_eps=nan"),
+        ({"rms_norm_eps": float("inf")}, "norm_eps=inf"),
+        ({"rms_norm_eps": True}, "rms_norm_eps=True"),
+        ({"rope_theta": float("inf")}, "rope_theta=inf"),
+        ({"num_hidden_layers": 10**9}, "num_layers=1000000000, but no model has more"),
+        ({"tie_word_embeddings": "false"}, "tie_word_embeddings='false'"),
+        ({"tie_word_embeddings": 1}, "tie_word_embeddings=1"),
+        ({"rope_scaling": {"type": "yarn", "factor": 2.0, "truncate": "false"}}, "truncate='false'"),
+        ({"rope_scaling": {"type": ["linear"], "factor": 2.0}}, r"scaling \['linear'\] is not implemented"),
         ({"tie_word_embeddings": False}, "lacks lm_head.weight"),
         ({"num_hidden_layers": 3}, "lacks model.layers.2"),
         ({"num_hidden_layers": 1}, "also has model.layers.1"),
@@ -176,8 +199,81 @@ def copy_weights(directory):
     shutil.copy(directory / "model.safetensors", directory / "other.safetensors")
 
 
+FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+NORM = "model.norm.weight"
+
+
+def write_index(directory, **weight_map):
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+
 def name_missing_shard(directory):
+    (directory / "model.safetensors").unlink()
     (directory / "model.safetensors.index.json").write_text('{"weight_map": {"model.norm.weight": "gone.safetensors"}}')
+
+
+def list_as_file(directory):
+    write_index(directory, a=["model.safetensors"])
+
+
+def number_as_file(directory):
+    write_index(directory, a=1)
+
+
+def empty_map(directory):
+    write_index(directory)
+
+
+def name_file_above(directory):
+    shutil.copy(directory / "model.safetensors", directory.parent / "above.safetensors")
+    write_index(directory, a="../above.safetensors")
+
+
+def name_absolute_file(directory):
+    write_index(directory, a=str(directory / "model.safetensors"))
+
+
+def keep_one_embedding(directory):
+    """A tied model that has only the head."""
+    weight_files.edit_tensors(
+        directory, lambda tensors: tensors.update({"lm_head.weight": tensors.pop("model.embed_tokens.weight")})
+    )
+
+
+def stale_shards(directory):
+    """An older save in shards, its index still there."""
+    tensors = safetensors.numpy.load_file(directory / "model.safetensors")
+    safetensors.numpy.save_file(tensors, directory / "model-00001-of-00001.safetensors")
+    write_index(directory, **dict.fromkeys(tensors, "model-00001-of-00001.safetensors"))
+
+
+def unnamed_shard(directory):
+    stale_shards(directory)
+    (directory / "model.safetensors").rename(directory / "model-00002-of-00002.safetensors")
+
+
+def wrong_file(directory):
+    two_shards(directory, extra=SECOND)
+
+
+def missing_in_map(directory):
+    two_shards(directory)
+    weight_files.edit_tensors(directory, lambda each: each.update({"other": each["model.norm.weight"]}), SECOND)
+
+
+def two_shards(directory, **others):
+    """All tensors in one shard; in a second the embedding, which the index finds there, and another last norm."""
+    tensors = safetensors.numpy.load_file(directory / "model.safetensors")
+    (directory / "model.safetensors").unlink()
+    safetensors.numpy.save_file(tensors, directory / FIRST)
+    again = {"model.embed_tokens.weight": tensors["model.embed_tokens.weight"], NORM: tensors[NORM] + 7}
+    safetensors.numpy.save_file(again, directory / SECOND)
+    write_index(directory, **dict.fromkeys(tensors, FIRST) | {"model.embed_tokens.weight": SECOND} | others)
+    return tensors
+
+
+def huge_header(directory):
+    (directory / "model.safetensors").write_bytes((2**60).to_bytes(8, "little") + b"{}")
 
 
 def break_tokenizer(directory):
@@ -197,6 +293,17 @@ def remove_tokenizer(directory):
         (remove_weights, "no ..safetensors"),
         (copy_weights, "2 safetensors files but no model.safetensors.index.json"),
         (name_missing_shard, "gone.safetensors was opened"),
+        (list_as_file, r"names \['model.safetensors'\] as the file of a"),
+        (number_as_file, "names 1 as the file of a"),
+        (empty_map, "has no weight_map"),
+        (name_file_above, r"names '\.\./above\.safetensors'"),
+        (name_absolute_file, "no .safetensors file of this directory"),
+        (keep_one_embedding, "lacks model.embed_tokens.weight"),
+        (stale_shards, "two sets of weights: .*index.json, and model.safetensors,"),
+        (unnamed_shard, "two sets of weights: .*index.json, and model-00002-of-00002.safetensors,"),
+        (wrong_file, "model-00002-of-00002.safetensors has the tensor extra, but it has not"),
+        (missing_in_map, "does not name the tensor other"),
+        (huge_header, "truncated or damaged"),
         (break_tokenizer, "tokenizer could not be read"),
         (remove_tokenizer, "tokenizer could not be read"),
     ],
@@ -245,3 +352,88 @@ def test_an_export_fills_an_empty_directory(tmp_path):
         weights.load(hf_checkpoints.tiny_checkpoint(tmp_path / "empty")).architecture
         == hf_checkpoints.tiny_architecture()
     )
+
+
+@pytest.mark.parametrize(("file", "added"), [(FIRST, 0), (SECOND, 7)])
+def test_the_index_decides_which_file_a_tensor_is_read_from(file, added, checkpoint):
+    tensors = two_shards(checkpoint, **{NORM: file})
+    np.testing.assert_array_equal(weights.load(str(checkpoint)).params["final_norm"], tensors[NORM] + added)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rope_theta": 5e3, "rope_scaling": {"type": "linear", "factor": 2}},
+        {"rope_theta": 5e3, "rope_scaling": {"rope_type": "linear", "factor": 2.0, "rope_theta": None}},
+        {"rope_scaling": {"rope_type": "linear", "factor": 2.0, "rope_theta": 5e3}},
+        {"rope_theta": "DELETE", "rope_scaling": {"type": "linear", "factor": 2.0}},
+    ],
+)
+def test_two_forms_of_the_rope_settings_that_agree_are_read(changes, checkpoint):
+    new = {"rope_type": "linear", "factor": 2.0, "rope_theta": 5e3, "partial_rotary_factor": 1.0}
+    weight_files.edit_config(checkpoint, **changes, rope_parameters=new)
+    architecture = weights.read_architecture(str(checkpoint))
+    assert (architecture.rope_theta, architecture.rope_scaling) == (5e3, model.RopeScaling("linear", 2.0))
+
+
+def test_a_token_beyond_the_vocabulary_is_refused_even_where_the_ids_have_holes(checkpoint):
+    file = checkpoint / "tokenizer.json"
+    tree = json.loads(file.read_text())
+    flags = dict.fromkeys(("special", "single_word", "lstrip", "rstrip", "normalized"), False)
+    tree["added_tokens"].append({"id": 5000, "content": "<far>", **flags})
+    tree["model"]["vocab"]["<far>"] = 5000
+    file.write_text(json.dumps(tree))
+    weight_files.edit_config(checkpoint, vocab_size=328)  # padded rows, as published models have
+    with pytest.raises(ValueError, match=r"321 tokens with ids up to 5000 \('<far>'\).*vocabulary has only 328"):
+        weights.read(str(checkpoint))
+
+
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "config.json"])
+@pytest.mark.parametrize("has_tokenizer", [True, False])
+def test_code_in_a_model_directory_is_never_run(file, has_tokenizer, checkpoint, monkeypatch):
+    canary = checkpoint / "canary"
+    (checkpoint / "evil.py").write_text(f"open({str(canary)!r}, 'w')\nclass Evil: pass\n")
+    tree = json.loads((checkpoint / file).read_text())
+    tree["auto_map"] = {"AutoTokenizer": ["evil.Evil", "evil.Evil"], "AutoConfig": "evil.Evil"}
+    (checkpoint / file).write_text(json.dumps(tree | {"tokenizer_class": "Evil"}))
+    if not has_tokenizer:
+        (checkpoint / "tokenizer.json").unlink()
+    monkeypatch.chdir(checkpoint)
+    if has_tokenizer and file == "tokenizer_config.json":
+        assert len(weights.load_tokenizer(str(checkpoint))) == hf_checkpoints.VOCABULARY
+    else:
+        with pytest.raises(ValueError, match=r"auto_map|tokenizer could not be read"):
+            weights.load(str(checkpoint))
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize(("dtype", "number"), [("float16", 7e4), ("bfloat16", 3.4e38), ("float32", np.inf)])
+def test_an_export_of_numbers_that_do_not_fit_is_refused(dtype, number, tmp_path):
+    architecture, tokenizer = hf_checkpoints.tiny_architecture(), hf_checkpoints.tiny_tokenizer()
+    params = hf_checkpoints.tiny_params(architecture)
+    params["final_norm"][3] = number
+    with pytest.raises(ValueError, match=r"tensor model\.norm\.weight (has numbers up to|contains NaN or infinite)"):
+        weights.export(tmp_path / "new", architecture, params, tokenizer, eos_token_ids=(2,), dtype=dtype)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_all_files_of_an_export_have_the_mode_of_new_files(umask, tmp_path):
+    architecture, tokenizer = hf_checkpoints.tiny_architecture(), hf_checkpoints.tiny_tokenizer()
+    head = {"weight": np.zeros(32, np.float32), "bias": np.zeros((), np.float32)}
+    before = os.umask(umask)
+    try:
+        new = weights.export(
+            tmp_path / "new",
+            architecture,
+            hf_checkpoints.tiny_params(architecture),
+            tokenizer,
+            eos_token_ids=(2,),
+            value_head=head,
+        )
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (new, *new.rglob("*"))}
+    directories = {path.name for path in (new, *new.rglob("*")) if path.is_dir()}
+    assert modes == {name: (0o777 if name in directories else 0o666) & ~umask for name in modes}
+    assert {"model.safetensors", "value_head.safetensors", "tokenizer.json"} <= modes.keys()

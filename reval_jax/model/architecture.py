@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Literal
 
 FamilyName = Literal["llama", "qwen2", "qwen3"]
 """Each has a record in `weights.families`."""
+
+MAX_LAYERS = 10_000
+"""More is a damaged file, whose list of tensors alone would fill the memory."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +68,14 @@ class Architecture:
                 raise ValueError(
                     f"Architecture.{field}={getattr(self, field)}, but a model needs at least 1. Correct it."
                 )
+        if self.num_layers > MAX_LAYERS:
+            raise ValueError(f"num_layers={self.num_layers}, but no model has more than {MAX_LAYERS}. Correct it.")
+        if not 0 < self.norm_eps < 1:  # also refuses NaN
+            raise ValueError(
+                f"norm_eps={self.norm_eps} (rms_norm_eps), but RMSNorm needs a small positive number. Correct it."
+            )
+        if not (math.isfinite(self.rope_theta) and self.rope_theta > 0):
+            raise ValueError(f"rope_theta={self.rope_theta}, but RoPE needs a positive number. Correct it.")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"num_heads={self.num_heads} is not a multiple of num_kv_heads={self.num_kv_heads}, so query heads"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from pathlib import Path
 
 import ml_dtypes
@@ -48,7 +48,7 @@ def export(
       shard_bytes: a larger model is split over several files with an index.
 
     Raises:
-      ValueError: the directory is not empty, or params do not belong to the architecture.
+      ValueError: the directory is not empty, params do not belong to the architecture, or a number does not fit `dtype`.
     """
     target = Path(directory).expanduser()
     if dtype not in _DTYPES:
@@ -61,7 +61,9 @@ def export(
     _check_params(architecture, params)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        # Not tempfile, whose directories are private: others may read an exported model, as far as the umask lets them.
+        partial = target.parent / f".{target.name}.{secrets.token_hex(4)}"
+        partial.mkdir()
     except OSError as error:
         raise ValueError(f"{target} cannot be created ({error}). Choose a directory you may write to.") from error
     try:
@@ -71,7 +73,6 @@ def export(
         _write_weights(partial, architecture, params, _DTYPES[dtype], shard_bytes)
         if value_head is not None:
             _write_value_head(partial / VALUE_HEAD, value_head)
-        partial.chmod(0o755)  # mkdtemp makes a private directory, but others may read an exported model
         os.replace(partial, target)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -81,7 +82,15 @@ def export(
 
 def _write_value_head(file: Path, value_head: model.Params) -> None:
     file.parent.mkdir()
-    safetensors_numpy.save_file({name: np.asarray(leaf) for name, leaf in value_head.items()}, file)
+    _save({name: np.asarray(leaf) for name, leaf in value_head.items()}, file)
+
+
+def _save(arrays: dict[str, np.ndarray], file: Path, **metadata: dict[str, str]) -> None:
+    """Writes a safetensors file, which the library makes private, with the mode of other new files."""
+    file.touch()
+    mode = file.stat().st_mode
+    safetensors_numpy.save_file(arrays, file, **metadata)
+    file.chmod(mode)
 
 
 def _check_params(architecture: model.Architecture, params: model.Params) -> None:
@@ -164,11 +173,27 @@ def _write_weights(
     total = 0
     for number, shard in enumerate(shards, start=1):
         name = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        arrays = {tensor.name: layout.published(tensor, params).astype(dtype, copy=False) for tensor in shard}
-        safetensors_numpy.save_file(arrays, directory / name, metadata={"format": "pt"})
+        arrays = {tensor.name: _converted(tensor.name, layout.published(tensor, params), dtype) for tensor in shard}
+        _save(arrays, directory / name, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(arrays, name)
         total += sum(array.nbytes for array in arrays.values())
     if len(shards) > 1:
         _write_json(
             directory / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map}
         )
+
+
+def _converted(name: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """The array in `dtype`; refuses numbers that become infinite in it, and those that are not finite."""
+    with np.errstate(over="ignore"):
+        converted = array.astype(dtype, copy=False)
+    if np.isfinite(converted).all():
+        return converted
+    if not np.isfinite(array).all():
+        raise ValueError(
+            f"tensor {name} contains NaN or infinite numbers: the model diverged. Export an earlier round."
+        )
+    raise ValueError(
+        f"tensor {name} has numbers up to {np.abs(array).max():.6g}, but {dtype.name} ends at"
+        f" {float(ml_dtypes.finfo(dtype).max):.6g}. Export another dtype, for example bfloat16 or float32."
+    )

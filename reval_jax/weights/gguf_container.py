@@ -6,6 +6,7 @@ seconds to make a NumPy view of every string of a vocabulary, and does not check
 
 from __future__ import annotations
 
+import math
 import struct
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ import numpy as np
 _NUMBERS = {0: "u1", 1: "i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?", 10: "<u8", 11: "<i8", 12: "<f8"}
 _STRING, _ARRAY = 8, 9
 _DEFAULT_ALIGNMENT = 32  # bytes, unless general.alignment overrides it
+_LARGEST_ALIGNMENT = 1 << 20
 
 
 class StoredTensor(NamedTuple):
@@ -60,6 +62,8 @@ class _Cursor:
         if kind != _ARRAY:
             return self.numbers(kind, 1)[0]
         element, count = self.unpack("I"), self.unpack("Q")
+        if element == _ARRAY:
+            raise ValueError("it has an array of arrays")
         return self.numbers(element, count) if element in _NUMBERS else [self.value(element) for _ in range(count)]
 
     def numbers(self, kind: int, count: int) -> list[Any]:
@@ -96,6 +100,8 @@ def _read(file: Path) -> Gguf:
     metadata = {}
     for _ in range(num_keys):
         key, kind = cursor.string(), cursor.unpack("I")
+        if key in metadata:
+            raise ValueError(f"the key {key} stands twice")
         metadata[key] = cursor.value(kind)
     headers = []
     for _ in range(num_tensors):
@@ -103,15 +109,17 @@ def _read(file: Path) -> Gguf:
         shape = tuple(cursor.unpack("Q") for _ in range(rank))[::-1]
         headers.append((name, shape, gguf.GGMLQuantizationType(cursor.unpack("I")), cursor.unpack("Q")))
     alignment = metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
+    if not isinstance(alignment, int) or not 0 < alignment <= _LARGEST_ALIGNMENT:
+        raise ValueError(f"general.alignment is {alignment!r}")
     start = -(-cursor.position // alignment) * alignment
     tensors = {}
     for name, shape, kind, offset in headers:
+        if name in tensors:
+            raise ValueError(f"the tensor {name} stands twice")
         block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
         if not shape or shape[-1] % block:
             raise ValueError(f"tensor {name} has shape {shape}, whose rows are not whole blocks of {block} numbers")
         rows = (*shape[:-1], shape[-1] // block * block_bytes)
         cursor.position = start + offset
-        tensors[name] = StoredTensor(
-            shape, kind, np.frombuffer(cursor.take(int(np.prod(rows))), np.uint8).reshape(rows)
-        )
+        tensors[name] = StoredTensor(shape, kind, np.frombuffer(cursor.take(math.prod(rows)), np.uint8).reshape(rows))
     return Gguf(file, metadata, tensors)

@@ -48,8 +48,14 @@ def read_architecture(opened: gguf_container.Gguf) -> model.Architecture:
             raise ValueError(f"{file}: {name}.{key}={value!r}, but the model needs one number there. Use another file.")
         return value
 
-    num_heads, width = number("attention.head_count"), number("embedding_length")
-    head_size = number("attention.key_length", width // max(num_heads, 1))
+    def count(key: str, default: float | None = None) -> int:
+        value = number(key, default)
+        if not float(value).is_integer():
+            raise ValueError(f"{file}: {name}.{key}={value!r}, but it counts something. Use another file.")
+        return int(value)
+
+    num_heads, width = count("attention.head_count"), count("embedding_length")
+    head_size = count("attention.key_length", width // max(num_heads, 1))
     for key in ("attention.value_length", "rope.dimension_count"):
         if number(key, head_size) != head_size:
             raise ValueError(
@@ -61,23 +67,27 @@ def read_architecture(opened: gguf_container.Gguf) -> model.Architecture:
     embedding = family.outer_tensors["embedding"].gguf
     if embedding not in opened.tensors:
         raise ValueError(f"{file} has no tensor {embedding}, so the model is incomplete. Use a complete file.")
-    return model.Architecture(
-        vocab_size=opened.tensors[embedding].shape[0],
-        width=width,
-        num_layers=number("block_count"),
-        num_heads=num_heads,
-        num_kv_heads=number("attention.head_count_kv", num_heads),
-        head_size=head_size,
-        mlp_width=number("feed_forward_length"),
-        rope_theta=float(number("rope.freq_base", family.default_rope_theta)),
-        rope_scaling=_rope_scaling(opened, name),
-        norm_eps=norm_eps,
-        qkv_bias=family.qkv_bias,
-        qk_norm=family.qk_norm,
-        tied_head=family.outer_tensors["head"].gguf not in opened.tensors,
-        max_positions=number("context_length"),
-        family=family.name,
-    )
+    fields: dict[str, Any] = {
+        "vocab_size": opened.tensors[embedding].shape[0],
+        "width": width,
+        "num_layers": count("block_count"),
+        "num_heads": num_heads,
+        "num_kv_heads": count("attention.head_count_kv", num_heads),
+        "head_size": head_size,
+        "mlp_width": count("feed_forward_length"),
+        "rope_theta": float(number("rope.freq_base", family.default_rope_theta)),
+        "rope_scaling": _rope_scaling(opened, name),
+        "norm_eps": norm_eps,
+        "qkv_bias": family.qkv_bias,
+        "qk_norm": family.qk_norm,
+        "tied_head": family.outer_tensors["head"].gguf not in opened.tensors,
+        "max_positions": count("context_length"),
+        "family": family.name,
+    }
+    try:
+        return model.Architecture(**fields)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
 
 
 def _refuse_unhandled(opened: gguf_container.Gguf, family: str) -> None:
@@ -115,6 +125,9 @@ def _rope_scaling(opened: gguf_container.Gguf, family: str) -> model.RopeScaling
 def eos_token_ids(opened: gguf_container.Gguf) -> tuple[int, ...]:
     """The tokens that end a response: end of sequence, then end of turn if the file names one."""
     tokens = [opened.metadata.get(f"tokenizer.ggml.{key}") for key in ("eos_token_id", "eot_token_id")]
+    for token in tokens:
+        if isinstance(token, bool) or not isinstance(token, int | None):
+            raise ValueError(f"{opened.file}: the end token {token!r} is no token id. Use another file.")
     return tuple(dict.fromkeys(token for token in tokens if token is not None))
 
 

@@ -18,6 +18,7 @@ from numpy import typing as npt
 from reval_jax import model, types
 from reval_jax.weights import families, layout, rope
 
+INDEX = "model.safetensors.index.json"
 _DTYPES = ("F32", "F16", "BF16")
 
 # Keys that become part of the Architecture or are checked against it.
@@ -146,27 +147,34 @@ def parse_config(config: types.Json, file: Path) -> model.Architecture:
             )
         return value
 
+    tied_head = config.get("tie_word_embeddings")
+    if not isinstance(tied_head, bool | None):
+        raise ValueError(f"{file}: tie_word_embeddings={tied_head!r}, but it is true or false. Correct the file.")
     num_heads, width = number("num_attention_heads"), number("hidden_size")
     default_head_size = family.default_head_size or width // max(num_heads, 1)
     max_positions = number("max_position_embeddings")
     rope_theta, rope_scaling = rope.from_config(config, max_positions, file, default_theta=family.default_rope_theta)
-    return model.Architecture(
-        vocab_size=number("vocab_size"),
-        width=width,
-        num_layers=number("num_hidden_layers"),
-        num_heads=num_heads,
-        num_kv_heads=number("num_key_value_heads", default=num_heads),
-        head_size=number("head_dim", default=default_head_size),
-        mlp_width=number("intermediate_size"),
-        rope_theta=rope_theta,
-        rope_scaling=rope_scaling,
-        norm_eps=float(number("rms_norm_eps", kind=float)),
-        qkv_bias=family.qkv_bias,
-        qk_norm=family.qk_norm,
-        tied_head=bool(config.get("tie_word_embeddings", False)),
-        max_positions=max_positions,
-        family=family.name,
-    )
+    fields: dict[str, Any] = {
+        "vocab_size": number("vocab_size"),
+        "width": width,
+        "num_layers": number("num_hidden_layers"),
+        "num_heads": num_heads,
+        "num_kv_heads": number("num_key_value_heads", default=num_heads),
+        "head_size": number("head_dim", default=default_head_size),
+        "mlp_width": number("intermediate_size"),
+        "rope_theta": rope_theta,
+        "rope_scaling": rope_scaling,
+        "norm_eps": float(number("rms_norm_eps", kind=float)),
+        "qkv_bias": family.qkv_bias,
+        "qk_norm": family.qk_norm,
+        "tied_head": bool(tied_head),
+        "max_positions": max_positions,
+        "family": family.name,
+    }
+    try:
+        return model.Architecture(**fields)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
 
 
 def _refuse_unhandled(config: types.Json, family: families.Family, file: Path) -> None:
@@ -204,8 +212,8 @@ def eos_token_ids(directory: Path, tokenizer: transformers.PreTrainedTokenizerBa
         file = directory / name
         value = read_json(file).get("eos_token_id") if file.exists() else None
         values = value if isinstance(value, list) else [value]
-        if any(not isinstance(token, int | None) for token in values):
-            raise ValueError(f"{file}: eos_token_id={value!r}, but token ids are integers. Correct the file.")
+        if any(isinstance(token, bool) or not isinstance(token, int | None) or (token or 0) < 0 for token in values):
+            raise ValueError(f"{file}: eos_token_id={value!r}, but token ids are integers from 0. Correct the file.")
         tokens += values
     tokens.append(tokenizer.eos_token_id)
     return tuple(dict.fromkeys(token for token in tokens if token is not None))
@@ -214,26 +222,47 @@ def eos_token_ids(directory: Path, tokenizer: transformers.PreTrainedTokenizerBa
 # --- weights ---------------------------------------------------------------------------------------------------------
 
 
-def _shards(directory: Path) -> list[Path]:
-    index = directory / "model.safetensors.index.json"
-    if index.exists():
-        weight_map = read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict):
-            raise ValueError(f"{index} has no weight_map, which says which file has which tensor. Download it again.")
-        names = sorted(set(weight_map.values()))
-    else:
-        names = sorted(file.name for file in directory.glob("*.safetensors"))
-        if len(names) > 1:
+def _weight_map(directory: Path) -> dict[str, str] | None:
+    """The file of each tensor, from the index of a model in several files; None without an index.
+
+    Raises:
+      ValueError: the index is damaged, names files outside the directory, or is not the only set of weights in it.
+    """
+    index = directory / INDEX
+    if not index.exists():
+        return None
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ValueError(f"{index} has no weight_map, which says which file has which tensor. Download it again.")
+    for tensor, name in weight_map.items():
+        # A name with a directory in it could lead out of this one.
+        if not isinstance(name, str) or not re.fullmatch(r"[^/\\\0]+\.safetensors", name):
             raise ValueError(
-                f"{directory} has {len(names)} safetensors files but no {index.name}, which says which of them belong"
-                " together. Add the index, or remove the files that do not belong to the model."
+                f"{index} names {name!r} as the file of {tensor}, which is no .safetensors file of this directory."
+                " Download it again."
             )
+    others = sorted({file.name for file in directory.glob("model*.safetensors")} - set(weight_map.values()))
+    if others:
+        raise ValueError(
+            f"{directory} holds two sets of weights: those of {index.name}, and {others[0]}, which it does not name. Remove the "
+            "index with its files, or the other file, whichever is not the model."
+        )
+    return weight_map
+
+
+def _single_file(directory: Path) -> str:
+    names = sorted(file.name for file in directory.glob("*.safetensors"))
+    if len(names) > 1:
+        raise ValueError(
+            f"{directory} has {len(names)} safetensors files but no {INDEX}, which says which of them belong"
+            " together. Add the index, or remove the files that do not belong to the model."
+        )
     if not names:
         raise ValueError(
             f"{directory} has no *.safetensors file, and no other format of weights is read (.bin files can run"
             " code). Convert it to safetensors, or download the safetensors files."
         )
-    return [directory / name for name in names]
+    return names[0]
 
 
 def _open(file: Path) -> safetensors.safe_open:
@@ -245,13 +274,35 @@ def _open(file: Path) -> safetensors.safe_open:
         ) from error
 
 
+def _open_tensors(directory: Path, stack: contextlib.ExitStack) -> dict[str, tuple[Path, safetensors.safe_open]]:
+    """The path of each tensor's file, and the open file; with an index the file that it names.
+
+    Raises:
+      ValueError: a file is damaged, or the index and the files do not hold the same tensors.
+    """
+    weight_map = _weight_map(directory)
+    names = sorted(set(weight_map.values())) if weight_map else [_single_file(directory)]
+    opened = {name: (directory / name, stack.enter_context(_open(directory / name))) for name in names}
+    tensors = {name: set(shard.keys()) for name, (_, shard) in opened.items()}
+    if weight_map is None:
+        return dict.fromkeys(tensors[names[0]], opened[names[0]])
+    for tensor, name in weight_map.items():
+        if tensor not in tensors[name]:
+            raise ValueError(
+                f"{directory / INDEX} says that {name} has the tensor {tensor}, but it has not. Download the files again."
+            )
+    unnamed = sorted(set().union(*tensors.values()) - weight_map.keys())
+    if unnamed:
+        raise ValueError(
+            f"{directory / INDEX} does not name the tensor {unnamed[0]}, which one of its files has. Download the files again."
+        )
+    return {tensor: opened[name] for tensor, name in weight_map.items()}
+
+
 def read_params(directory: Path, architecture: model.Architecture, *, dtype: npt.DTypeLike) -> model.Params:
     """The parameter tree in a directory's safetensors files, on the host, in `dtype`."""
     with contextlib.ExitStack() as stack:
-        shards = {}  # tensor name -> path of its file, and the open file
-        for file in _shards(directory):
-            shard = stack.enter_context(_open(file))
-            shards.update(dict.fromkeys(shard.keys(), (file, shard)))
+        shards = _open_tensors(directory, stack)
         # Rotary frequencies are recomputed; old Llama checkpoints contain them as buffers.
         names = {name for name in shards if not re.search(r"rotary_emb\.inv_freq$", name)}
 
@@ -268,7 +319,7 @@ def read_params(directory: Path, architecture: model.Architecture, *, dtype: npt
         outer = families.FAMILIES[architecture.family].outer_tensors
         head, embedding = outer["head"].huggingface, outer["embedding"].huggingface
         if architecture.tied_head and head in names:
-            if not np.array_equal(read(head), read(embedding)):
+            if embedding in names and not np.array_equal(read(head), read(embedding)):
                 raise ValueError(
                     f"{directory}: tie_word_embeddings is true, but {head} differs from the embedding, so the"
                     " two contradict each other. To use the head, set tie_word_embeddings to false in config.json."

@@ -103,10 +103,13 @@ def read(path: str) -> tuple[model.Architecture, transformers.PreTrainedTokenize
             f"{local} has no end-of-sequence token in its configuration or tokenizer, so responses could not end. Add"
             " eos_token_id to its config.json."
         )
-    if max(len(tokenizer) - 1, *eos_token_ids) >= architecture.vocab_size:
+    # The ids of a tokenizer may have holes, so their number says nothing about the largest.
+    largest, token = max((index, token) for token, index in tokenizer.get_vocab().items())
+    if largest >= architecture.vocab_size or not all(0 <= index < architecture.vocab_size for index in eos_token_ids):
         raise ValueError(
-            f"{local}: the tokenizer has {len(tokenizer)} tokens and end tokens {eos_token_ids}, but the model's"
-            f" vocabulary has only {architecture.vocab_size}. Use the tokenizer that belongs to these weights."
+            f"{local}: the tokenizer has {len(tokenizer)} tokens with ids up to {largest} ({token!r}) and end tokens"
+            f" {eos_token_ids}, but the model's vocabulary has only {architecture.vocab_size}. Use the tokenizer that belongs to"
+            " these weights."
         )
     return architecture, tokenizer, eos_token_ids
 

@@ -28,25 +28,26 @@ def from_config(
       file: names the configuration in messages.
       default_theta: theta if the configuration has none.
     """
-    old, new = config.get("rope_scaling"), config.get("rope_parameters")
-    if old and new and old != new:
-        raise ValueError(f"{file}: rope_scaling={old!r} and rope_parameters={new!r} contradict each other. Keep one.")
-    settings = old or new or {}
-    if not isinstance(settings, dict):
-        raise ValueError(f"{file}: the RoPE settings are {settings!r}, but an object was expected. Correct the file.")
-    settings = dict(settings)
-    theta = _number(settings.pop("rope_theta", config.get("rope_theta", default_theta)), "rope_theta", file)
-    older_kind = settings.pop("type", "default")
-    kind = settings.pop("rope_type", older_kind)
-    if kind not in _KEYS:
+    forms = [value for key in ("rope_scaling", "rope_parameters") if (value := config.get(key))]
+    for form in forms:
+        if not isinstance(form, dict):
+            raise ValueError(f"{file}: the RoPE settings are {form!r}, but an object was expected. Correct the file.")
+    # A form without a theta has the one beside it, or the other form's.
+    inside = [theta for form in reversed(forms) if (theta := form.get("rope_theta")) is not None]
+    given = config.get("rope_theta", (inside or [default_theta])[0])
+    read = [_normal(form, given) for form in forms] or [_normal({}, given)]
+    if read[0] != read[-1]:
+        raise ValueError(
+            f"{file}: rope_scaling={forms[0]!r} and rope_parameters={forms[-1]!r} contradict each other. Keep one."
+        )
+    kind, theta_given, settings = read[0]
+    theta = _number(theta_given, "rope_theta", file)
+    if not isinstance(kind, str) or kind not in _KEYS:
         raise ValueError(
             f"{file}: RoPE scaling {kind!r} is not implemented ('dynamic' and 'longrope' depend on the length of the"
             f" batch, so cached decoding would differ from the full forward pass); {', '.join(_KEYS)} are. Use one of"
             " them."
         )
-    settings = {key: value for key, value in settings.items() if value is not None}
-    if settings.get("partial_rotary_factor") == 1:
-        del settings["partial_rotary_factor"]
     unknown = sorted(settings.keys() - _KEYS[kind])
     if unknown:
         raise ValueError(
@@ -58,8 +59,22 @@ def from_config(
     return theta, _scaling(kind, settings, max_positions, file)
 
 
+def _normal(form: types.Json, theta: object) -> tuple[object, object, types.Json]:
+    """Kind, theta and other settings of one form; `theta` where it has none."""
+    settings = {key: value for key, value in form.items() if value is not None}
+    older_kind = settings.pop("type", "default")
+    kind = settings.pop("rope_type", older_kind)
+    theta = settings.pop("rope_theta", theta)
+    if settings.get("partial_rotary_factor") == 1:
+        del settings["partial_rotary_factor"]
+    return kind, theta, settings
+
+
 def _scaling(kind: str, settings: types.Json, max_positions: int, file: Path) -> model.RopeScaling:
     numbers = {key: _number(value, key, file) for key, value in settings.items() if key != "truncate"}
+    truncate = settings.get("truncate", True)
+    if not isinstance(truncate, bool):
+        raise ValueError(f"{file}: truncate={truncate!r}, but it is true or false. Correct the file.")
     required = {"linear": ["factor"], "llama3": ["factor", "low_freq_factor", "high_freq_factor"], "yarn": ["factor"]}[
         kind
     ]
@@ -80,7 +95,7 @@ def _scaling(kind: str, settings: types.Json, max_positions: int, file: Path) ->
         beta_fast=numbers.get("beta_fast") or 32.0,
         beta_slow=numbers.get("beta_slow") or 1.0,
         attention_factor=_yarn_attention_factor(factor, numbers),
-        truncate=bool(settings.get("truncate", True)),
+        truncate=truncate,
     )
 
 

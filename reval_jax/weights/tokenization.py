@@ -50,11 +50,23 @@ def from_gguf(opened: gguf_container.Gguf) -> transformers.PreTrainedTokenizerBa
             " from GGUF files. Use the model's Hugging Face directory, where every fast tokenizer is read."
         )
     split = _text_split(pre, file)
+    try:
+        return _built(opened, split, tokens, merges)
+    # For damaged metadata the tokenizers library raises plain Exception.
+    except Exception as error:
+        raise ValueError(
+            f"{file}: its tokenizer could not be read ({type(error).__name__}: {str(error)[:200]}). Download it again."
+        ) from error
+
+
+def _built(
+    opened: gguf_container.Gguf, split: families.TextSplit, tokens: list[str], merges: list[str]
+) -> transformers.PreTrainedTokenizerBase:
     vocabulary = {token: index for index, token in enumerate(tokens)}
     built = tokenizers.Tokenizer(
         models.BPE(
             vocab=vocabulary,
-            merges=[tuple(merge.split(" ")) for merge in merges],
+            merges=[(left, right) for left, right in (merge.split(" ") for merge in merges)],
             fuse_unk=False,
             ignore_merges=split.keeps_whole_words,
         )
@@ -78,6 +90,7 @@ def from_gguf(opened: gguf_container.Gguf) -> transformers.PreTrainedTokenizerBa
         tokenizer_object=built, clean_up_tokenization_spaces=False, **special
     )
     wrapped.chat_template = opened.metadata.get("tokenizer.chat_template")
+    wrapped.name_or_path = str(opened.file)  # for messages
     return wrapped
 
 

@@ -26,8 +26,8 @@ def edit_config(directory, **changes):
     file.write_text(json.dumps({key: value for key, value in config.items() if value != "DELETE"}))
 
 
-def edit_tensors(directory, change):
-    file = directory / "model.safetensors"
+def edit_tensors(directory, change, name="model.safetensors"):
+    file = directory / name
     tensors = safetensors.numpy.load_file(file)
     change(tensors)
     safetensors.numpy.save_file(tensors, file, metadata={"format": "pt"})
