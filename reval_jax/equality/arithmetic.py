@@ -21,14 +21,13 @@ MAX_DEPTH = 40  # of brackets
 
 _TOKEN = re.compile(
     r"\s*(?:(?P<number>(?:[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)"
-    r"|(?P<command>\\(?:[A-Za-z]+|[{}|]))|(?P<letter>[A-Za-z])|(?P<symbol>[-+*/^_!|'()\[\]{}]))"
+    r"|(?P<command>\\(?:[A-Za-z]+|[{}|]))|(?P<letter>[A-Za-z])|(?P<symbol>[-+*/^_!|'()\[\]{}°]))"
 )
 _GREEK = frozenset(
     # One string, not a list of one word a line.
     r"""\alpha \beta \gamma \delta \epsilon \varepsilon \zeta \eta \theta \kappa \lambda \mu \nu \xi \rho \sigma \tau \phi
     \varphi \chi \psi \omega \Gamma \Delta \Theta \Lambda \Xi \Sigma \Phi \Psi \Omega \hbar \ell""".split()  # noqa: SIM905
 )
-_PLAIN_FUNCTIONS = re.compile(r"(?<![A-Za-z\\])(sqrt|sin|cos|tan|cot|sec|csc|ln|log|arcsin|arccos|arctan)(?![A-Za-z])")
 _UNKNOWN_FUNCTIONS = frozenset("fghFGHPWuv")
 _UNKNOWN_APPLICATION = re.compile(r"(?<![A-Za-z\\])[fghFGHPWuv]\s*\(|'\s*\(")
 _BARE_LOGARITHM = re.compile(r"(?<![A-Za-z])\\?log(?![A-Za-z]|\s*_)")
@@ -40,7 +39,16 @@ _DERIVATIVE = re.compile(
     rf"\s*\{{\s*{_OPERATOR}\s*{_QUANTITY}(?:\s*\^\s*(?:[2-9]|\{{\s*[2-9]\s*\}}))?\s*\}}"
 )
 _UNREAD_DERIVATIVE = re.compile(r"\\frac\s*\{\s*(?:d|\\partial).*\}\s*\{\s*(?:d|\\partial)\s*[A-Za-z\\]", re.DOTALL)
+_OF_ANGLES = frozenset(("\\sin", "\\cos", "\\tan", "\\sec", "\\csc", "\\cot"))
+_CALLED = frozenset(("\\abs", "\\floor", "\\ceil", "\\cbrt"))
+# A function of an angle or a number, with its power or base, before its argument.
+_ARGUMENT = re.compile(
+    r"\\(?:arc)?(?:sin|cos|tan|sec|csc|cot|log|ln|lg|exp)h?(?![A-Za-z])\s*(?:[\^_]\s*(?:\{[^{}]*\}|\w)\s*)*"
+)
+_UNITS_OF_ARGUMENTS = frozenset(("°", "%", "rad"))
 _ACCENTS = frozenset((r"\dot", r"\ddot", r"\hat", r"\tilde", r"\vec"))
+
+FLOATS = values.Calculator(values.FLOATS)
 
 Point = Callable[[str], Fraction]
 """Maps a variable's name to its value."""
@@ -71,22 +79,46 @@ def readings(text: str, *, point: Point = near_one) -> tuple[values.Value, ...]:
     return known if len(known) == len(results) else ()
 
 
+def split_unit(text: str) -> tuple[str, str]:
+    r"""Like `normal.without_unit`, but a degree or percent sign belongs to the argument of a function: `\cos 60°` has no unit."""
+    body, unit = normal.without_unit(text)
+    if unit not in _UNITS_OF_ARGUMENTS or not _ends_in_argument(body):
+        return body, unit
+    return (f"{body}°" if unit == "°" else text), ""
+
+
+def _ends_in_argument(text: str) -> bool:
+    """Whether the end of a text is the argument of a function; of `\\sin(30)` only in doubt."""
+    last = None
+    for last in _ARGUMENT.finditer(text):
+        pass
+    if last is None:
+        return False
+    argument = text[last.end() :]
+    depth = 0
+    for place, symbol in enumerate(argument):
+        depth += (symbol in "({[") - (symbol in ")}]")
+        if depth < 0 or (depth == 0 and place and symbol in "+-=<>,"):
+            return False
+    return not (last.group().startswith("\\arc") and argument.startswith(("(", "{")))
+
+
 def value(
-    text: str, *, field: values.Field = values.FLOATS, point: Point = near_one, reading: Reading | None = None
+    text: str, *, calculator: values.Calculator = FLOATS, point: Point = near_one, reading: Reading | None = None
 ) -> values.Value | None:
     """The value of a text in canonical LaTeX, None if it cannot be read. Linear time, except for products of long integers.
 
     Without a `reading`, an ambiguous text cannot be read.
     """
-    letters = _PLAIN_FUNCTIONS.sub("", re.sub(r"\\[A-Za-z]+", " ", text))
-    if re.search("[A-Za-z]{4}", letters) or _UNREAD_DERIVATIVE.search(_DERIVATIVE.sub("", text)):
+    if re.search("[A-Za-z]{4}", re.sub(r"\\[A-Za-z]+", " ", text)) or _UNREAD_DERIVATIVE.search(_DERIVATIVE.sub("", text)):
         return None
     if reading is None and _UNKNOWN_APPLICATION.search(text):
         return None
     try:
-        reader = _Reader(_PLAIN_FUNCTIONS.sub(r"\\\1 ", text), values.Calculator(field), point, reading)
+        reader = _Reader(text, calculator, point, reading)
         result = reader.sum(0)
-        is_known = reader.peek() is None and field.is_finite(result.near) and field.is_finite(result.error)
+        is_finite = calculator.field.is_finite
+        is_known = reader.peek() is None and is_finite(result.near) and is_finite(result.error)
     # Complex functions raise the last two on overflow and at a pole.
     except (values.UnreadableError, ArithmeticError, ValueError):
         return None
@@ -111,6 +143,7 @@ class _Reader:
                 self.tokens.append((token.lastgroup or "", token.group().strip()))
             position = token.end()
         self.index = 0
+        self.num_angles = 0  # trigonometric functions whose argument is being read
 
     def peek(self, ahead: int = 0) -> str | None:
         place = self.index + ahead
@@ -165,11 +198,11 @@ class _Reader:
                 if self.kind() == "number" and self.peek(-1) not in ("}", ")"):
                     raise values.UnreadableError
                 is_after_number = self.index == begin + 1 and self.tokens[begin][0] == "number"
-                is_fraction = symbol == "\\frac" and self.tokens[self.index - 1][0] == "number"
+                is_mixed = self.tokens[self.index - 1][0] == "number" and self.is_numeric_fraction()
                 factor = self.factor(depth)
-                if is_fraction and factor.exact is not None:
+                if is_mixed:
                     # The mixed number 3\frac{1}{2} is a sum; `2\frac{3}{2}` and `x^2\frac{1}{2}` are ambiguous.
-                    if not is_after_number or not 0 < factor.exact < 1:
+                    if not is_after_number or factor.exact is None or not 0 < factor.exact < 1:
                         raise values.UnreadableError
                     result = self.calculator.add(result, factor)
                 else:
@@ -177,6 +210,15 @@ class _Reader:
             else:
                 break
         return result
+
+    def is_numeric_fraction(self) -> bool:
+        r"""Whether the next tokens are `\frac` and two numerals, braced or not; `2\frac{n}{3}` is a product."""
+        tokens = [
+            "#" * min(len(text), 2) if kind == "number" else text
+            for kind, text in self.tokens[self.index : self.index + 7]
+        ]
+        # `\frac12` holds one number; of two digits or more, the first is the numerator.
+        return re.match(r"\\frac(?:##|(?:#|\{##?\})(?:#|\{##?\}))", "".join(tokens)) is not None
 
     def begins_factor(self) -> bool:
         # Without `|`, which may as well close an absolute value.
@@ -196,6 +238,10 @@ class _Reader:
                 base = self.calculator.power(base, self.argument(depth, is_whole=True))
                 if self.peek() == "^":
                     raise values.UnreadableError
+        if self.peek() == "°" and self.num_angles:
+            self.take()
+            half_turn = self.calculator.inexact(self.calculator.field.pi)
+            base = self.calculator.multiply(base, self.calculator.multiply(half_turn, self.calculator.rational(Fraction(1, 180))))
         return base
 
     def argument(self, depth: int, *, is_whole: bool = False) -> values.Value:
@@ -271,12 +317,10 @@ class _Reader:
         if name[-1] == "'" and self.peek() == "(":
             raise values.UnreadableError  # the derivative of a function at a point
         if name == "i":
-            return values.Value(None, self.calculator.field.i, 0)
+            return self.calculator.imaginary_unit()
         if name == "e":
             return self.calculator.inexact(self.calculator.field.e)
-        at = self.point(name)
-        is_integer = at.denominator == 1  # factorials need an exact integer
-        return self.calculator.rational(at) if is_integer else self.calculator.inexact(self.calculator.field.number(at))
+        return self.calculator.variable(self.point(name))
 
     def primes(self) -> str:
         """The run of primes at this position, empty if there is none."""
@@ -318,8 +362,13 @@ class _Reader:
             return self.calculator.binomial(above, self.argument(depth))
         if name == "\\log":
             return self.logarithm(depth)
+        if name == "\\lg":
+            return self.logarithm_to_base(self.calculator.rational(Fraction(10)), depth)
         if name in self.calculator.functions:
-            return self.application(self.calculator.functions[name], depth)
+            self.num_angles += name in _OF_ANGLES
+            result = self.application(self.calculator.functions[name], depth, is_called=name in _CALLED)
+            self.num_angles -= name in _OF_ANGLES
+            return result
         raise values.UnreadableError
 
     def logarithm(self, depth: int) -> values.Value:
@@ -332,13 +381,21 @@ class _Reader:
             return self.application(self.calculator.logarithm, depth)
         else:
             number = self.calculator.rational(Fraction(self.reading.log_base))
+        return self.logarithm_to_base(number, depth)
+
+    def logarithm_to_base(self, number: values.Value, depth: int) -> values.Value:
         base = self.calculator.logarithm(number)
         return self.calculator.multiply(
             self.application(self.calculator.logarithm, depth), self.calculator.invert(base)
         )
 
-    def application(self, function: Callable[[values.Value], values.Value], depth: int) -> values.Value:
-        r"""A function applied to the argument that follows: `\sin^2(x)`, `\sin 2x`, `\ln\frac{1}{2}`."""
+    def application(
+        self, function: Callable[[values.Value], values.Value], depth: int, *, is_called: bool = False
+    ) -> values.Value:
+        r"""A function applied to the argument that follows: `\sin^2(x)`, `\sin 2x`, `\ln\frac{1}{2}`.
+
+        With `is_called` the argument needs brackets, and a power after them is one of the value: `\abs(x)^2`.
+        """
         power = None
         if self.peek() == "^":
             self.take()
@@ -348,8 +405,10 @@ class _Reader:
         if self.peek() in ("(", "{"):
             at = self.atom(depth + 1)
             # `\sin(x)^2` is ambiguous.
-            if self.peek() == "^":
+            if self.peek() == "^" and not is_called:
                 raise values.UnreadableError
+        elif is_called:
+            raise values.UnreadableError
         else:
             at = self.factor(depth + 1)
             while self.kind() == "letter" or self.peek() in ("\\pi", *_GREEK):

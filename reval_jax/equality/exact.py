@@ -10,7 +10,7 @@ import functools
 import itertools
 import re
 
-from reval_jax.equality import arithmetic, choices, normal, structure, values
+from reval_jax.equality import arithmetic, choices, normal, notation, structure, values
 
 _WORD = re.compile("[A-Za-z][A-Za-z ]*")
 _BASED = re.compile(r"([0-9][0-9a-f]*|[a-f][0-9a-f]+)_(?:([0-9])|\{\s*([0-9]{1,2})\s*\})", re.IGNORECASE)
@@ -47,7 +47,7 @@ def compare_nodes(
 @functools.lru_cache(maxsize=4096)
 def read(answer: str) -> structure.Node:
     """The structure of an answer."""
-    return structure.read(normal.canonical_latex(answer))
+    return structure.read(notation.canonical_latex(answer))
 
 
 def normal_form(answer: str) -> str:
@@ -84,8 +84,8 @@ def compare_leaves(prediction: structure.Node, gold: structure.Node) -> structur
     one, other = normal.number(prediction.text), normal.number(gold.text)
     if one and other:
         return _decided(normal.is_same_number(one, other))
-    left, left_unit = normal.without_unit(prediction.text)
-    right, right_unit = normal.without_unit(gold.text)
+    left, left_unit = arithmetic.split_unit(prediction.text)
+    right, right_unit = arithmetic.split_unit(gold.text)
     if not _is_unit_equal(left_unit or (one.unit if one else ""), right_unit or (other.unit if other else "")):
         return structure.DIFFERENT
     if (left_form := normal.canonical_text(left)) == (right_form := normal.canonical_text(right)):
@@ -126,10 +126,15 @@ def _is_out_of_proportion(prediction: structure.Node, gold: structure.Node) -> b
         return False
     pairs = []
     for point in _POINTS:
-        ends = [[arithmetic.value(side.text, point=point) for side in node.items] for node in (prediction, gold)]
-        differences = [values.difference(sides[0], sides[1], values.FLOATS) for sides in ends]
-        pairs.append((differences[0], differences[1]))
-    return values.ratio_sign(pairs, values.FLOATS, share=0) == 0
+        one, other = (_difference(node, point) for node in (prediction, gold))
+        pairs.append((one, other))
+    return values.is_out_of_proportion(pairs)
+
+
+def _difference(relation: structure.Node, point: arithmetic.Point) -> values.Value | None:
+    """The left side minus the right side; None if one is unknown."""
+    left, right = (arithmetic.value(side.text, point=point) for side in relation.items)
+    return None if left is None or right is None else arithmetic.FLOATS.add(left, arithmetic.FLOATS.negate(right))
 
 
 def _compare_texts(one: str, other: str) -> structure.Comparison | None:
@@ -193,6 +198,6 @@ def _text_values(text: str) -> tuple[values.Value, ...]:
     if number is None:
         return arithmetic.readings(text)
     try:
-        return (values.Calculator(values.FLOATS).rational(number.value),)
+        return (arithmetic.FLOATS.rational(number.value),)
     except values.UnreadableError:
         return ()

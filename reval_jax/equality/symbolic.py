@@ -18,17 +18,13 @@ from fractions import Fraction
 from typing import Any, Literal, NamedTuple
 
 import math_verify
-import mpmath
 import sympy
 from latex2sympy2_extended import latex2sympy2
 
-from reval_jax.equality import arithmetic, exact, limits, normal, structure, values
+from reval_jax.equality import arithmetic, exact, expressions, limits, normal, separation, structure, values
 
 # It warns that its timeouts are off; the sandbox limits this process.
 logging.getLogger("math_verify").setLevel(logging.ERROR)
-
-DIGITS = 40  # digits of a value
-_MAX_ROUNDING = sympy.Rational(1, 10**25)  # relative difference that rounding may cause between equal values
 
 # Coordinates of the k-th variable (column) at the j-th point (row). The integer points are for n! and (-1)^n.
 _COORDINATES = (
@@ -55,21 +51,13 @@ def _points() -> list[arithmetic.Point]:
 
 
 _POINTS = _points()
-_CONTEXT = mpmath.mp.clone()
-_CONTEXT.prec = 240
-_MANY_DIGITS = values.Field(
-    epsilon=_CONTEXT.mpf(2) ** -230,
-    number=lambda exact: _CONTEXT.mpf(exact.numerator) / exact.denominator,
-    pi=+_CONTEXT.pi,
-    e=+_CONTEXT.e,
-    i=_CONTEXT.mpc(0, 1),
-    functions={name: getattr(_CONTEXT, name) for name in ("exp", "log", "sin", "cos", "tan", "asin", "acos", "atan")},
-    is_finite=_CONTEXT.isfinite,
-)
-_MAX_ERROR = _CONTEXT.mpf(10) ** -DIGITS
-
 _WORD = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{4,}")
-_FUNCTIONS = re.compile(r"(?<![A-Za-z\\])(sqrt|sin|cos|tan|cot|sec|csc|ln|log|exp|arcsin|arccos|arctan)(?![A-Za-z])")
+# Notation that the grammar would misread: signs, functions of `notation` that only our reader knows, an antiderivative (it has
+# a constant), infinity as a number.
+_UNREAD = re.compile(
+    r"\\(?:pm|mp|abs|floor|ceil|cbrt|lg|ldots)(?![A-Za-z])|[°%]|\\int(?![A-Za-z])(?!\s*(?:\\limits)?\s*_)"
+    r"|(?<!\^)(?<!\^\{)(?<!\^\{\+)(?<!\^\+)(?<!\\to)(?<!\\to\s)(?<!_)(?<!_\{)(?<!_\{-)(?<!_-)\\infty"
+)
 _DECIMAL = re.compile(r"(?<![0-9A-Za-z_{])(?<!_\{)([0-9]*)\.([0-9]+)")
 _PRIMED = re.compile(r"([A-Za-z]|\\[a-z]+)(_(?:[A-Za-z0-9]|\{[A-Za-z0-9]+\}))?('{1,2})(?!\s*[('])")
 _CONVERSION = latex2sympy2.ConversionConfig(lowercase_symbols=False)
@@ -143,29 +131,29 @@ def _compare_leaves(prediction: structure.Node, gold: structure.Node) -> structu
 
 def _texts_agree(prediction: str, gold: str) -> bool | None:
     """Like `_expressions_agree`, but without SymPy and ten times as fast. None if `arithmetic` cannot read both texts."""
-    prediction, gold = (normal.without_unit(text)[0] for text in (prediction, gold))
+    bodies = [arithmetic.split_unit(text)[0] for text in (prediction, gold)]
     num_equal = 0
     for index in range(len(_COORDINATES)):
-        expected = _text_value(gold, index)
-        if expected is None:
+        actual, expected = (_closed(body, index) for body in bodies)
+        if expected(separation.calculator()) is None:
             continue
-        actual = _text_value(prediction, index)
-        if actual is None:
-            return None
-        if values.is_different(actual, expected):
-            return False
-        # No number of digits proves that both are zero.
-        if actual.error + expected.error > _MAX_ERROR * max(abs(actual.near), abs(expected.near)):
-            return None
+        is_equal = separation.is_equal(actual, expected)
+        if not is_equal:
+            return is_equal
         num_equal += 1
         if num_equal > values.MIN_POINTS:
             break
     return True if num_equal >= values.MIN_POINTS else None
 
 
+def _closed(text: str, index: int) -> separation.Closed:
+    """Computes the value of a text at the point of that index."""
+    return lambda calculator: _text_value(text, index, calculator.bits)
+
+
 @functools.lru_cache(maxsize=4096)
-def _text_value(text: str, index: int) -> values.Value | None:
-    return arithmetic.value(text, field=_MANY_DIGITS, point=_POINTS[index])
+def _text_value(text: str, index: int, bits: int) -> values.Value | None:
+    return arithmetic.value(text, calculator=separation.calculator(bits), point=_POINTS[index])
 
 
 def _grammar_text(text: str) -> str:
@@ -174,9 +162,8 @@ def _grammar_text(text: str) -> str:
     Raises:
       UnparsedError: the text holds words, or notation that the grammar would misread.
     """
-    text, _ = normal.without_unit(text)
-    text = _FUNCTIONS.sub(r"\\\1 ", text)
-    if _WORD.search(re.sub(r"\\[A-Za-z]+", " ", text)) or "\\pm" in text or "°" in text:
+    text, _ = arithmetic.split_unit(text)
+    if _WORD.search(re.sub(r"\\[A-Za-z]+", " ", text)) or _UNREAD.search(text):
         raise UnparsedError(text)
     # The grammar drops primes.
     text = _PRIMED.sub(lambda match: f"\\{'d' * len(match[3])}ot{{{match[1]}}}{match[2] or ''}", text)
@@ -217,8 +204,8 @@ def _is_same_expression(one: Any, other: Any) -> bool:
     if one == other:
         return True
     has_values = all(isinstance(side, sympy.Expr) and not side.has(sympy.MatrixSymbol) for side in (one, other))
-    num_equal = _expressions_agree(one, other) if has_values else None
-    return _math_verify_agrees(one, other) if num_equal is None else num_equal
+    is_same = _expressions_agree(one, other) if has_values else None
+    return _math_verify_agrees(one, other) if is_same is None else is_same
 
 
 def _expressions_agree(one: sympy.Expr, other: sympy.Expr) -> bool | None:
@@ -227,28 +214,33 @@ def _expressions_agree(one: sympy.Expr, other: sympy.Expr) -> bool | None:
     If the second contains the imaginary unit, its complex values count too.
     """
     one, other = _carry_out(one), _carry_out(other)
+    if one == other or (one.is_Rational and other.is_Rational):
+        return bool(one == other)
     points = _substitutions(one, other)
     is_real = not other.has(sympy.I)
     num_equal = 0
     for point in points:
-        expected = _expression_value(other, point)
-        if expected is None or (is_real and abs(sympy.im(expected)) > _MAX_ROUNDING * abs(expected)):
+        expected = expressions.value(other, point, separation.calculator())
+        if expected is None or (is_real and abs(expected.near.imag) > expected.error):
             continue
-        actual = _expression_value(one, point)
-        if actual is None or abs(actual - expected) > _MAX_ROUNDING * max(abs(actual), abs(expected)):
+        if not separation.is_equal(_placed(one, point), _placed(other, point)):
             return False
         num_equal += 1
     return True if num_equal >= min(values.MIN_POINTS, len(points)) else None
 
 
-def _substitutions(one: sympy.Expr, other: sympy.Expr) -> list[dict[Any, sympy.Rational]]:
+def _placed(expression: sympy.Expr, point: dict[Any, Fraction]) -> separation.Closed:
+    return lambda calculator: expressions.value(expression, point, calculator)
+
+
+def _substitutions(one: sympy.Expr, other: sympy.Expr) -> list[dict[Any, Fraction]]:
     """Points for the variables of both expressions, identified by name; one empty point if there are no variables."""
     symbols = one.free_symbols | other.free_symbols
     names = sorted({symbol.name for symbol in symbols})
     columns = {symbol: names.index(symbol.name) for symbol in symbols}
     # From the fifth variable on, the four columns repeat with an offset, so that no two variables are always equal.
     return [
-        {symbol: sympy.Rational(row[column % 4]) + 2 * (column // 4) for symbol, column in columns.items()}
+        {symbol: Fraction(row[column % 4]) + 2 * (column // 4) for symbol, column in columns.items()}
         for row in (_COORDINATES if symbols else _COORDINATES[:1])
     ]
 
@@ -266,26 +258,6 @@ def _carry_out(expression: sympy.Expr) -> sympy.Expr:
         return expression
     calls = {call: sympy.Symbol(str(call)) for call in expression.atoms(sympy.core.function.AppliedUndef)}
     return expression.xreplace(calls) if calls else expression
-
-
-def _expression_value(expression: sympy.Expr, point: dict[Any, sympy.Rational]) -> Any:
-    """The value at a point to DIGITS digits; None if there is none, or if not so many digits are known."""
-    try:
-        placed = expression.subs(point)
-        value = placed.evalf(DIGITS, maxn=400)
-        if not value.is_number or value.has(sympy.nan, sympy.zoo, sympy.oo) or not value.is_finite:
-            return None
-        real, imaginary = value.as_real_imag()
-        if not (real.is_Number and imaginary.is_Number):
-            return None
-        if value != 0 and min(part._prec for part in (real, imaginary) if part != 0 and part.is_Float) < 90:
-            # All digits cancelled: the value is zero if SymPy proves it, else unknown.
-            return sympy.Integer(0) if sympy.simplify(placed) == 0 else None
-    except (MemoryError, RecursionError):
-        raise
-    except Exception:  # functions raise many kinds at a pole, and so do sums that do not converge
-        return None
-    return value
 
 
 def _math_verify_agrees(one: Any, other: Any) -> bool:
@@ -332,38 +304,19 @@ def _sides(node: structure.Node) -> _Sides | None:
 def _ratio_sign(one: _Sides, other: _Sides) -> int:
     """The sign of the constant ratio of the two differences; 0 if it is not constant, or if neither difference varies."""
 
-    def difference_at(sides: _Sides, index: int) -> values.Value | None:
-        left, right = (_text_value(normal.without_unit(side)[0], index) for side in (sides.left, sides.right))
-        return values.difference(left, right, _MANY_DIGITS)
+    def text_difference(sides: _Sides, index: int) -> separation.Closed:
+        left, right = (_closed(arithmetic.split_unit(side)[0], index) for side in (sides.left, sides.right))
+        return separation.difference(left, right)
 
-    pairs = ((difference_at(one, index), difference_at(other, index)) for index in range(len(_COORDINATES)))
-    sign = values.ratio_sign(pairs, _MANY_DIGITS, share=_MAX_ERROR)
+    indices = range(len(_COORDINATES))
+    sign = separation.ratio_sign([(text_difference(one, index), text_difference(other, index)) for index in indices])
     if sign is not None:
         return sign
     differences = []
-    for sides in (other, one):
+    for sides in (one, other):
         left, right = (_parse(_grammar_text(side)) for side in (sides.left, sides.right))
         if not isinstance(left, sympy.Expr) or not isinstance(right, sympy.Expr):
             return 0
         differences.append(_carry_out(left - right))
-    ratio = _ratio(differences[1], differences[0])
-    return 0 if ratio is None else 1 if ratio > 0 else -1
-
-
-def _ratio(one: sympy.Expr, other: sympy.Expr) -> sympy.Expr | None:
-    """The constant ratio of two expressions; None if it is not constant, or known at too few points."""
-    ratios = []
-    for point in _substitutions(one, other):
-        left, right = _expression_value(one, point), _expression_value(other, point)
-        if left is None or right is None:
-            continue
-        if left == 0 or right == 0:
-            if left != right:
-                return None
-            continue
-        ratios.append(left / right)
-    if len(ratios) < values.MIN_POINTS or not ratios[0].is_real:
-        return None
-    if any(abs(ratio - ratios[0]) > _MAX_ROUNDING * abs(ratios[0]) for ratio in ratios):
-        return None
-    return ratios[0]
+    points = _substitutions(*differences)
+    return separation.ratio_sign([(_placed(differences[0], at), _placed(differences[1], at)) for at in points]) or 0

@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterable
 from fractions import Fraction
 from typing import Any, NamedTuple
 
-MAX_DIGITS = 300  # digits of an exact numerator or denominator; a float overflows beyond
 MAX_DEGREE = 100  # largest degree of a root
-MAX_POWER = 1000  # largest power of an inexact number
-MAX_FACTORIAL = 170
+MAX_CHOSEN = 20  # items chosen out of a number that is no integer
+MAX_POWER = 10_000  # largest power of an inexact number
 MIN_POINTS = 3  # points at which two functions must both have a value to count as equal
 
 
@@ -21,6 +20,7 @@ class Value(NamedTuple):
     exact: Fraction | None  # None if the number is not known to be rational
     near: Any  # complex; the best approximation
     error: Any  # real: |near - true value| is at most this
+    size: Any = None  # a `separation.Size`, where one is computed
 
 
 class Field(NamedTuple):
@@ -31,13 +31,25 @@ class Field(NamedTuple):
     pi: Any
     e: Any
     i: Any
-    functions: dict[str, Callable[[Any], Any]]  # exp, log, sin, cos, tan, asin, acos, atan, for complex numbers
+    functions: dict[str, Callable[[Any], Any]]  # those of FUNCTIONS, for complex numbers
+    root: Callable[[Any, int], Any]  # of a positive number
     is_finite: Callable[[Any], bool]
+    max_bits: int  # of an exact numerator or denominator
+    max_factorial: int  # largest number whose factorial is exact
 
 
-_FUNCTIONS = ("exp", "log", "sin", "cos", "tan", "asin", "acos", "atan")
+FUNCTIONS = ("exp", "log", "sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh")
 FLOATS = Field(
-    2.0**-50, float, math.pi, math.e, 1j, {name: getattr(cmath, name) for name in _FUNCTIONS}, cmath.isfinite
+    epsilon=2.0**-50,
+    number=float,
+    pi=math.pi,
+    e=math.e,
+    i=1j,
+    functions={name: getattr(cmath, name) for name in FUNCTIONS},
+    root=lambda at, degree: math.exp(math.log(at) / degree),
+    is_finite=cmath.isfinite,
+    max_bits=999,  # a float overflows beyond
+    max_factorial=170,
 )
 
 
@@ -52,45 +64,22 @@ def is_different(one: Value, other: Value) -> bool:
     return bool(abs(one.near - other.near) > 4 * (one.error + other.error))
 
 
-def difference(one: Value | None, other: Value | None, field: Field) -> Value | None:
-    """The first value minus the second, None if one is unknown."""
-    if one is None or other is None:
-        return None
-    calculator = Calculator(field)
-    return calculator.add(one, calculator.negate(other))
-
-
-def ratio_sign(pairs: Iterable[tuple[Value | None, Value | None]], field: Field, *, share: Any) -> int | None:
-    """The sign of the constant ratio of two functions, judged by their values at several points.
+def is_out_of_proportion(pairs: Iterable[tuple[Value | None, Value | None]]) -> bool:
+    """Whether the ratio of two functions is certainly not constant, judged by their values at several points.
 
     Args:
-      pairs: both values at each point, None for an unknown value.
-      share: two cross products count as equal if they are not certainly different and their error is at most this share of
-        the larger one.
-
-    Returns:
-      0 if the ratio is certainly not constant; 1 or -1 if it is constant at MIN_POINTS points or more; None if neither is
-      known, or if neither function varies.
+      pairs: both values at each point, numbers of FLOATS; None for an unknown value.
     """
-    calculator = Calculator(field)
+    calculator = Calculator(FLOATS)
     known = [(one, other) for one, other in pairs if one is not None and other is not None]
-    first = next(((one, other) for one, other in known if not (_may_be_zero(one) or _may_be_zero(other))), None)
-    if first is None:
-        return None
-    num_equal = 0
-    for one, other in known:
-        left, right = calculator.multiply(one, first[1]), calculator.multiply(other, first[0])
-        if is_different(left, right):
-            return 0
-        num_equal += left.error + right.error <= share * max(abs(left.near), abs(right.near))
-    ratio = first[0].near / first[1].near
-    varies = any(is_different(one, first[0]) for one, _ in known)
-    if not varies or num_equal < MIN_POINTS or num_equal < len(known) or ratio.imag:
-        return None
-    return 1 if ratio.real > 0 else -1
+    first = next(((one, other) for one, other in known if not (may_be_zero(one) or may_be_zero(other))), None)
+    return first is not None and any(
+        is_different(calculator.multiply(one, first[1]), calculator.multiply(other, first[0])) for one, other in known
+    )
 
 
-def _may_be_zero(one: Value) -> bool:
+def may_be_zero(one: Value) -> bool:
+    """Whether a value is zero, or not certainly another number."""
     return one.exact == 0 or abs(one.near) <= 4 * one.error
 
 
@@ -111,12 +100,20 @@ class Calculator:
             "\\arccos": lambda at: self.inverse_trigonometric(call["acos"], at),
             "\\arctan": lambda at: self.inverse_trigonometric(call["atan"], at),
             "\\exp": lambda at: self.apply(call["exp"], at),
+            "\\sinh": lambda at: self.apply(call["sinh"], at),
+            "\\cosh": lambda at: self.apply(call["cosh"], at),
+            "\\tanh": lambda at: self.multiply(self.apply(call["sinh"], at), self.invert(self.apply(call["cosh"], at))),
+            "\\coth": lambda at: self.multiply(self.apply(call["cosh"], at), self.invert(self.apply(call["sinh"], at))),
+            "\\abs": self.absolute,
+            "\\floor": lambda at: self.round_to_integer(at, math.floor),
+            "\\ceil": lambda at: self.round_to_integer(at, math.ceil),
+            "\\cbrt": lambda at: self.root(at, 3),
             "\\ln": self.logarithm,
         }
 
     def rational(self, exact: Fraction) -> Value:
-        """A rational number, within MAX_DIGITS."""
-        if max(exact.numerator.bit_length(), exact.denominator.bit_length()) > 3.33 * MAX_DIGITS:
+        """A rational number, within the field's `max_bits`."""
+        if max(exact.numerator.bit_length(), exact.denominator.bit_length()) > self.field.max_bits:
             raise UnreadableError
         near = self.field.number(exact)
         return Value(exact, near, abs(near) * self.field.epsilon)
@@ -124,6 +121,14 @@ class Calculator:
     def inexact(self, near: Any, error: Any = 0) -> Value:
         """A number that is not known to be rational; adds the error of one rounding."""
         return Value(None, near, error + abs(near) * self.field.epsilon)
+
+    def variable(self, at: Fraction) -> Value:
+        """The value of a variable. It counts as inexact unless it is an integer, as factorials need it."""
+        return self.rational(at) if at.denominator == 1 else self.inexact(self.field.number(at))
+
+    def imaginary_unit(self) -> Value:
+        """The number i."""
+        return Value(None, self.field.i, 0)
 
     def add(self, one: Value, other: Value) -> Value:
         """The sum of two values."""
@@ -158,6 +163,8 @@ class Calculator:
         if exponent.exact is not None and exponent.exact.denominator == 1:
             return self.integer_power(base, int(exponent.exact))
         if exponent.exact is not None and 1 < exponent.exact.denominator <= MAX_DEGREE:
+            if base.near.real < 0:
+                raise UnreadableError  # (-8)^{1/3} is complex for some authors
             root = self.root(base, exponent.exact.denominator)
             return self.integer_power(root, exponent.exact.numerator)
         if base.near.imag or base.near.real <= 2 * base.error:
@@ -168,7 +175,7 @@ class Calculator:
         """An integer power, by repeated squaring."""
         if base.exact is not None:
             bits = max(base.exact.numerator.bit_length(), base.exact.denominator.bit_length())
-            if bits * abs(times) > 3.33 * MAX_DIGITS:
+            if bits * abs(times) > self.field.max_bits:
                 raise UnreadableError
             return self.rational(base.exact**times)
         if abs(times) > MAX_POWER:
@@ -204,7 +211,9 @@ class Calculator:
         return result
 
     def root(self, at: Value, degree: int) -> Value:
-        """The real root of a nonnegative number."""
+        """The real root of a nonnegative number; of a negative one too, if the degree is odd."""
+        if degree % 2 and at.near.real < 0:
+            return self.negate(self.root(self.negate(at), degree))
         if at.near.imag or at.near.real < 0 or not 1 <= degree <= MAX_DEGREE:
             raise UnreadableError
         if at.exact is not None:
@@ -213,7 +222,7 @@ class Calculator:
                 return self.rational(Fraction(top, bottom))
         elif at.near.real <= 2 * at.error:
             raise UnreadableError
-        near = self.field.functions["exp"](self.field.functions["log"](at.near) / degree).real
+        near = self.field.root(at.near.real, degree)
         return self.inexact(near, 2 * near * (at.error / abs(at.near) + self.field.epsilon))
 
     def logarithm(self, at: Value) -> Value:
@@ -236,23 +245,30 @@ class Calculator:
         return self.inexact(self.field.number(Fraction(lower)))
 
     def factorial(self, at: Value) -> Value:
-        """The factorial of an integer up to MAX_FACTORIAL."""
-        if at.exact is None or at.exact.denominator != 1 or not 0 <= at.exact <= MAX_FACTORIAL:
+        """The factorial of an integer up to the field's `max_factorial`."""
+        if at.exact is None or at.exact.denominator != 1 or not 0 <= at.exact <= self.field.max_factorial:
             raise UnreadableError
         return self.rational(Fraction(math.factorial(int(at.exact))))
 
     def binomial(self, above: Value, below: Value) -> Value:
-        """The number of ways to choose among at most MAX_FACTORIAL."""
+        """The number of ways to choose among at most `max_factorial`."""
         n, k = above.exact, below.exact
-        if n is None or k is None or n.denominator != 1 or k.denominator != 1 or not 0 <= k <= n <= MAX_FACTORIAL:
+        if n is None or k is None or k.denominator != 1 or k < 0:
+            raise UnreadableError
+        if n.denominator != 1 and k <= MAX_CHOSEN:
+            product = math.prod((n - index for index in range(int(k))), start=Fraction(1))
+            return self.rational(product / math.factorial(int(k)))
+        if n.denominator != 1 or not k <= n <= self.field.max_factorial:
             raise UnreadableError
         return self.rational(Fraction(math.comb(int(n), int(k))))
 
 
 def _integer_root(number: int, degree: int) -> int | None:
-    """The exact integer root of an integer, or None."""
-    try:
-        root = round(number ** (1 / degree))
-    except OverflowError:
-        return None
-    return root if root**degree == number else None
+    """The exact integer root of an integer, or None. Newton's iteration, from above."""
+    root = 1 << -(-number.bit_length() // degree)
+    while number:
+        lower = ((degree - 1) * root + number // root ** (degree - 1)) // degree
+        if lower >= root:
+            return root if root**degree == number else None
+        root = lower
+    return 0
