@@ -119,6 +119,8 @@ class Calculator(values.Calculator):
         """A smooth function of a value."""
         result = super().apply(function, at)
         extra = _FUNCTION_FACTOR * (at.size.top + at.size.bottom)
+        if at.near.imag:
+            extra += _FUNCTION_FACTOR * float(abs(at.near))  # the sine of a complex number grows like e^t
         return result._replace(
             size=Size(result.size.top + extra, result.size.bottom + extra, at.size.roots | _FUNCTION)
         )

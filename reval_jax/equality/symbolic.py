@@ -35,7 +35,10 @@ _COORDINATES = (
     ("29/7", "5/3", "14/9", "43/11"),
     ("8", "9", "4", "2"),
     ("11", "6", "3", "4"),
+    ("13", "10", "12", "9"),
 )
+_INTEGER_ROWS = tuple(index for index, row in enumerate(_COORDINATES) if Fraction(row[0]).denominator == 1)
+_DISCRETE = re.compile(r"!|\\binom(?![A-Za-z])")
 
 
 def _points() -> list[arithmetic.Point]:
@@ -133,7 +136,7 @@ def _texts_agree(prediction: str, gold: str) -> bool | None:
     """Like `_expressions_agree`, but without SymPy and ten times as fast. None if `arithmetic` cannot read both texts."""
     bodies = [arithmetic.split_unit(text)[0] for text in (prediction, gold)]
     num_equal = 0
-    for index in range(len(_COORDINATES)):
+    for index in _INTEGER_ROWS if any(map(_DISCRETE.search, bodies)) else range(len(_COORDINATES)):
         actual, expected = (_closed(body, index) for body in bodies)
         if expected(separation.calculator()) is None:
             continue
@@ -201,11 +204,14 @@ def _parse(text: str) -> Any:
 
 
 def _is_same_expression(one: Any, other: Any) -> bool:
+    """Whether two parsed objects are equal: matrices cell by cell, expressions by their values, else by their form."""
     if one == other:
         return True
+    if isinstance(one, sympy.MatrixBase) and isinstance(other, sympy.MatrixBase):
+        cells = zip(one, other, strict=False)
+        return one.shape == other.shape and all(_is_same_expression(*pair) for pair in cells)
     has_values = all(isinstance(side, sympy.Expr) and not side.has(sympy.MatrixSymbol) for side in (one, other))
-    is_same = _expressions_agree(one, other) if has_values else None
-    return _math_verify_agrees(one, other) if is_same is None else is_same
+    return has_values and bool(_expressions_agree(one, other))
 
 
 def _expressions_agree(one: sympy.Expr, other: sympy.Expr) -> bool | None:
@@ -238,10 +244,12 @@ def _substitutions(one: sympy.Expr, other: sympy.Expr) -> list[dict[Any, Fractio
     symbols = one.free_symbols | other.free_symbols
     names = sorted({symbol.name for symbol in symbols})
     columns = {symbol: names.index(symbol.name) for symbol in symbols}
+    is_discrete = any(side.has(sympy.factorial, sympy.binomial) for side in (one, other))
+    rows = [_COORDINATES[index] for index in _INTEGER_ROWS] if is_discrete else _COORDINATES
     # From the fifth variable on, the four columns repeat with an offset, so that no two variables are always equal.
     return [
         {symbol: Fraction(row[column % 4]) + 2 * (column // 4) for symbol, column in columns.items()}
-        for row in (_COORDINATES if symbols else _COORDINATES[:1])
+        for row in (rows if symbols else rows[:1])
     ]
 
 
@@ -258,11 +266,6 @@ def _carry_out(expression: sympy.Expr) -> sympy.Expr:
         return expression
     calls = {call: sympy.Symbol(str(call)) for call in expression.atoms(sympy.core.function.AppliedUndef)}
     return expression.xreplace(calls) if calls else expression
-
-
-def _math_verify_agrees(one: Any, other: Any) -> bool:
-    """Math-verify's own comparison, for matrices, functions without values and the like."""
-    return bool(math_verify.verify(other, one, strict=True, timeout_seconds=None))
 
 
 _MIRRORED = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le", "=": "=", "\\neq": "\\neq"}

@@ -38,7 +38,7 @@ class Field(NamedTuple):
     max_factorial: int  # largest number whose factorial is exact
 
 
-FUNCTIONS = ("exp", "log", "sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh")
+FUNCTIONS = ("exp", "log", "sin", "cos", "tan", "asin", "acos", "atan")
 FLOATS = Field(
     epsilon=2.0**-50,
     number=float,
@@ -100,10 +100,14 @@ class Calculator:
             "\\arccos": lambda at: self.inverse_trigonometric(call["acos"], at),
             "\\arctan": lambda at: self.inverse_trigonometric(call["atan"], at),
             "\\exp": lambda at: self.apply(call["exp"], at),
-            "\\sinh": lambda at: self.apply(call["sinh"], at),
-            "\\cosh": lambda at: self.apply(call["cosh"], at),
-            "\\tanh": lambda at: self.multiply(self.apply(call["sinh"], at), self.invert(self.apply(call["cosh"], at))),
-            "\\coth": lambda at: self.multiply(self.apply(call["cosh"], at), self.invert(self.apply(call["sinh"], at))),
+            "\\sinh": lambda at: self.hyperbolic(at, is_sine=True),
+            "\\cosh": lambda at: self.hyperbolic(at, is_sine=False),
+            "\\tanh": lambda at: self.multiply(
+                self.hyperbolic(at, is_sine=True), self.invert(self.hyperbolic(at, is_sine=False))
+            ),
+            "\\coth": lambda at: self.multiply(
+                self.hyperbolic(at, is_sine=False), self.invert(self.hyperbolic(at, is_sine=True))
+            ),
             "\\abs": self.absolute,
             "\\floor": lambda at: self.round_to_integer(at, math.floor),
             "\\ceil": lambda at: self.round_to_integer(at, math.ceil),
@@ -194,6 +198,13 @@ class Calculator:
         step = max(at.error, abs(at.near) * self.field.epsilon)
         change = max(abs(function(at.near + step) - near), abs(function(at.near - step) - near))
         return self.inexact(near, 2 * change)
+
+    def hyperbolic(self, at: Value, *, is_sine: bool) -> Value:
+        """The hyperbolic sine or cosine: half of e^x minus or plus e^-x."""
+        grown = self.apply(self.field.functions["exp"], at)
+        fallen = self.invert(grown)
+        both = self.add(grown, self.negate(fallen) if is_sine else fallen)
+        return self.multiply(both, self.rational(Fraction(1, 2)))
 
     def unknown_function(self, phase: Fraction, at: Value) -> Value:
         """The value of a function known only by name; `phase` is a number derived from the name."""
