@@ -43,9 +43,9 @@ _OF_ANGLES = frozenset(("\\sin", "\\cos", "\\tan", "\\sec", "\\csc", "\\cot"))
 _CALLED = frozenset(("\\abs", "\\floor", "\\ceil", "\\cbrt"))
 # A function of an angle or a number, with its power or base, before its argument.
 _ARGUMENT = re.compile(
-    r"\\(?:arc)?(?:sin|cos|tan|sec|csc|cot|log|ln|lg|exp)h?(?![A-Za-z])\s*(?:[\^_]\s*(?:\{[^{}]*\}|\w)\s*)*"
+    r"\\(?:arc)?(?:sin|cos|tan|sec|csc|cot|log|ln|exp)h?(?![A-Za-z])\s*(?:[\^_]\s*(?:\{[^{}]*\}|\w)\s*)*"
 )
-_UNITS_OF_ARGUMENTS = frozenset(("°", "%", "rad"))
+_UNITS_OF_ARGUMENTS = frozenset(("1 °^1", "1 %^1", "1 rad^1"))
 _ACCENTS = frozenset((r"\dot", r"\ddot", r"\hat", r"\tilde", r"\vec"))
 
 FLOATS = values.Calculator(values.FLOATS)
@@ -84,7 +84,7 @@ def split_unit(text: str) -> tuple[str, str]:
     body, unit = normal.without_unit(text)
     if unit not in _UNITS_OF_ARGUMENTS or not _ends_in_argument(body):
         return body, unit
-    return (f"{body}°" if unit == "°" else text), ""
+    return (f"{body}°" if "°" in unit else text), ""
 
 
 def _ends_in_argument(text: str) -> bool:
@@ -362,8 +362,6 @@ class _Reader:
             return self.calculator.binomial(above, self.argument(depth))
         if name == "\\log":
             return self.logarithm(depth)
-        if name == "\\lg":
-            return self.logarithm_to_base(self.calculator.rational(Fraction(10)), depth)
         if name in self.calculator.functions:
             self.num_angles += name in _OF_ANGLES
             result = self.application(self.calculator.functions[name], depth, is_called=name in _CALLED)
@@ -381,9 +379,6 @@ class _Reader:
             return self.application(self.calculator.logarithm, depth)
         else:
             number = self.calculator.rational(Fraction(self.reading.log_base))
-        return self.logarithm_to_base(number, depth)
-
-    def logarithm_to_base(self, number: values.Value, depth: int) -> values.Value:
         base = self.calculator.logarithm(number)
         return self.calculator.multiply(
             self.application(self.calculator.logarithm, depth), self.calculator.invert(base)

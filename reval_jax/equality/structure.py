@@ -6,11 +6,12 @@ brackets. A bare list (`1, -2`) has no order and never equals a tuple. `a \pm b`
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterable
 from typing import Literal, NamedTuple
 
-from reval_jax.equality import normal, quantities, vocabulary
+from reval_jax.equality import arithmetic, normal, quantities, vocabulary
 
 Comparison = Literal["equal", "different", "open"]
 EQUAL: Comparison = "equal"
@@ -27,12 +28,19 @@ _NAME = re.compile(
     rf"{_SYMBOL}(?:\(\s*{_SYMBOL}(?:\s*,\s*{_SYMBOL})*\s*\))?|[A-Z]{{2,4}}|[a-z]{{2,3}}|\|\s*[A-Za-z]{{1,4}}\s*\|"
     r"|(?:m\s*)?\\(?:angle|triangle|overline|vec|mathbf)\s*\{?\s*(?:[A-Za-z](?:_(?:[0-9]|\{[0-9]\}))?\s*){1,4}\}?"
     r"|\\(?:text|mathrm|operatorname)\s*\{[A-Za-z ]*\}"
-    rf"|\(\s*{_SYMBOL}(?:\s*,\s*{_SYMBOL})+\s*\)"
+    rf"|\(\s*{_SYMBOL}(?:\s*,\s*{_SYMBOL})+\s*\)|{_SYMBOL}(?:\s*:\s*{_SYMBOL})+|{_SYMBOL}\s*/\s*{_SYMBOL}"
+    rf"|\\frac\s*\{{\s*(?:{_SYMBOL}|[A-Z]{{2}})\s*\}}\s*\{{\s*(?:{_SYMBOL}|[A-Z]{{2}})\s*\}}|[fghFGHP]\(\s*-?[0-9]+\s*\)"
 )
-_NEGATION = re.compile(r"\\(?:not|neg)(?![A-Za-z])|(?<![A-Za-z\\])(?:not?|non|nor|nil)(?![A-Za-z])")
+_NEGATION = re.compile(r"\\(?:not|neg)(?![A-Za-z])|(?<![A-Za-z\\])(?:not?|non|nor|nil|bad|off|inv|mod|log)(?![A-Za-z])")
 _AND = r"(?:and|or|AND|OR)(?![a-z])"
 _COMMA = re.compile(rf",\s*(?:{_AND})?|(?<![A-Za-z\\]){_AND}")
 _SPACED_COMMA = re.compile(rf",\s+(?:{_AND})?|(?<![A-Za-z\\]){_AND}")
+_OR_WORD = re.compile(r"(?<![A-Za-z\\])(?:or|OR)(?![a-z])")
+_AND_WORD = re.compile(r"(?<![A-Za-z\\])(?:and|AND)(?![a-z])")
+_CAP = re.compile(r"\\cap(?![A-Za-z])")
+_SETMINUS = re.compile(r"\\(?:setminus|backslash|smallsetminus)(?![A-Za-z])|(?<=[\w)}\]])\s*-(?=\s*\\\{)")
+_BUILDER = re.compile(rf"\s*({_SYMBOL})\s*(?:\\in\s*(?:\\mathbb\s*\{{?\s*R\s*\}}?|\u211d)\s*)?[|:](.*)", re.DOTALL)
+_ROUNDED = re.compile(r"[+-]?[0-9]*(?:\.([0-9]*))?")
 _SEMICOLON = re.compile(r";")
 _CUP = re.compile(r"\\cup(?![A-Za-z])")
 _APPROX = re.compile(r"\\approx(?![A-Za-z])")
@@ -48,11 +56,11 @@ _PLUS_MINUS = re.compile(r"\\pm(?![A-Za-z])")
 class Node(NamedTuple):
     """An answer, or a part of one."""
 
-    kind: str  # scalar, list, set, tuple, union, relation or matrix
+    kind: str  # scalar, list, set, tuple, union, intersection, difference, builder, relation, chain or matrix
     text: str  # the canonical LaTeX; scalars are compared by it
     name: str = ""  # x in `x = 5`; "" for none
     items: tuple[Node, ...] = ()  # the parts; the sides of a relation
-    marks: str = ""  # brackets of a tuple; operators of a relation; rows of a matrix
+    marks: str = ""  # brackets of a tuple; operators of a relation or a chain; rows of a matrix; a union's comma
 
 
 LeafCompare = Callable[[Node, Node], Comparison]
@@ -71,17 +79,33 @@ def read(text: str, *, depth: int = 0) -> Node:
         return _read_list((read(item, depth=depth + 1) for item in items), text)
     exact, *rounded = _split(text, _APPROX)
     if rounded:
-        # `x \approx 11` answers 11; `2\sqrt{30} \approx 10.95` answers its exact part.
-        is_named = not exact.strip() or _is_name(exact.strip())
-        return read(rounded[0] if is_named else exact, depth=depth + 1)
+        return _read_rounded(exact.strip(), [side.strip() for side in rounded], text, depth)
     if _RELATION.search(text):
         relation = _read_relation(text, depth)
         if relation is not None:
             return relation
-    regions = _split(text, _CUP)
-    if len(regions) > 1:
-        return Node("union", text, items=tuple(read(region, depth=depth + 1) for region in regions))
+    for kind, operator in (("union", _CUP), ("intersection", _CAP), ("difference", _SETMINUS)):
+        regions = _split(text, operator)
+        if len(regions) > 1:
+            return Node(kind, text, items=tuple(read(region, depth=depth + 1) for region in regions))
     return _read_bracketed(text, depth)
+
+
+def _is_name(side: str) -> bool:
+    r"""Whether one side of a relation only names the value. Words must be a known quantity: `\text{not} = 5` is not 5."""
+    if not _NAME.fullmatch(side) or _NEGATION.search(side):
+        return False
+    words = re.fullmatch(quantities.TEXT, side)
+    return words is None or vocabulary.is_label(words.group(1))
+
+
+def _read_rounded(exact: str, rounded: list[str], text: str, depth: int) -> Node:
+    r"""`x \approx 11` answers 11; `2\sqrt{30} \approx 10.95` answers its exact part."""
+    if not exact or _is_name(exact):
+        exact, *rounded = rounded
+    value = read(exact, depth=depth + 1)
+    sides = tuple(Node("scalar", side) for side in rounded)
+    return Node("chain", text, value.name, (value, *sides), "\\approx") if rounded else value
 
 
 def _split_list(text: str) -> list[str]:
@@ -99,11 +123,14 @@ def _read_list(items: Iterable[Node], text: str) -> Node:
     flat: list[Node] = []
     for item in items:
         flat += item.items if item.kind == "list" else [item]
-    # `x < 1 or x > 5` is a union of intervals.
+    # `x < 1 or x > 5` is a union of intervals, `x > 1 and x < 5` an intersection.
     if flat and all(item.kind == "tuple" and item.name and item.text == "" for item in flat):
         name = flat[0].name
-        if all(item.name == name for item in flat):
-            return Node("union", text, name, tuple(item._replace(name="") for item in flat))
+        words = {pattern for pattern in (_OR_WORD, _AND_WORD) if _split(text, pattern)[1:]}
+        if all(item.name == name for item in flat) and len(words) < 2:
+            kind = "intersection" if words == {_AND_WORD} else "union"
+            marks = "" if words else ","
+            return Node(kind, text, name, tuple(item._replace(name="") for item in flat), marks)
     return Node("list", text, items=tuple(flat))
 
 
@@ -129,12 +156,11 @@ def _read_relation(text: str, depth: int) -> Node | None:
     if name and operators == [r"\in"]:
         return read(sides[1], depth=depth + 1)._replace(name=name)
     if name and set(operators) == {"="}:
-        value = read(sides[-1], depth=depth + 1)
+        values = [read(side, depth=depth + 1) for index, side in enumerate(sides) if not _is_name(side) or index + 1 == len(sides)]
         is_symbol = re.fullmatch(_SYMBOL, sides[-1]) is not None
         # `A = B` is an equation between two unknowns; `f(n) = n` gives the value of f.
-        if not value.name and not (is_symbol and "(" not in name):
-            items = tuple(item._replace(name=name) for item in value.items)
-            return value._replace(items=items) if value.kind == "list" else value._replace(name=name)
+        if not values[-1].name and not (is_symbol and "(" not in name):
+            return _named(values[0], name) if len(values) == 1 else Node("chain", text, name, tuple(values), "=")
     interval = _read_interval(sides, operators)
     if interval is not None:
         return interval
@@ -142,12 +168,9 @@ def _read_relation(text: str, depth: int) -> Node | None:
     return Node("relation", text, items=items, marks=" ".join(operators))
 
 
-def _is_name(side: str) -> bool:
-    r"""Whether one side of a relation only names the value. Words must be a known quantity: `\text{not} = 5` is not 5."""
-    if not _NAME.fullmatch(side) or _NEGATION.search(side):
-        return False
-    words = re.fullmatch(quantities.TEXT, side)
-    return words is None or vocabulary.is_label(words.group(1))
+def _named(value: Node, name: str) -> Node:
+    items = tuple(item._replace(name=name) for item in value.items)
+    return value._replace(items=items) if value.kind == "list" else value._replace(name=name)
 
 
 def _read_interval(sides: list[str], operators: list[str]) -> Node | None:
@@ -160,7 +183,11 @@ def _read_interval(sides: list[str], operators: list[str]) -> Node | None:
         sides, operators = ["-\\infty", *sides], ["<", *operators]
     elif len(sides) == 2 and _is_name(sides[1]):
         sides, operators = [*sides, "\\infty"], [*operators, "<"]
-    if len(sides) != 3 or not _is_name(sides[1]) or re.search("[A-Za-z]", re.sub(r"\\[a-z]+", "", sides[0] + sides[2])):
+    if (
+        len(sides) != 3
+        or not _is_name(sides[1])
+        or re.search("[A-Za-z]", re.sub(r"\\[a-z]+", "", sides[0] + sides[2]))
+    ):
         return None
     marks = ("(" if operators[0] == "<" else "[") + (")" if operators[1] == "<" else "]")
     # The text is empty, because the answer was written as a relation.
@@ -175,6 +202,9 @@ def _read_bracketed(text: str, depth: int) -> Node:
         cells = tuple(Node("scalar", normal.strip(cell)) for row in rows for cell in row)
         return Node("matrix", text, items=cells, marks=",".join(str(len(row)) for row in rows))
     if text.startswith("\\{") and normal.encloses(text, 1) and text.endswith("\\}"):
+        builder = _BUILDER.fullmatch(text[2:-2])
+        if builder:
+            return _read_builder(*builder.groups(), text, depth)
         inner = read(text[2:-2], depth=depth + 1) if text[2:-2].strip() else None
         items = () if inner is None else inner.items if inner.kind == "list" else (inner,)
         return Node("set", text, items=items)
@@ -191,6 +221,15 @@ def _read_bracketed(text: str, depth: int) -> Node:
         both = tuple(Node("scalar", normal.strip(_PLUS_MINUS.sub(sign, text).lstrip("+ "))) for sign in ("+", "-"))
         return Node("list", text, items=both)
     return Node("scalar", text)
+
+
+def _read_builder(name: str, condition: str, text: str, depth: int) -> Node:
+    r"""`\{x : 2 < x < 9, x \neq 5\}`, whose comma means `and`."""
+    parts = [read(part, depth=depth + 1) for part in _split(condition, re.compile(r",|(?<![A-Za-z\\])and(?![a-z])"))]
+    if any(part.name not in ("", name, f"|{name}|") for part in parts):
+        return Node("scalar", text)
+    inner = parts[0] if len(parts) == 1 else Node("intersection", condition, items=tuple(parts))
+    return Node("builder", text, items=(inner,))
 
 
 def _split(text: str, separator: re.Pattern[str]) -> list[str]:
@@ -228,27 +267,124 @@ def compare(prediction: Node, gold: Node, leaf_compare: LeafCompare) -> Comparis
     """Whether two answers are equal. `leaf_compare` compares scalars and relations.
 
     A name (`x =`) may be missing on one side, but two names must be equal. Order matters except in sets and bare lists. A list
-    may equal a set, never a tuple. The brackets of tuples must be the same.
+    may equal a set, never a tuple. The brackets of tuples must be the same. Each link of a chain (`x = 2 + 3 = 5`) must hold;
+    that of the gold answer is trusted.
     """
     if prediction.name and gold.name and _head(prediction.name) != _head(gold.name):
         return DIFFERENT
+    if gold.kind == "chain":
+        return compare(prediction, _chain_value(gold), leaf_compare)
+    if prediction.kind == "relation" != gold.kind and not gold.name and set(prediction.marks.split()) == {"="}:
+        # `2 + 3 = 5` answers 5; an equation with unequal sides has no value.
+        sides = tuple(read(side.text, depth=1) for side in prediction.items)
+        prediction = Node("chain", prediction.text, items=sides, marks="=")
+    if prediction.kind == "chain":
+        return _compare_chain(prediction, gold, leaf_compare)
     kinds = (prediction.kind, gold.kind)
     if "relation" in kinds:
         return leaf_compare(prediction, gold)
     if kinds == ("scalar", "scalar"):
         return leaf_compare(prediction, gold)
     if kinds == ("tuple", "list") or kinds == ("list", "tuple"):
-        one, other = (_values_in_name_order(node) or node.items for node in (prediction, gold))
-        is_named = any(_values_in_name_order(node) for node in (prediction, gold))
-        return _compare_in_order(one, other, leaf_compare) if is_named else DIFFERENT
-    if kinds in (("tuple", "tuple"), ("matrix", "matrix")):
-        has_same_marks = prediction.marks == gold.marks
+        return _compare_names_with_tuple(prediction, gold, leaf_compare)
+    if kinds == ("tuple", "tuple"):
+        # `1 < x < 2` is no point, and a gold (1, 2) may be one.
+        is_region = prediction.text == "" and gold.text and not gold.name and _may_be_point(gold)
+        has_same_marks = prediction.marks == gold.marks and not is_region
         return _compare_in_order(prediction.items, gold.items, leaf_compare) if has_same_marks else DIFFERENT
-    if set(kinds) <= {"list", "set"} or kinds == ("union", "union"):
+    if kinds == ("matrix", "matrix"):
+        has_same_rows = prediction.marks == gold.marks
+        return _compare_in_order(prediction.items, gold.items, leaf_compare) if has_same_rows else DIFFERENT
+    if set(kinds) <= {"list", "set"}:
+        return _compare_lists(prediction, gold, leaf_compare)
+    if kinds[0] == kinds[1] and kinds[0] in ("union", "intersection"):
         return _compare_in_any_order(prediction.items, gold.items, leaf_compare)
+    if kinds in (("builder", "builder"), ("difference", "difference")):
+        return _compare_in_order(prediction.items, gold.items, leaf_compare)
     if "scalar" in kinds:
         return _compare_scalar_with_structure(prediction, gold, leaf_compare)
-    return DIFFERENT if "union" not in kinds else OPEN
+    return DIFFERENT
+
+
+def _chain_value(chain: Node) -> Node:
+    """The value that a chain gives: its last side, or the exact one before rounded ones."""
+    value = chain.items[0] if chain.marks == "\\approx" else chain.items[-1]
+    return _named(value, chain.name) if chain.name else value
+
+
+def _compare_chain(chain: Node, gold: Node, leaf_compare: LeafCompare) -> Comparison:
+    links = itertools.pairwise(chain.items)
+    if chain.marks == "\\approx":
+        exact = chain.items[0]
+        if not all(_rounds_to(exact.items[-1] if exact.kind == "chain" else exact, side) for side in chain.items[1:]):
+            return DIFFERENT
+        links = itertools.pairwise(())
+    outcomes = {compare(one, other, leaf_compare) for one, other in links}
+    outcomes.add(compare(_chain_value(chain), gold, leaf_compare))
+    return DIFFERENT if DIFFERENT in outcomes else OPEN if OPEN in outcomes else EQUAL
+
+
+def _rounds_to(exact: Node, rounded: Node) -> bool:
+    """Whether a decimal is the nearest one to a value, with as many places."""
+    (left, _), (right, _) = arithmetic.split_unit(exact.text), arithmetic.split_unit(rounded.text)
+    decimal, number = _ROUNDED.fullmatch(right), normal.number(right)
+    value = arithmetic.value(left)
+    if exact.kind != "scalar" or value is None or number is None or decimal is None:
+        return False
+    places = len(decimal[1] or "")
+    return bool(abs(value.near - float(number.value)) <= 0.5 * 10**-places + 4 * value.error)
+
+
+def _may_be_point(node: Node) -> bool:
+    return node.marks == "()" and not any("\\infty" in item.text for item in node.items)
+
+
+def _compare_names_with_tuple(prediction: Node, gold: Node, leaf_compare: LeafCompare) -> Comparison:
+    """Compares `m = 3, n = 8` with the point (3, 8), or with (m, n) = (3, 8); never with an interval."""
+    point = gold if gold.kind == "tuple" else prediction
+    named = prediction if point is gold else gold
+    if not _may_be_point(point) or point.text == "":
+        return DIFFERENT
+    if point.name.startswith("("):
+        by_name = {item.name: item._replace(name="") for item in named.items}
+        names = point.name.strip("()").split(",")
+        values = tuple(by_name[name] for name in names) if set(names) == set(by_name) else ()
+    else:
+        values = () if point.name else _values_in_name_order(named)
+    if not values or len(values) != len(named.items):
+        return DIFFERENT
+    pair = (values, point.items) if point is gold else (point.items, values)
+    return _compare_in_order(*pair, leaf_compare)
+
+
+def _compare_lists(prediction: Node, gold: Node, leaf_compare: LeafCompare) -> Comparison:
+    """Compares lists and sets. Values of different unknowns (`x = 1, y = 2`) are in the order of the gold answer."""
+    ours, theirs = ([item.name for item in node.items] for node in (prediction, gold))
+    if any(ours) and any(theirs):
+        # `x = 1 or x = 2` has the values of x_1 and x_2.
+        if len(set(ours)) == 1 and {_base(name) for name in theirs} == {ours[0]}:
+            items = tuple(item._replace(name="") for item in gold.items)
+            return _compare_in_any_order(prediction.items, items, leaf_compare)
+    elif len({_base(name) for name in ours}) > 1:
+        return DIFFERENT
+    elif len(set(theirs)) > 1:
+        return _compare_in_order(prediction.items, gold.items, leaf_compare) if prediction.kind == "list" else DIFFERENT
+    if gold.kind == "set" and max(len(prediction.items), len(gold.items)) <= MAX_ITEMS:
+        return _compare_as_sets(prediction.items, gold.items, leaf_compare)
+    return _compare_in_any_order(prediction.items, gold.items, leaf_compare)
+
+
+def _base(name: str) -> str:
+    """The letter of a name without its arguments and its index: x of x_1."""
+    return re.split("[(_']", name)[0]
+
+
+def _compare_as_sets(one: tuple[Node, ...], other: tuple[Node, ...], leaf_compare: LeafCompare) -> Comparison:
+    """Whether each item of either set equals one of the other; an item that is written twice counts once."""
+    outcomes = [[compare(left, right, leaf_compare) for right in other] for left in one]
+    columns = [*outcomes, *([row[index] for row in outcomes] for index in range(len(other)))]
+    best = {EQUAL if EQUAL in column else OPEN if OPEN in column else DIFFERENT for column in columns}
+    return DIFFERENT if DIFFERENT in best else OPEN if OPEN in best else EQUAL
 
 
 def _head(name: str) -> str:

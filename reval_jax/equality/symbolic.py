@@ -58,7 +58,7 @@ _WORD = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{4,}")
 # Notation that the grammar would misread: signs, functions of `notation` that only our reader knows, an antiderivative (it has
 # a constant), infinity as a number.
 _UNREAD = re.compile(
-    r"\\(?:pm|mp|abs|floor|ceil|cbrt|lg|ldots)(?![A-Za-z])|[°%]|\\int(?![A-Za-z])(?!\s*(?:\\limits)?\s*_)"
+    r"\\(?:pm|mp|abs|floor|ceil|cbrt|ldots)(?![A-Za-z])|[°%]|\\int(?![A-Za-z])(?!\s*(?:\\limits)?\s*_)"
     r"|(?<!\^)(?<!\^\{)(?<!\^\{\+)(?<!\^\+)(?<!\\to)(?<!\\to\s)(?<!_)(?<!_\{)(?<!_\{-)(?<!_-)\\infty"
 )
 _DECIMAL = re.compile(r"(?<![0-9A-Za-z_{])(?<!_\{)([0-9]*)\.([0-9]+)")
