@@ -146,12 +146,14 @@ def cases(origin: str) -> list[dict[str, str]]:
 
 # Accepted against the public expectation, as docs/grading.md explains: equal rationals are equal, reduced or not.
 DELIBERATELY_ACCEPTED = {("\\frac{2}{4}", "\\frac{1}{2}")}
+# Math-Verify takes the last side of a false chain; here each link must hold.
+FALSE_CHAINS = {("$z = 3+3 = 2$", "$z = 1 + 1 = 2$"), ("$x = 5+5+1 = 7 =11$", "$x = 11$")}
 
 
 @needs_data
 @pytest.mark.parametrize(("origin", "share"), [("[boxed]", 0.97), ("[bare]", 0.92)])
 def test_public_cases_are_graded_as_expected(origin: str, share: float) -> None:
-    public = cases(origin)
+    public = [case for case in cases(origin) if (case["prediction"], case["gold"]) not in FALSE_CHAINS]
     rewards = [graded(case["prediction"], case["gold"], extracted=origin != "[boxed]").reward for case in public]
     accepted = {
         (case["prediction"], case["gold"])
@@ -269,8 +271,8 @@ def test_no_text_reaches_an_evaluator(code: str, monkeypatch: pytest.MonkeyPatch
     def refuse(*arguments: object, **_: object) -> None:
         raise AssertionError(f"evaluated {arguments!r}")
 
-    # SymPy's function from string to expression; three modules hold a reference.
-    for module in ("sympy.parsing.sympy_parser", "math_verify.parser", "latex2sympy2_extended.latex2sympy2"):
+    # SymPy's function from string to expression; two modules that the package imports hold a reference.
+    for module in ("sympy.parsing.sympy_parser", "latex2sympy2_extended.latex2sympy2"):
         monkeypatch.setattr(sys.modules[module], "parse_expr", refuse)
     monkeypatch.setattr("sympy.parsing.sympy_parser.eval_expr", refuse)
     assert symbolic.compare(code, "x+1") in ("unparsed", "wrong")

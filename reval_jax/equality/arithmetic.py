@@ -88,12 +88,11 @@ def split_unit(text: str) -> tuple[str, str]:
 
 
 def _ends_in_argument(text: str) -> bool:
-    """Whether the end of a text is the argument of a function; of `\\sin(30)` only in doubt."""
-    last = None
-    for last in _ARGUMENT.finditer(text):
-        pass
-    if last is None:
+    r"""Whether the end of a text is the argument of a function; in doubt (`\sin(30)°`) it is."""
+    functions = list(_ARGUMENT.finditer(text))
+    if not functions:
         return False
+    last = functions[-1]
     argument = text[last.end() :]
     depth = 0
     for place, symbol in enumerate(argument):
@@ -110,7 +109,9 @@ def value(
 
     Without a `reading`, an ambiguous text cannot be read.
     """
-    if re.search("[A-Za-z]{4}", re.sub(r"\\[A-Za-z]+", " ", text)) or _UNREAD_DERIVATIVE.search(_DERIVATIVE.sub("", text)):
+    if re.search("[A-Za-z]{4}", re.sub(r"\\[A-Za-z]+", " ", text)) or _UNREAD_DERIVATIVE.search(
+        _DERIVATIVE.sub("", text)
+    ):
         return None
     if reading is None and _UNKNOWN_APPLICATION.search(text):
         return None
@@ -241,7 +242,9 @@ class _Reader:
         if self.peek() == "°" and self.num_angles:
             self.take()
             half_turn = self.calculator.inexact(self.calculator.field.pi)
-            base = self.calculator.multiply(base, self.calculator.multiply(half_turn, self.calculator.rational(Fraction(1, 180))))
+            base = self.calculator.multiply(
+                base, self.calculator.multiply(half_turn, self.calculator.rational(Fraction(1, 180)))
+            )
         return base
 
     def argument(self, depth: int, *, is_whole: bool = False) -> values.Value:

@@ -18,19 +18,24 @@ _FUNCTIONS = "sqrt cbrt exp abs floor ceil sin cos tan cot sec csc sinh cosh tan
 _COMMANDS = {name: f"\\{name}" for name in f"{_GREEK} {_FUNCTIONS} gcd lcm max min".split()}
 _COMMANDS |= dict.fromkeys(("oo", "inf", "infty", "infinity", "Infinity"), "\\infty")
 _COMMANDS |= {"asin": "\\arcsin", "acos": "\\arccos", "atan": "\\arctan", "ceiling": "\\ceil"}
+_NAMES = "|".join(sorted(_COMMANDS, key=len, reverse=True))
 _NAME = re.compile(
-    rf"\\(?:text[a-z]*|math[a-z]+|mbox|operatorname)\s*\{{[^{{}}]*\}}|(?<![A-Za-z\\])(?P<name>{'|'.join(sorted(_COMMANDS, key=len, reverse=True))})(?![A-Za-z])"
+    r"\\(?:text[a-z]*|math[a-z]+|mbox|operatorname)\s*\{[^{}]*\}"  # words, which stay
+    rf"|(?<![A-Za-z\\])(?P<name>{_NAMES})(?![A-Za-z])"
 )
 _NEEDS_ARGUMENT = frozenset(_FUNCTIONS.split()) | {"gcd", "lcm", "max", "min", "asin", "acos", "atan", "ceiling"}
 _ARGUMENT = re.compile(r"\s*(?:[(\[{|_^0-9.\\]|[A-Za-z](?![A-Za-z]))")
 _CALL = re.compile(r"(?<![A-Za-z\\])(binom|binomial|comb|factorial)\s*\(([^(),]*)(?:,([^(),]*))?\)")
 _BARE_ROOT = re.compile(r"\\sqrt\s*([0-9]{2,})")
+_GOES_ON = re.compile(r"(?<=[,:+])\s*\.{3,}")
 _CUP = re.compile(r"(?<=[)\]}])\s*(?:U|union)\s*(?=[(\[\\])")
 
 
 def canonical_latex(answer: str) -> str:
     """Like `normal.canonical_latex`, also of names and calls that are not LaTeX."""
-    text = _CALL.sub(_call, normal.canonical_latex(answer))
+    # Periods at the end of an answer count for nothing, but `1, 2, ...` goes on.
+    text = normal.canonical_latex(_GOES_ON.sub(r" \\ldots", answer))
+    text = _CALL.sub(_call, text)
     is_plain = "sqrt" in text.replace("\\sqrt", "")
     text = _NAME.sub(_command, text)
     if is_plain:

@@ -1,14 +1,13 @@
 r"""Sets of real numbers in one normal form: disjoint intervals in ascending order, an isolated point as [a, a].
 
-`(0,2) \cup [1,3]`, `|x| < 2`, `x \neq 2`, `\mathbb{R} \setminus \{2\}`, `\{x \mid x > 2\}` and `x > 2 and x < 5` are such sets. Pieces
-are joined only if the order of their ends is certain; otherwise a set keeps the form in which it was written.
+`(0,2) \cup [1,3]`, `|x| < 2`, `x \neq 2`, `\mathbb{R} \setminus \{2\}`, `\{x \mid x > 2\}` and `x > 2 and x < 5` are such sets.
+Pieces are joined only if the order of their ends is certain; otherwise a set keeps the form in which it was written.
 """
 
 from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable
 from typing import NamedTuple
 
 from reval_jax.equality import arithmetic, structure, values
@@ -136,13 +135,17 @@ def _read_relation(node: structure.Node) -> tuple[str, list[_Piece]]:
         raise _UncertainError
     if len(sides) == 2:
         is_upper = sides[0].startswith("|")
-        sides, operators = (["-\\infty", *sides], ["<", *operators]) if is_upper else ([*sides, "\\infty"], [*operators, "<"])
+        sides, operators = (
+            (["-\\infty", *sides], ["<", *operators]) if is_upper else ([*sides, "\\infty"], [*operators, "<"])
+        )
     inside = _ABSOLUTE.fullmatch(sides[1]) if len(sides) == 3 else None
     linear = _LINEAR.fullmatch(re.sub(r"\s", "", inside["inside"])) if inside else None
     if linear is None:
         raise _UncertainError
     name = linear["x"] or linear["y"]
-    center = linear["from"] or (f"{'-' if linear['sign'] == '+' else ''}({linear['shift']})" if linear["shift"] else "0")
+    center = linear["from"] or (
+        f"{'-' if linear['sign'] == '+' else ''}({linear['shift']})" if linear["shift"] else "0"
+    )
     marks = ("(" if operators[0] == "<" else "[") + (")" if operators[1] == "<" else "]")
     ends = tuple(structure.Node("scalar", side) for side in (sides[0], sides[2]))
     _, pieces = _read_interval(structure.Node("tuple", "", f"|{name}|", ends, marks))
@@ -173,7 +176,9 @@ def _end(text: str) -> _End:
     if re.fullmatch(r"[+-]?\s*\\infty", text):
         return _End("-\\infty" if text.startswith("-") else "\\infty", None, -1 if text.startswith("-") else 1)
     number = arithmetic.value(text)
-    has_variables = re.search("[A-Za-z]", re.sub(r"\\(?:frac|sqrt|pi|log|ln|cdot)(?![A-Za-z])", "", text).replace("e", ""))
+    has_variables = re.search(
+        "[A-Za-z]", re.sub(r"\\(?:frac|sqrt|pi|log|ln|cdot)(?![A-Za-z])", "", text).replace("e", "")
+    )
     if number is None or has_variables or number.near.imag:
         raise _UncertainError
     return _End(text, number, 0)
@@ -201,10 +206,13 @@ def _order(one: _End, other: _End) -> int:
     return 1 if one.number.near.real > other.number.near.real else -1
 
 
+def _order_of_pieces(one: _Piece, other: _Piece) -> int:
+    return _order(one.low, other.low) or other.has_low - one.has_low
+
+
 def _union(one: list[_Piece], other: list[_Piece]) -> list[_Piece]:
-    order: Callable[[_Piece, _Piece], int] = lambda a, b: _order(a.low, b.low) or b.has_low - a.has_low
     joined: list[_Piece] = []
-    for piece in sorted([*one, *other], key=functools.cmp_to_key(order)):
+    for piece in sorted([*one, *other], key=functools.cmp_to_key(_order_of_pieces)):
         if not joined:
             joined.append(piece)
             continue

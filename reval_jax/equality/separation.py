@@ -208,18 +208,21 @@ def ratio_sign(pairs: Sequence[tuple[Closed, Closed]]) -> int | None:
       0 if the ratio is not constant; 1 or -1 if it is constant at values.MIN_POINTS points or more and the functions vary;
       None if none of this is known.
     """
-    known = [(pair, [number(calculator()) for number in pair]) for pair in pairs]
-    known = [(pair, at) for pair, at in known if None not in at]
-    first = next(((pair, at) for pair, at in known if not any(map(values.may_be_zero, at))), None)
+    known = []
+    for pair in pairs:
+        left, right = (number(calculator()) for number in pair)
+        if left is not None and right is not None:
+            known.append((pair, left, right))
+    first = next((one for one in known if not (values.may_be_zero(one[1]) or values.may_be_zero(one[2]))), None)
     if first is None or len(known) < values.MIN_POINTS:
         return None
-    (one, other), (near_one, near_other) = first
-    for pair, _ in known:
+    (one, other), near_one, near_other = first
+    for pair, _, _ in known:
         is_constant = is_equal(_product(pair[0], other), _product(pair[1], one))
         if not is_constant:
             return 0 if is_constant is False else None
     ratio = near_one.near / near_other.near
-    if ratio.imag or not any(values.is_different(at[0], near_one) for _, at in known):
+    if ratio.imag or not any(values.is_different(left, near_one) for _, left, _ in known):
         return None
     return 1 if ratio.real > 0 else -1
 

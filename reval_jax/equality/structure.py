@@ -156,7 +156,11 @@ def _read_relation(text: str, depth: int) -> Node | None:
     if name and operators == [r"\in"]:
         return read(sides[1], depth=depth + 1)._replace(name=name)
     if name and set(operators) == {"="}:
-        values = [read(side, depth=depth + 1) for index, side in enumerate(sides) if not _is_name(side) or index + 1 == len(sides)]
+        values = [
+            read(side, depth=depth + 1)
+            for index, side in enumerate(sides)
+            if not _is_name(side) or index + 1 == len(sides)
+        ]
         is_symbol = re.fullmatch(_SYMBOL, sides[-1]) is not None
         # `A = B` is an equation between two unknowns; `f(n) = n` gives the value of f.
         if not values[-1].name and not (is_symbol and "(" not in name):
@@ -183,11 +187,7 @@ def _read_interval(sides: list[str], operators: list[str]) -> Node | None:
         sides, operators = ["-\\infty", *sides], ["<", *operators]
     elif len(sides) == 2 and _is_name(sides[1]):
         sides, operators = [*sides, "\\infty"], [*operators, "<"]
-    if (
-        len(sides) != 3
-        or not _is_name(sides[1])
-        or re.search("[A-Za-z]", re.sub(r"\\[a-z]+", "", sides[0] + sides[2]))
-    ):
+    if len(sides) != 3 or not _is_name(sides[1]) or re.search("[A-Za-z]", re.sub(r"\\[a-z]+", "", sides[0] + sides[2])):
         return None
     marks = ("(" if operators[0] == "<" else "[") + (")" if operators[1] == "<" else "]")
     # The text is empty, because the answer was written as a relation.
@@ -204,7 +204,7 @@ def _read_bracketed(text: str, depth: int) -> Node:
     if text.startswith("\\{") and normal.encloses(text, 1) and text.endswith("\\}"):
         builder = _BUILDER.fullmatch(text[2:-2])
         if builder:
-            return _read_builder(*builder.groups(), text, depth)
+            return _read_builder(builder[1], builder[2], text, depth)
         inner = read(text[2:-2], depth=depth + 1) if text[2:-2].strip() else None
         items = () if inner is None else inner.items if inner.kind == "list" else (inner,)
         return Node("set", text, items=items)
@@ -272,6 +272,8 @@ def compare(prediction: Node, gold: Node, leaf_compare: LeafCompare) -> Comparis
     """
     if prediction.name and gold.name and _head(prediction.name) != _head(gold.name):
         return DIFFERENT
+    if gold.kind == "relation" != prediction.kind and _is_closed_chain(gold):
+        gold = read(gold.items[-1].text, depth=1)
     if gold.kind == "chain":
         return compare(prediction, _chain_value(gold), leaf_compare)
     if prediction.kind == "relation" != gold.kind and not gold.name and set(prediction.marks.split()) == {"="}:
@@ -304,6 +306,12 @@ def compare(prediction: Node, gold: Node, leaf_compare: LeafCompare) -> Comparis
     if "scalar" in kinds:
         return _compare_scalar_with_structure(prediction, gold, leaf_compare)
     return DIFFERENT
+
+
+def _is_closed_chain(relation: Node) -> bool:
+    """Whether a relation is a chain of equal numbers, without unknowns."""
+    has_letters = re.search("[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", relation.text))
+    return has_letters is None and set(relation.marks.split()) == {"="}
 
 
 def _chain_value(chain: Node) -> Node:
@@ -362,7 +370,8 @@ def _compare_lists(prediction: Node, gold: Node, leaf_compare: LeafCompare) -> C
     ours, theirs = ([item.name for item in node.items] for node in (prediction, gold))
     if any(ours) and any(theirs):
         # `x = 1 or x = 2` has the values of x_1 and x_2.
-        if len(set(ours)) == 1 and {_base(name) for name in theirs} == {ours[0]}:
+        bases = {_base(name) for name in (*ours, *theirs)}
+        if min(len(set(ours)), len(set(theirs))) == len(bases) == 1:
             items = tuple(item._replace(name="") for item in gold.items)
             return _compare_in_any_order(prediction.items, items, leaf_compare)
     elif len({_base(name) for name in ours}) > 1:
@@ -388,8 +397,8 @@ def _compare_as_sets(one: tuple[Node, ...], other: tuple[Node, ...], leaf_compar
 
 
 def _head(name: str) -> str:
-    """The name without its arguments: W of W(n)."""
-    return name.partition("(")[0] or name
+    """The name without its arguments: W of W(n). f(2) and f(3) are two names."""
+    return name if re.search("[(][^)]*[0-9]", name) else name.partition("(")[0] or name
 
 
 def _compare_scalar_with_structure(prediction: Node, gold: Node, leaf_compare: LeafCompare) -> Comparison:

@@ -3,28 +3,22 @@ r"""The slow path: equality by computer algebra. Only for a process that can be 
 Math-verify's LaTeX grammar (`latex2sympy2_extended`) parses the text and builds expressions from tokens. No string is
 evaluated: math-verify's plain-text parser, which evaluates (`sympy.parse_expr`), is never called, and the grammar's reader of
 numbers, which evaluates too, is replaced.
-Values to 40 digits at fixed points decide equality; `math_verify.verify`, with its SIGALRM timeouts off, decides where there
-are no values. Three of its rules do not apply here: floats equal to six decimals (here a decimal is a fraction), upper and
-lower case of a variable equal, and two equations equal if neither has a real solution.
+`separation` decides whether the values of two expressions at a point are equal. The points are fixed rationals, integers only
+where there are factorials. What has no such values (a series without a closed form) equals its own form only.
 """
 
 from __future__ import annotations
 
 import functools
-import logging
 import re
 import zlib
 from fractions import Fraction
 from typing import Any, Literal, NamedTuple
 
-import math_verify
 import sympy
 from latex2sympy2_extended import latex2sympy2
 
-from reval_jax.equality import arithmetic, exact, expressions, limits, normal, separation, structure, values
-
-# It warns that its timeouts are off; the sandbox limits this process.
-logging.getLogger("math_verify").setLevel(logging.ERROR)
+from reval_jax.equality import arithmetic, exact, expressions, limits, separation, structure, values
 
 # Coordinates of the k-th variable (column) at the j-th point (row). The integer points are for n! and (-1)^n.
 _COORDINATES = (
@@ -56,11 +50,12 @@ def _points() -> list[arithmetic.Point]:
 _POINTS = _points()
 _WORD = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{4,}")
 # Notation that the grammar would misread: signs, functions of `notation` that only our reader knows, an antiderivative (it has
-# a constant), infinity as a number.
+# a constant), and infinity anywhere but in _BOUNDS.
 _UNREAD = re.compile(
-    r"\\(?:pm|mp|abs|floor|ceil|cbrt|ldots)(?![A-Za-z])|[°%]|\\int(?![A-Za-z])(?!\s*(?:\\limits)?\s*_)"
-    r"|(?<!\^)(?<!\^\{)(?<!\^\{\+)(?<!\^\+)(?<!\\to)(?<!\\to\s)(?<!_)(?<!_\{)(?<!_\{-)(?<!_-)\\infty"
+    r"\\(?:pm|mp|abs|floor|ceil|cbrt|ldots|infty)(?![A-Za-z])|[°%]|\\int(?![A-Za-z])(?!\s*(?:\\limits)?\s*[_^])"
 )
+_BOUND = r"\s*[_^]\s*(?:\{[^{}]*\}|-?\\infty(?![A-Za-z])|\w)"
+_BOUNDS = re.compile(rf"\\(?:lim|(?:sum|prod|int)(?:{_BOUND})?)(?:{_BOUND})")
 _DECIMAL = re.compile(r"(?<![0-9A-Za-z_{])(?<!_\{)([0-9]*)\.([0-9]+)")
 _PRIMED = re.compile(r"([A-Za-z]|\\[a-z]+)(_(?:[A-Za-z0-9]|\{[A-Za-z0-9]+\}))?('{1,2})(?!\s*[('])")
 _CONVERSION = latex2sympy2.ConversionConfig(lowercase_symbols=False)
@@ -166,7 +161,7 @@ def _grammar_text(text: str) -> str:
       UnparsedError: the text holds words, or notation that the grammar would misread.
     """
     text, _ = arithmetic.split_unit(text)
-    if _WORD.search(re.sub(r"\\[A-Za-z]+", " ", text)) or _UNREAD.search(text):
+    if _WORD.search(re.sub(r"\\[A-Za-z]+", " ", text)) or _UNREAD.search(_BOUNDS.sub("", text)):
         raise UnparsedError(text)
     # The grammar drops primes.
     text = _PRIMED.sub(lambda match: f"\\{'d' * len(match[3])}ot{{{match[1]}}}{match[2] or ''}", text)
