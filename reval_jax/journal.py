@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import os
 import shutil
-import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -25,34 +25,39 @@ OPTIONAL = "mean_log_prob"
 class Journal:
     """One process's finished responses of one round, one file per decode window that finished any."""
 
-    def __init__(self, directory: Path, identity: str) -> None:
+    def __init__(self, directory: Path, identity: str, *, log: Callable[[str], None] = lambda text: None) -> None:
         """Open the journal and delete those of other rounds or policies.
 
         Args:
           directory: of this process alone; created by the first `add`.
           identity: names everything that the responses depend on (settings, round, policy); a valid file name.
+          log: receives one line on what cannot be used. Nothing here stops a run: what is missing is sampled again.
         """
-        self._path = directory / identity
-        for other in directory.glob("*"):
-            if other.is_dir() and other != self._path:
-                shutil.rmtree(other)
+        self._path, self._log = directory / identity, log
+        try:
+            for other in directory.iterdir() if directory.exists() else ():
+                if other.is_dir() and other != self._path:
+                    shutil.rmtree(other)
+        except OSError as error:
+            log(f"the journal {directory} cannot be cleared ({error}); the run goes on")
 
     def read(
         self, first: int, num_prompts: int, *, needs_mean_log_prob: bool = False
     ) -> dict[tuple[int, int], types.Response]:
         """Responses by (prompt, sample) to prompts first … first + num_prompts − 1 of the round, renumbered from 0.
 
-        Files that a crash left unreadable are skipped.
+        Damaged files are skipped.
 
         Args:
           needs_mean_log_prob: leave out responses without it, so that they are sampled again.
         """
         finished: dict[tuple[int, int], types.Response] = {}
-        for file in sorted(self._path.glob("*.npz")):
+        files, damaged = _files(self._path), []
+        for file in files:
             try:
-                with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as stored:
-                    responses = _split({name: stored[name] for name in stored.files})
-            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+                responses = _load(file)
+            except ValueError:
+                damaged.append(file.name)
                 continue
             renumbered = [
                 response._replace(prompt=response.prompt - first)
@@ -61,12 +66,21 @@ class Journal:
                 and not (needs_mean_log_prob and response.mean_log_prob is None)
             ]
             finished |= {(response.prompt, response.sample): response for response in renumbered}
+        if damaged:
+            self._log(
+                f"{len(damaged)} of {len(files)} files of the journal {self._path} are damaged ({damaged[0]} first): their "
+                "responses are sampled again"
+            )
         return finished
 
     def add(self, responses: list[types.Response], first: int) -> None:
-        """Write finished responses in one file, atomically; their prompt 0 is prompt `first` of the round."""
+        """Write finished responses in one file, atomically; their prompt 0 is prompt `first` of the round.
+
+        Raises:
+          OSError: the file cannot be written.
+        """
         self._path.mkdir(parents=True, exist_ok=True)
-        index = sum(1 for _ in self._path.glob("*.npz"))
+        index = len(_files(self._path))
         temporary = self._path / "writing.tmp"
         renumbered = [response._replace(prompt=response.prompt + first) for response in responses]
         with temporary.open("wb") as file:
@@ -74,6 +88,40 @@ class Journal:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(self._path / f"{index:06d}.npz")
+
+
+def damaged_files(journals: Path) -> list[Path]:
+    """The files of all journals of a run that cannot be read; `journals` itself if it is no directory."""
+    if journals.exists() and not journals.is_dir():
+        return [journals]
+    damaged = []
+    for file in sorted(journals.glob("*/*/*.npz")):
+        try:
+            _load(file)
+        except ValueError:
+            damaged.append(file)
+    return damaged
+
+
+def _files(directory: Path) -> list[Path]:
+    """The journal's files in the order they were written; none where there is no directory, or it cannot be read."""
+    try:
+        return sorted(file for file in directory.iterdir() if file.suffix == ".npz")
+    except OSError:
+        return []
+
+
+def _load(file: Path) -> list[types.Response]:
+    """The responses in a file.
+
+    Raises:
+      ValueError: it is damaged, or cannot be read.
+    """
+    try:
+        with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as stored:
+            return _split({name: stored[name] for name in stored.files})
+    except Exception as error:  # zipfile and NumPy raise a dozen kinds, by the bit that has changed
+        raise ValueError(f"{file} is damaged: {error}") from error
 
 
 def _joined(responses: list[types.Response]) -> dict[str, np.ndarray]:

@@ -8,6 +8,7 @@ returns an `Actor`.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -170,11 +171,15 @@ class _Round(NamedTuple):
         directory = components.directory.journal / f"process_{jax.process_index()}_of_{jax.process_count()}{kind}"
         # One journal serves all waves of the round: a wave's prompts are numbered after those of the waves before it.
         components.owner.check()
-        finished, first = journal.Journal(directory, identity), wave * len(local.texts)
+        log_once = functools.partial(components.console.log_once, "journal")
+        finished, first = journal.Journal(directory, identity, log=log_once), wave * len(local.texts)
 
         def keep(responses: list[types.Response]) -> None:
             components.owner.check()
-            finished.add(responses, first)
+            try:
+                finished.add(responses, first)
+            except OSError as error:
+                log_once(f"the journal {directory} cannot be written ({error}); a resume will sample this round anew")
 
         sampling, what = components.sampling, "sampling"
         if is_greedy:

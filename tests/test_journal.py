@@ -156,3 +156,47 @@ def test_prompts_are_counted_from_where_a_wave_begins(tmp_path):
     assert_same(store.read(0, 1000), responses[:4])
     assert_same(store.read(1000, 1000), responses[4:])
     assert store.read(2000, 1000) == {}
+
+
+def test_no_flipped_bit_and_no_missing_byte_stops_a_read_or_changes_a_response(tmp_path):
+    """Every bit of the structure, and one in eight of the rest: some say that the file is encrypted or of another version."""
+    responses, said = make([3, 2]), []
+    journal.Journal(tmp_path / "process", "a").add(responses, 0)
+    (file,) = files_of(tmp_path)
+    whole = file.read_bytes()
+    store = journal.Journal(tmp_path / "process", "a", log=said.append)
+    kinds = set()
+    for index in range(len(whole)):
+        is_structure = whole[index : index + 2] == b"PK" or whole[max(0, index - 30) : index].rfind(b"PK") >= 0
+        for bit in range(8) if is_structure else (index % 8,):
+            file.write_bytes(whole[:index] + bytes([whole[index] ^ 1 << bit]) + whole[index + 1 :])
+            found = store.read(0, 1000)
+            kinds.add(bool(found))
+            if found:
+                assert_same(found, responses)
+        file.write_bytes(whole[:index])
+        assert store.read(0, 1000) == {}
+    assert kinds == {True, False}
+    assert "1 of 1 files of the journal" in said[0]
+    assert "their responses are sampled again" in said[0]
+    assert journal.damaged_files(tmp_path) == [file]
+
+
+@pytest.mark.parametrize("place", [".", "process_0_of_1", "process_0_of_1/a", "process_0_of_1/a/000000.npz"])
+def test_a_file_or_directory_in_the_wrong_place_stops_nothing(tmp_path, place):
+    path = tmp_path / "journal" / place
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if place.endswith(".npz"):
+        path.mkdir()
+    else:
+        path.write_text("")
+    said = []
+    store = journal.Journal(tmp_path / "journal" / "process_0_of_1", "a", log=said.append)
+    assert store.read(0, 1000) == {}
+    if place.endswith(".npz"):
+        store.add(make([3]), 0)
+        assert_same(store.read(0, 1000), make([3]))
+        assert len(said) == 2
+    else:
+        with pytest.raises(OSError):  # noqa: PT011  # the caller says so, and goes on
+            store.add(make([3]), 0)

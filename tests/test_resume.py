@@ -161,6 +161,18 @@ def test_a_journal_file_that_was_torn_is_sampled_again_and_the_run_is_the_same(f
     tiny_runs.assert_same_run(run_dir, straight_of_few_slots)
 
 
+def test_a_journal_that_cannot_be_used_is_reported_once_and_the_run_is_the_same(file, straight, tmp_path, monkeypatch):
+    said, run_dir = [], tmp_path / "run"
+    run_dir.mkdir()
+    tiny_runs.play(file, run_dir, run__rounds=1, checkpoint__every=1)
+    shutil.rmtree(run_dir / "journal")
+    (run_dir / "journal").write_text("a file")
+    monkeypatch.setattr(console.Console, "log", lambda self, text: said.append(text))
+    tiny_runs.play(file, run_dir, checkpoint__every=1)
+    tiny_runs.assert_same_run(run_dir, straight)
+    assert len([text for text in said if text.startswith("the journal")]) == 1
+
+
 @pytest.mark.slow
 def test_sampling_stops_between_two_windows_and_finished_responses_return_to_the_sampler(file, tmp_path):
     # 24 responses for 16 slots, so that some have not begun when the first are finished.
