@@ -1,15 +1,18 @@
-"""Several processes as one program: start, exchange of host data, agreement, and preemption by SIGTERM."""
+"""Several processes as one program: start, exchange of host data, agreement, and preemption by a signal."""
 
 from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+
+from reval_jax import signals
 
 
 def start(*, cache_directory: str | None = None) -> None:
@@ -27,6 +30,7 @@ def start(*, cache_directory: str | None = None) -> None:
         # jax would read the word itself as an address.
         del os.environ["JAX_COORDINATOR_ADDRESS"]
         jax.distributed.initialize()
+        signals.watch.rearm()
     elif address:
         try:
             count, index = int(os.environ["JAX_NUM_PROCESSES"]), int(os.environ["JAX_PROCESS_ID"])
@@ -38,6 +42,7 @@ def start(*, cache_directory: str | None = None) -> None:
         if os.environ.get("JAX_PLATFORMS", "") == "cpu":
             jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(address, count, index)
+        signals.watch.rearm()
     if compilation_cache() is None:
         default = os.path.join(os.path.expanduser("~"), ".cache", "reval_jax", "xla")
         jax.config.update("jax_compilation_cache_dir", cache_directory or default)
@@ -92,27 +97,40 @@ def check_agreement(value: str, name: str) -> None:
 
 
 class Preemption:
-    """Turns SIGTERM into a stop that all processes agree on.
+    """A stop that all processes agree on, once one of them has received SIGTERM or SIGHUP (`signals.STOPS`).
 
-    A signal during sampling ends it after the current decode window; a later one takes effect at the end of the round.
+    In the process of the command `signals.watch` handles the signals, from its first instant on, and ends the process when the
+    run does not stop in time. Elsewhere they are handled here, while the block lasts.
     """
 
-    def __init__(self) -> None:
-        self.is_requested = False  # this process received SIGTERM
-        self.is_agreed = (
-            False  # at the last `agree`, some process had received SIGTERM; a later signal waits for the next call
-        )
+    def __init__(self, *, grace_seconds: float = 15.0, standing: Callable[[], str] = str) -> None:
+        """Handles nothing until the block is entered; the arguments are those of `signals.Watch.begin_rounds`."""
+        self._grace_seconds, self._standing = grace_seconds, standing
+        self._was_signalled = False
+        self._previous: dict[signal.Signals, Any] = {}
+        # At the last `agree` some process had received a signal; a later signal waits for the next call.
+        self.is_agreed = False
 
     def __enter__(self) -> Preemption:
-        self._previous = signal.signal(signal.SIGTERM, self._on_signal)
+        if signals.watch.is_installed:
+            signals.watch.begin_rounds(grace_seconds=self._grace_seconds, standing=self._standing)
+        else:
+            self._previous = {each: signal.signal(each, self._on_signal) for each in signals.STOPS}
         return self
 
     def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGTERM, self._previous)
+        for each, handler in self._previous.items():
+            signal.signal(each, handler)
 
-    def agree(self) -> None:
-        """Set `is_agreed` if any process received SIGTERM: a collective call, so that all stop after the same round."""
-        self.is_agreed = b"1" in gather_bytes(b"1" if self.is_requested else b"0")
+    @property
+    def is_requested(self) -> bool:
+        """Whether this process received a signal."""
+        return self._was_signalled or signals.watch.is_stopping
+
+    def agree(self) -> bool:
+        """Whether any process has received a signal: a collective call, so that all stop at the same point."""
+        self.is_agreed = any(gather_bytes(b"1" if self.is_requested else b""))
+        return self.is_agreed
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
-        self.is_requested = True
+        self._was_signalled = True

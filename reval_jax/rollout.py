@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -27,9 +27,12 @@ from reval_jax import (
     sampler,
     trajectories,
     types,
+    verifier,
 )
 from reval_jax import config as config_lib
 from reval_jax.setup import Components, RunState
+
+_Result = TypeVar("_Result")
 
 
 class RoundRollout(NamedTuple):
@@ -107,18 +110,19 @@ class _Round(NamedTuple):
         """The graded trajectories of these prompts; each process samples and grades its share of them.
 
         Raises:
-          sampler.Interrupted: any process received SIGTERM; finished responses are in the processes' journals.
+          sampler.Interrupted: any process was asked to stop; finished responses are in the processes' journals.
         """
         components, config, round = self.components, self.components.config, self.progress.round
         local = trajectories.share(taken, jax.process_index(), jax.process_count())
         greedy_reward = None
         if "greedy_reward" in components.algorithm.reads:
             greedy_reward = self._greedy_reward(local, wave)
-        responses = self._finished(self._responses(local, wave))
+        responses = self._whole(self._responses(local, wave))
+        verdicts = self._whole(self._grade(local, responses))
         joined = trajectories.join(
             local,
             responses,
-            self._grade(local, responses),
+            verdicts,
             round=round,
             policy_version=self.policy_version,
             config=config,
@@ -129,8 +133,8 @@ class _Round(NamedTuple):
 
     def _greedy_reward(self, local: types.Prompts, wave: int) -> np.ndarray:
         """f32[prompts]: the reward of the most probable response to each prompt, by the same rules as of the sampled ones."""
-        responses = self._finished(self._responses(local, wave, is_greedy=True))
-        verdicts = self._grade(local, responses)
+        responses = self._whole(self._responses(local, wave, is_greedy=True))
+        verdicts = self._whole(self._grade(local, responses))
         lengths = np.array([len(response.tokens) for response in responses], np.int32)
         return trajectories.rewards(lengths, verdicts.reward, self.components.config)
 
@@ -144,20 +148,26 @@ class _Round(NamedTuple):
         )
         return recorded[:, None]
 
-    def _finished(self, responses: list[types.Response] | None) -> list[types.Response]:
-        """The responses, once all processes have theirs; raises sampler.Interrupted as `sample`."""
+    def _whole(self, result: _Result | None) -> _Result:
+        """A process's result, None where it was asked to stop, once all have theirs; raises sampler.Interrupted as `sample`."""
         # A process that was interrupted reaches this early; the others learn of it here and do not wait for its trajectories.
-        self.preemption.agree()
-        if responses is None or self.preemption.is_agreed:
+        if self.preemption.agree() or result is None:
             raise sampler.Interrupted
-        return responses
+        return result
 
-    def _grade(self, local: types.Prompts, responses: list[types.Response]) -> types.Verdicts:
+    def _grade(self, local: types.Prompts, responses: list[types.Response]) -> types.Verdicts | None:
+        """The verdicts; None if this process was asked to stop."""
         components = self.components
-        with components.clock.phase("verify"):
+        with components.clock.phase("verify"), contextlib.suppress(verifier.StoppedError):
             texts = prompts.decode(components.tokenizer, [response.tokens for response in responses])
             answers = [local.answers[response.prompt] for response in responses]
-            return components.grader.score(texts, answers, prompt_opens_think=components.data.prompt_opens_think)
+            return components.grader.score(
+                texts,
+                answers,
+                prompt_opens_think=components.data.prompt_opens_think,
+                should_stop=lambda: self.preemption.is_requested,
+            )
+        return None
 
     def _responses(self, local: types.Prompts, wave: int, *, is_greedy: bool = False) -> list[types.Response] | None:
         """This process's responses, those that its journal holds among them; None if it was interrupted.

@@ -51,6 +51,16 @@ class RunDirectory:
         return {int(name[1]): self.rollouts / name[0] for name in sorted(filter(None, names), key=lambda name: name[0])}
 
 
+def standing(run: RunDirectory) -> str:
+    """What of a run a later start finds, in one sentence; reads only names, so that it may be called at any moment."""
+    try:
+        rounds = [int(name) for name in os.listdir(run.checkpoints) if name.isdigit()]  # an unfinished one has a suffix
+    except OSError:
+        rounds = []
+    saved = f"round {max(rounds)} is saved" if rounds else "no round is saved yet"
+    return f"In {run.path} {saved}; finished responses of the round that began are in its journal."
+
+
 def inspect(path: Path, config: config_lib.Config) -> list[str]:
     """Settings that changed since the run in `path` began or last resumed; none for a new run. Writes nothing.
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import hashlib
 import math
 from pathlib import Path
@@ -44,12 +46,12 @@ class Outcome(NamedTuple):
 
     run_dir: Path
     rounds: int  # rounds finished in this directory, those of earlier calls included
-    is_preempted: bool  # stopped by SIGTERM, and saved: the same command resumes
+    is_preempted: bool  # stopped by SIGTERM or SIGHUP: the same command resumes
     lines: list[types.Json]  # metrics.jsonl
 
 
 def train(config: config_lib.Config, run_dir: Path, *, console: console_lib.Console) -> Outcome:
-    """Trains, or resumes, the run in `run_dir` until its rounds are done, its stop score is reached, or SIGTERM arrives.
+    """Trains, or resumes, the run in `run_dir` until its rounds are done, its stop score is reached, or a signal asks it to stop.
 
     Raises:
       ValueError: the config, the model, the data or the directory can't be used; nothing was written.
@@ -61,32 +63,34 @@ def train(config: config_lib.Config, run_dir: Path, *, console: console_lib.Cons
         intact.
     """
     components, run = setup.prepare(config, run_dir, console=console)
-    preemption = distributed.Preemption()
+    standing = functools.partial(run_directory.standing, components.directory)
+    preemption = distributed.Preemption(grace_seconds=config.run.grace_seconds, standing=standing)
     actor = rollout.synchronous(components, preemption)
     try:
         with preemption:
-            if run.progress.round == 0:
-                run = write_baseline(components, run)
-            while not is_done(config, run.progress) and not preemption.is_agreed:
-                try:
-                    run = play_round(components, run, actor)
-                except sampler.Interrupted:
-                    # This round begins again on resume; its finished responses are in the journal.
-                    if run.progress.round > (components.store.latest() or 0):
-                        save(components, run)
-                    break
-                components.store.check()
-                preemption.agree()
-                is_last = is_done(config, run.progress) or preemption.is_agreed
-                if is_last or run.progress.round % config.checkpoint.every == 0:
-                    with components.clock.phase("save"):
-                        save(components, run)
+            try:
+                if run.progress.round == 0:
+                    run = write_baseline(components, run, preemption)
+                while not is_done(config, run.progress) and not preemption.is_agreed:
+                    run = play_round(components, run, actor, preemption)
+                    components.store.check()
+                    is_last = preemption.agree() or is_done(config, run.progress)
+                    if is_last or run.progress.round % config.checkpoint.every == 0:
+                        with components.clock.phase("save"):
+                            save(components, run)
+            except sampler.Interrupted:
+                # This round begins again on resume; its finished responses are in the journal.
+                if not is_saved(components, run):
+                    save(components, run)
             components.store.wait()
             note_saved(components)
     except ValueError as error:
         # Wrong settings were refused in `prepare`. A ValueError here is a bug, of this package or of the user's own function, so
         # its traceback is kept.
         raise RuntimeError(f"the run in {run_dir} failed after its start; the last checkpoint is intact") from error
+    except OSError as error:
+        error.filename = error.filename or str(run_dir)  # a failed write names no file
+        raise
     finally:
         components.grader.close()
         components.store.close()
@@ -101,14 +105,34 @@ def train(config: config_lib.Config, run_dir: Path, *, console: console_lib.Cons
     return Outcome(run_dir, run.progress.round, is_preempted, lines)
 
 
-def play_round(components: Components, run: RunState, actor: rollout.Actor) -> RunState:
-    """One iteration of Algorithm 1; writes its rollouts and its line of metrics.
+def is_saved(components: Components, run: RunState) -> bool:
+    """Whether a checkpoint holds this state, or the run has not begun."""
+    return run.progress.round == (components.store.latest() or 0)
+
+
+def stop_if_asked(preemption: distributed.Preemption) -> None:
+    """Ends the round before it is complete: a collective call.
 
     Raises:
-      sampler.Interrupted: a process received SIGTERM while responses were sampled.
+      sampler.Interrupted: some process was asked to stop; on every process alike.
+    """
+    if preemption.agree():
+        raise sampler.Interrupted
+
+
+def play_round(
+    components: Components, run: RunState, actor: rollout.Actor, preemption: distributed.Preemption
+) -> RunState:
+    """One iteration of Algorithm 1; writes its rollouts and its line of metrics.
+
+    An update donates the arrays of the state before it. So a round that is interrupted after its first update can only be
+    played again from a checkpoint, and one whose start was not saved goes on to its end.
+
+    Raises:
+      sampler.Interrupted: a process was asked to stop; `run` is intact, or a checkpoint holds it.
       verifier.UnreliableError, FloatingPointError: as `check_verdicts` and `learn`.
     """
-    config, round = components.config, run.progress.round
+    config, round, was_saved = components.config, run.progress.round, is_saved(components, run)
 
     # Line 3: sample trajectories from pi_theta for a batch of questions, and grade them.
     sampled = actor.collect(actor.start(run))
@@ -118,7 +142,7 @@ def play_round(components: Components, run: RunState, actor: rollout.Actor) -> R
     buffer = replay.add(run.buffer, collected.freeze(components, run, sampled.trained_on))
 
     # Lines 5 and 6, K times: draw a batch, update theta on it.
-    state, buffer, updates = learn(components, run, buffer, round)
+    state, buffer, updates = learn(components, run, buffer, preemption)
     joined = replay.gather(buffer.trajectories, replay.of_round(buffer, round))
     check_processes_agree(buffer, sampled.cursor, int(state.num_updates))
 
@@ -150,7 +174,7 @@ def play_round(components: Components, run: RunState, actor: rollout.Actor) -> R
         **measured,
     }
     if components.benchmarks and config.eval.every and (round + 1) % config.eval.every == 0:
-        line |= evaluate_policy(components, run)
+        line |= evaluate_policy(components, run, preemption, may_stop=was_saved)
     write_rollouts(components, sampled, round)
     return write_line(components, run, line)
 
@@ -169,14 +193,16 @@ def check_verdicts(components: Components, sampled: rollout.RoundRollout, round:
 
 
 def learn(
-    components: Components, run: RunState, buffer: replay.Buffer, round: int
+    components: Components, run: RunState, buffer: replay.Buffer, preemption: distributed.Preemption
 ) -> tuple[update.TrainState, replay.Buffer, round_metrics.Updates]:
     """K updates: the state after them, the buffer with its scores and use counts, and what the updates did.
 
     Raises:
+      sampler.Interrupted: as `play_round`.
       FloatingPointError: too many updates in a row were not finite.
     """
-    config, algorithm, state = components.config, components.algorithm, run.state
+    config, algorithm, state, round = components.config, components.algorithm, run.state, run.progress.round
+    was_saved = is_saved(components, run)
     limits = algorithms.limits(config, algorithm)
     measured: list[dict[str, float]] = []
     batches: list[np.ndarray] = []
@@ -187,6 +213,8 @@ def learn(
     with components.console.working(f"round {round + 1}: updating") as report:
         may_train = algorithm.may_train(buffer.trajectories)
         for index in range(count):
+            if index == 0 or was_saved:
+                stop_if_asked(preemption)
             rows, weight = drawn(algorithm.draw(buffer, round, index), may_train)
             report(index + 1, count)
             if not rows.size:
@@ -276,21 +304,32 @@ def reset_reference(components: Components, run: RunState, current: reference.Re
     return run._replace(state=state, reference=current, buffer=buffer)
 
 
-def write_baseline(components: Components, run: RunState) -> RunState:
+def write_baseline(components: Components, run: RunState, preemption: distributed.Preemption) -> RunState:
     """The untrained policy's evaluation, as the line of round 0."""
     if not components.config.eval.every or not components.benchmarks:
         return run
-    return write_line(components, run, {"training/round": 0, **evaluate_policy(components, run)})
+    return write_line(components, run, {"training/round": 0, **evaluate_policy(components, run, preemption)})
 
 
-def evaluate_policy(components: Components, run: RunState) -> dict[str, float]:
-    """Metrics of every benchmark under the current policy."""
+def evaluate_policy(
+    components: Components, run: RunState, preemption: distributed.Preemption, *, may_stop: bool = True
+) -> dict[str, float]:
+    """Metrics of every benchmark under the current policy.
+
+    Raises:
+      sampler.Interrupted: with `may_stop`, a process was asked to stop.
+    """
     measured: dict[str, float] = {}
     with components.clock.phase("eval"):
         params = components.sampler.sync_weights(run.state.params)
     policy = sampler.SamplingPolicy(components.sampler, params, components.tokenizer, components.sampling.stop_ids)
     for benchmark in components.benchmarks:
-        with components.clock.phase("eval"), components.console.working(f"evaluating {benchmark.name}") as report:
+        result = None
+        with (
+            components.clock.phase("eval"),
+            components.console.working(f"evaluating {benchmark.name}") as report,
+            contextlib.suppress(sampler.Interrupted, verifier.StoppedError),
+        ):
             result = evaluate.run(
                 policy,
                 benchmark,
@@ -298,7 +337,10 @@ def evaluate_policy(components: Components, run: RunState) -> dict[str, float]:
                 round=run.progress.round,
                 grader=components.grader,
                 on_progress=report,
+                should_stop=lambda: may_stop and preemption.is_requested,
             )
+        if (may_stop and preemption.agree()) or result is None:
+            raise sampler.Interrupted
         components.console.log(f"  {evaluate.summary(result)}")
         measured |= evaluate.as_metrics(result)
     return measured

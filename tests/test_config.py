@@ -24,6 +24,7 @@ FREE = {(section, field) for section, field in FIELDS if section in ("eval", "ch
     ("run", "stop_rounds"),
     ("run", "sinks"),
     ("run", "max_rollouts_gib"),
+    ("run", "grace_seconds"),
     ("rollout", "decode_window"),
     ("verifier", "workers"),
     ("verifier", "wall_limit"),

@@ -24,20 +24,21 @@ def test_processes_that_disagree_are_listed(monkeypatch):
         distributed.check_agreement("this", "settings")
 
 
-def test_sigterm_is_agreed_on_at_the_next_agree_and_its_handler_is_restored():
-    before = signal.getsignal(signal.SIGTERM)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_is_agreed_on_at_the_next_agree_and_its_handler_is_restored(number):
+    before = signal.getsignal(number)
     with distributed.Preemption() as preemption:
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
         assert preemption.is_requested
         assert not preemption.is_agreed
         preemption.agree()
         assert preemption.is_agreed
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(number) is before
 
 
 def test_a_signal_to_another_process_stops_this_one_too(monkeypatch):
     preemption = distributed.Preemption()
     monkeypatch.setattr(distributed, "gather_bytes", lambda payload: [payload, b"1"])
-    preemption.agree()
+    assert preemption.agree()
     assert preemption.is_agreed
     assert not preemption.is_requested

@@ -416,9 +416,10 @@ def test_updates_that_are_not_finite_stop_the_run_and_keep_the_last_checkpoint(f
     components = components._replace(config=tiny_runs.with_overrides(file, {"update.max_skipped": 3}))
     broken = jax.tree.map(lambda leaf: leaf * np.float32("nan"), run.reference.params)
     run = run._replace(reference=run.reference._replace(params=broken, version=run.reference.version + 1))
-    actor = rollout.synchronous(components, distributed.Preemption())
+    preemption = distributed.Preemption()
+    actor = rollout.synchronous(components, preemption)
     with jax.numpy_dtype_promotion("standard"), pytest.raises(FloatingPointError, match=r"update\.max_skipped=3"):
-        train.play_round(components, train.play_round(components, run, actor), actor)
+        train.play_round(components, train.play_round(components, run, actor, preemption), actor, preemption)
     components.store.close()
     assert tiny_runs.different_arrays(tiny_runs.saved_arrays(copy), before) == []
     assert metrics.read(copy / "metrics.jsonl")[: len(lines)] == lines

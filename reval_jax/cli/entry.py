@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from reval_jax import exit_codes
+from reval_jax import exit_codes, signals, streams
 from reval_jax.cli import arguments, bench, commands, data, evaluation, inspection
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns its exit code."""
+    """Runs one command; returns its exit code. `reval_jax.__main__` is the process around it."""
+    words = list(sys.argv[1:] if argv is None else argv)
     try:
-        code = _run(list(sys.argv[1:] if argv is None else argv))
+        code = _run(words)
         sys.stdout.flush()
         return code
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it ends
-        return exit_codes.OUTPUT_CLOSED
+    except OSError as error:
+        is_output = error.filename == streams.OUTPUT
+        if is_output:  # Python flushes it once more when it ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if is_output and isinstance(error, BrokenPipeError):
+            return exit_codes.OUTPUT_CLOSED
+        return _fail(_io_message(error))
 
 
 def _run(words: list[str]) -> int:
@@ -40,20 +46,18 @@ def _run(words: list[str]) -> int:
         return _refuse(str(error))
     except SystemExit as stop:  # tyro has printed help or an error message
         return int(stop.code or 0)
-    except FloatingPointError as error:
-        print(f"reval: {error}", file=sys.stderr)
-        return exit_codes.FAILED
-    except RuntimeError as error:
-        from reval_jax import checkpoint, owner, verifier
-
-        if not isinstance(error, verifier.UnreliableError | owner.LostError | checkpoint.SaveError):
+    except (FloatingPointError, MemoryError, RuntimeError) as error:
+        message = _message_of(error)
+        if not message:
             raise
-        print(f"reval: {error}", file=sys.stderr)
-        return exit_codes.FAILED
+        return _fail(message)
     except KeyboardInterrupt:
-        print("reval: interrupted. Saved checkpoints are kept.", file=sys.stderr)
+        print(signals.INTERRUPTED, file=sys.stderr)
         return exit_codes.INTERRUPTED
 
+
+# Errors whose text is a message for the user; by name, because their modules would load jax.
+_EXPLAINED = {"FloatingPointError", "UnreliableError", "SaveError", "LostError"}
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": commands.train,
@@ -103,5 +107,31 @@ def _refuse(message: str) -> int:
     return exit_codes.WRONG_INPUT
 
 
-if __name__ == "__main__":
-    raise SystemExit(main())
+def _fail(message: str) -> int:
+    print(" ".join(part for part in (f"reval: {message}", signals.watch.standing()) if part), file=sys.stderr)
+    return exit_codes.FAILED
+
+
+def _message_of(error: Exception) -> str:
+    """What to tell the user of an error that is neither wrong input nor a fault in the program; empty for a fault."""
+    if isinstance(error, MemoryError):
+        return f"this machine's memory is full ({error or 'an allocation failed'}). Use a machine with more, or smaller settings."
+    if isinstance(error, RecursionError):
+        return f"something is nested too deeply to be read ({error})."
+    names = {kind.__name__ for kind in type(error).__mro__}
+    if names & _EXPLAINED:
+        return str(error)
+    if "RESOURCE_EXHAUSTED" in str(error):
+        return (
+            f"a device's memory is full ({str(error).splitlines()[0][:300]}). Lower update.micro_batch_tokens or "
+            "rollout.decode_slots, or set model.remat to full."
+        )
+    return ""
+
+
+def _io_message(error: OSError) -> str:
+    """What to tell the user of a file that cannot be read or written."""
+    what = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"no space is left ({what}). Free some, then run the same command again."
+    return f"a file cannot be used ({what})."

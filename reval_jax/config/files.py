@@ -36,6 +36,7 @@ MAY_CHANGE_FIELDS = (
     ("run", "stop_rounds"),
     ("run", "sinks"),
     ("run", "max_rollouts_gib"),
+    ("run", "grace_seconds"),
     ("rollout", "decode_window"),
     # Verdicts depend on the limits of CPU time and memory, but not on these.
     ("verifier", "workers"),

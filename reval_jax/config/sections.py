@@ -302,6 +302,8 @@ class Run:
     stop_rounds: PositiveInt = 2  # consecutive rounds that must reach stop_score
     # Bound of the rollouts files, the oldest of which are deleted beyond it, in GiB; 0 keeps all of them.
     max_rollouts_gib: Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)] = 0.0
+    # Seconds from SIGTERM or SIGHUP to the end of the process: what the platform gives (GKE 15 or more, Slurm's --signal).
+    grace_seconds: Annotated[float, pydantic.Field(ge=5, allow_inf_nan=False)] = 15.0
     # Where to copy metrics besides metrics.jsonl: tensorboard, or MODULE:FUNCTION of your own (docs/examples/own_sink.py).
     sinks: tuple[str, ...] = ()
 

@@ -71,6 +71,7 @@ def run(
     round: int,
     grader: verifier.Grader,
     on_progress: Callable[[int, int], None] | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> Result:
     """Samples `eval.samples_per_prompt` responses to each question and grades them.
 
@@ -78,8 +79,10 @@ def run(
 
     Args:
       round: names the random draws, so that evaluations of different rounds are independent.
+      should_stop: asked before each window of sampling, and while responses are graded, whether to give up.
 
     Raises:
+      sampler.Interrupted, verifier.StoppedError: `should_stop` returned True.
       verifier.UnreliableError: more than `verifier.max_failed_share` of the verdicts are failures of the verifier.
     """
     settings = config.eval
@@ -89,11 +92,11 @@ def run(
         keys.named_key(config.run.seed, f"eval/{benchmark.name}", round),
         samples_per_prompt=settings.samples_per_prompt,
         sampling=sampler.Sampling(settings.temperature, 0, settings.top_p, policy.stop_ids),
-        hooks=sampler.Hooks(on_progress=on_progress),
+        hooks=sampler.Hooks(on_progress=on_progress, should_stop=should_stop),
     )
     texts = prompts.decode(policy.tokenizer, [response.tokens for response in responses])
     answers = [benchmark.prompts.answers[response.prompt] for response in responses]
-    verdicts = grader.score(texts, answers, prompt_opens_think=benchmark.prompt_opens_think)
+    verdicts = grader.score(texts, answers, prompt_opens_think=benchmark.prompt_opens_think, should_stop=should_stop)
     verifier.check_failures(verdicts.kind, max_share=config.verifier.max_failed_share)
     graded = _graded(responses, verdicts, settings.samples_per_prompt)
     return Result(benchmark.name, graded, intervals.estimates(graded), tuple(texts))

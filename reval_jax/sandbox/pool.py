@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -38,6 +38,10 @@ class TaskOutcome(NamedTuple):
     value: bool | float | str | None  # the function's result if the kind is done
     message: str  # the reason of another kind, for a person
     seconds: float  # from dispatch to reply; varies from run to run
+
+
+class StoppedError(Exception):
+    """The caller asked to stop; the outcomes so far are lost."""
 
 
 class RefusedError(Exception):
@@ -71,38 +75,45 @@ class Pool:
         """Number of live workers."""
         return sum(each.is_alive() for each in self._workers)
 
-    def start(self, num_workers: int = 1) -> None:
+    def start(self, num_workers: int = 1, *, should_stop: Callable[[], bool] = lambda: False) -> None:
         """Starts workers up to this number, and waits until they are ready.
 
         Raises:
           RefusedError: the function can't be loaded.
+          StoppedError: as `run`.
         """
         try:
             while len(self._workers) < min(num_workers, self._num_workers):
                 self._workers.append(_WorkerProcess(self._settings, self._path))
             for each in self._workers:
-                each.wait_until_ready()
+                each.wait_until_ready(should_stop)
         except BaseException:
             self.close()
             raise
 
-    def run(self, tasks: Sequence[Sequence[str]]) -> list[TaskOutcome]:
+    def run(
+        self, tasks: Sequence[Sequence[str]], *, should_stop: Callable[[], bool] = lambda: False
+    ) -> list[TaskOutcome]:
         """The outcome of each task, in order. A task is the sequence of the function's arguments.
+
+        Args:
+          should_stop: asked about once a second whether to give up.
 
         Raises:
           RefusedError: the function can't be loaded.
+          StoppedError: `should_stop` returned True; the workers have been ended.
         """
         if not tasks:
             return []
-        self.start(len(tasks))
+        self.start(len(tasks), should_stop=should_stop)
         try:
-            return self._run(tasks)
+            return self._run(tasks, should_stop)
         except BaseException:
             # Late replies to these tasks would be taken for replies to the next ones.
             self.close()
             raise
 
-    def _run(self, tasks: Sequence[Sequence[str]]) -> list[TaskOutcome]:
+    def _run(self, tasks: Sequence[Sequence[str]], should_stop: Callable[[], bool]) -> list[TaskOutcome]:
         outcomes: list[TaskOutcome | None] = [None] * len(tasks)
         has_died = [False] * len(tasks)  # whether a worker has died at the task: one may die by chance, two do not
         waiting = collections.deque(range(len(tasks)))
@@ -117,6 +128,7 @@ class Pool:
             for each in self._workers:
                 dispatch(each)
             while selector.get_map():
+                _give_up_if(should_stop)
                 ready = {key.fileobj for key, _ in selector.select(timeout=1.0)}
                 for key in list(selector.get_map().values()):
                     index, each = key.data
@@ -129,15 +141,15 @@ class Pool:
                         has_died[index] = True
                         waiting.appendleft(index)
                     outcomes[index] = outcome
-                    dispatch(each if each.is_alive() else self._replace(each))
+                    dispatch(each if each.is_alive() else self._replace(each, should_stop))
         return [outcome for outcome in outcomes if outcome is not None]
 
-    def _replace(self, dead: _WorkerProcess) -> _WorkerProcess:
+    def _replace(self, dead: _WorkerProcess, should_stop: Callable[[], bool]) -> _WorkerProcess:
         dead.close()
         replacement = _WorkerProcess(self._settings, self._path)
         self._workers[self._workers.index(dead)] = replacement
         self.num_replaced += 1
-        replacement.wait_until_ready()
+        replacement.wait_until_ready(should_stop)
         return replacement
 
     def close(self) -> None:
@@ -170,11 +182,12 @@ class _WorkerProcess:
         self._tasks, self.replies = self._process.stdin.fileno(), self._process.stdout.fileno()
         self._write(settings._asdict())
 
-    def wait_until_ready(self) -> None:
+    def wait_until_ready(self, should_stop: Callable[[], bool]) -> None:
         """Returns when the worker is ready for tasks.
 
         Raises:
           RefusedError: it can't load the function, or does not start.
+          StoppedError: `should_stop` returned True.
         """
         if self._is_ready:
             return
@@ -185,7 +198,10 @@ class _WorkerProcess:
         )
         with selectors.DefaultSelector() as selector:
             selector.register(self.replies, selectors.EVENT_READ)
-            while reply is None and selector.select(timeout=max(0.0, deadline - time.monotonic())):
+            while reply is None and time.monotonic() < deadline:
+                _give_up_if(should_stop)
+                if not selector.select(timeout=1.0):
+                    continue
                 piece = os.read(self.replies, frames.MAX_REPLY)
                 if not piece:
                     self._kill()
@@ -259,6 +275,11 @@ class _WorkerProcess:
 def _how(returncode: int) -> str:
     """How a process ended, for messages."""
     return f"by signal {-returncode}" if returncode < 0 else f"with exit status {returncode}"
+
+
+def _give_up_if(should_stop: Callable[[], bool]) -> None:
+    if should_stop():
+        raise StoppedError
 
 
 def _environment() -> dict[str, str]:

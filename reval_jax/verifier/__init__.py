@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from reval_jax.sandbox.pool import StoppedError
 from reval_jax.verifier.grader import Grader, UnreliableError, check, check_failures
 from reval_jax.verifier.grading import GOLD_SEPARATOR, Grade, grade, settle, verdicts
 
@@ -9,6 +10,7 @@ __all__ = [
     "GOLD_SEPARATOR",
     "Grade",
     "Grader",
+    "StoppedError",
     "UnreliableError",
     "check",
     "check_failures",

@@ -98,22 +98,30 @@ class Grader:
         return tuple(self._pools.values())
 
     def score(
-        self, texts: Sequence[str], answers: Sequence[str], *, prompt_opens_think: bool = False
+        self,
+        texts: Sequence[str],
+        answers: Sequence[str],
+        *,
+        prompt_opens_think: bool = False,
+        should_stop: Callable[[], bool] = lambda: False,
     ) -> types.Verdicts:
         """The verdicts of B responses, each against the gold answer at its own index.
 
         Args:
           prompt_opens_think: the prompts end with an open `<think>`, so a response without `</think>` has no answer.
+          should_stop: asked about once a second whether to give up.
 
         Raises:
           ValueError: the numbers of texts and answers differ.
           UnreliableError: a worker can't be started.
+          StoppedError: `should_stop` returned True; no verdict is kept.
         """
         if len(texts) != len(answers):
             raise ValueError(
                 f"Grader.score got {len(texts)} texts and {len(answers)} answers. Pass one answer for each text."
             )
-        return grading.verdicts(self.grades(zip(texts, answers, strict=True), prompt_opens_think=prompt_opens_think))
+        pairs = zip(texts, answers, strict=True)
+        return grading.verdicts(self.grades(pairs, prompt_opens_think=prompt_opens_think, should_stop=should_stop))
 
     def grade(
         self, text: str, answer: str, *, extracted: bool = False, prompt_opens_think: bool = False
@@ -122,15 +130,21 @@ class Grader:
         return self.grades([(text, answer)], extracted=extracted, prompt_opens_think=prompt_opens_think)[0]
 
     def grades(
-        self, pairs: Iterable[tuple[str, str]], *, extracted: bool = False, prompt_opens_think: bool = False
+        self,
+        pairs: Iterable[tuple[str, str]],
+        *,
+        extracted: bool = False,
+        prompt_opens_think: bool = False,
+        should_stop: Callable[[], bool] = lambda: False,
     ) -> list[grading.Grade]:
         """The grades of (response, gold answer) pairs, in order; a repeated pair is graded once."""
         pairs = list(pairs)
-        pending = {
-            pair: self._start_or_crash(*pair, extracted=extracted, prompt_opens_think=prompt_opens_think)
-            for pair in dict.fromkeys(pairs)
-        }
-        outcomes = self._run_calls(call for each in pending.values() for call in each.calls)
+        pending: dict[tuple[str, str], _PendingGrade] = {}
+        for pair in dict.fromkeys(pairs):
+            if should_stop():
+                raise pool.StoppedError
+            pending[pair] = self._start_or_crash(*pair, extracted=extracted, prompt_opens_think=prompt_opens_think)
+        outcomes = self._run_calls((call for each in pending.values() for call in each.calls), should_stop)
         final = {
             pair: each.settle(each.grade, [outcomes[call] for call in each.calls]) if each.calls else each.grade
             for pair, each in pending.items()
@@ -210,7 +224,7 @@ class Grader:
                 self._log_once(f"comparing {(grade.extracted or '')[:100]!r}: {each.message}")
         return grading.settle(grade, [str(each.value) if each.kind == "done" else each.kind for each in outcomes])
 
-    def _run_calls(self, calls: Iterable[_Call]) -> dict[_Call, pool.TaskOutcome]:
+    def _run_calls(self, calls: Iterable[_Call], should_stop: Callable[[], bool]) -> dict[_Call, pool.TaskOutcome]:
         """The outcome of every call."""
         by_target: dict[str, dict[_Call, None]] = {}
         for call in calls:
@@ -219,7 +233,8 @@ class Grader:
         for target, calls_of_target in by_target.items():
             try:
                 first = next(iter(calls_of_target))
-                results = self._pool_for(target, first).run([call.arguments for call in calls_of_target])
+                arguments = [call.arguments for call in calls_of_target]
+                results = self._pool_for(target, first).run(arguments, should_stop=should_stop)
             except pool.RefusedError as error:
                 raise UnreliableError(f"a worker process of the verifier cannot load {target}: {error}") from error
             outcomes |= zip(calls_of_target, results, strict=True)

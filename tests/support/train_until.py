@@ -4,6 +4,7 @@ END is `never` or SIGNAL:POINT:ROUND, for example KILL:update:3. A point is a ph
 an update's gradients are applied and a second update is still to come) or one of
   claim    the run directory is about to be claimed
   journal  the round's first finished responses are in its journal, and the round before is committed
+  grading  answers are given to the workers
   sampled  the round's responses are all sampled
   line     the round's metrics line is written and its checkpoint is not begun
   commit   the checkpoint's arrays are written and it is about to be committed, by a background thread
@@ -16,11 +17,13 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from reval_jax import checkpoint, cli, journal, metrics, train
+from reval_jax import __main__, checkpoint, journal, metrics, train
 from reval_jax.sampler import sampler as engine
+from reval_jax.sandbox import pool
 
 
 def arrange(end: str) -> None:
@@ -34,11 +37,11 @@ def arrange(end: str) -> None:
             os.kill(os.getpid(), number)
 
     play, phase, save, write = train.play_round, metrics.Clock.phase, checkpoint.Store.save, metrics.Writer.write
-    add, generate = journal.Journal.add, engine.generate
+    add, generate, run = journal.Journal.add, engine.generate, pool.Pool.run
 
-    def noted_round(components: Any, run: Any, actor: Any) -> Any:
+    def noted_round(components: Any, run: Any, *others: Any) -> Any:
         now["round"] = run.progress.round + 1
-        return play(components, run, actor)
+        return play(components, run, *others)
 
     def noted_add(finished: journal.Journal, responses: Any, first: int) -> None:
         add(finished, responses, first)
@@ -74,6 +77,11 @@ def arrange(end: str) -> None:
         end_if("sampled")
         return responses
 
+    def noted_run(workers: pool.Pool, *arguments: Any, **options: Any) -> Any:
+        # Late enough that the workers have begun, in most runs: a signal before that tests the same.
+        threading.Timer(2.0, end_if, ("grading",)).start()
+        return run(workers, *arguments, **options)
+
     patches: list[tuple[Any, str, Callable[..., Any]]] = [
         (train, "play_round", noted_round),
         (metrics.Clock, "phase", noted_phase),
@@ -81,6 +89,7 @@ def arrange(end: str) -> None:
         (checkpoint.Store, "save", noted_save),
         (journal.Journal, "add", noted_add),
         (engine, "generate", noted_generate),
+        (pool.Pool, "run", noted_run),
     ]
     for owner, attribute, patch in patches:
         setattr(owner, attribute, patch)
@@ -91,4 +100,5 @@ def arrange(end: str) -> None:
 if __name__ == "__main__":
     if sys.argv[1] != "never":
         arrange(sys.argv[1])
-    raise SystemExit(cli.main(sys.argv[2:]))
+    sys.argv[1:] = sys.argv[2:]
+    __main__.main()
