@@ -8,9 +8,10 @@ TASK ?= medium
 DEMO_ARGS ?=
 # Number of pytest processes; 0 runs the tests in one process, for a debugger.
 WORKERS ?= 2
-# Scale of the stress test's counts, and for example STRESS_ARGS='--json FILE'.
+# Scale of the counts of `make stress` and `make chaos`, and for example STRESS_ARGS='--json FILE' or CHAOS_ARGS='--parts kills'.
 SCALE ?= 1.0
 STRESS_ARGS ?=
+CHAOS_ARGS ?=
 # For example PYTEST_ARGS='-k replay'.
 PYTEST_ARGS ?=
 # torch for the parity tests: 1 installs it, 0 does not, auto installs it on Python 3.11.
@@ -23,7 +24,7 @@ BIN := $(VENV)/bin
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-demo cuda-compiler dist docs demo test test-fast lint format bench bench-performance stress clean
+.PHONY: help install install-demo cuda-compiler dist docs demo test test-fast lint format bench bench-performance stress chaos clean
 .DELETE_ON_ERROR:
 
 help:
@@ -35,6 +36,7 @@ help:
 	@echo "make bench              measure and plot the learning curves in docs/"
 	@echo "make bench-performance  time the LM head, update and sampler, and plot docs/performance.svg"
 	@echo "make stress             grade 10,000 adversarial answers and 1,000 that hang; SCALE=0.1 for a tenth"
+	@echo "make chaos              kill, corrupt, signal and fill the disk of tiny runs, resume and compare them; SCALE=0.1 for a tenth"
 	@echo "make docs               build the documentation as a site in site/; a broken link or reference fails the build"
 	@echo "make dist               build wheel and sdist into dist/, install the wheel into a new environment, and test it"
 	@echo "make install            create .venv with the package (editable) and its test tools; other targets do this themselves"
@@ -116,6 +118,9 @@ bench-performance: install
 
 stress: install
 	$(BIN)/python -m benchmarks.stress --scale $(SCALE) $(STRESS_ARGS)
+
+chaos: install
+	$(BIN)/python -m benchmarks.chaos --scale $(SCALE) $(CHAOS_ARGS)
 
 # The variable suppresses a message of Material about MkDocs 2 that does not concern this site.
 docs: $(VENV)/.installed-docs
