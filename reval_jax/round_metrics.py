@@ -76,8 +76,15 @@ def updates(done: Updates, buffer: types.Trajectories, round: int) -> dict[str, 
     }
     # Only where the learner is the policy that sampled is a difference an error.
     mismatch = {update.SAMPLER_MISMATCH: done.metrics[0][update.SAMPLER_MISMATCH]} if done.is_on_policy else {}
+    # Before a round's first update the fresh batch is new to the policy; the means include what it has trained on.
+    fresh = {
+        f"reval/fresh/{name.removeprefix('reval/')}": value
+        for name, value in (done.metrics[0].items() if done.begins_fresh else ())
+        if name.startswith("reval/")
+    }
     return {
         **means,
+        **fresh,
         **mismatch,
         **skipped,
         "replay/fresh_fraction": float((buffer.round[rows] == round).mean()),
@@ -115,6 +122,12 @@ def buffer(kept: types.Trajectories, round: int) -> dict[str, float]:
         "replay/age_max": int(age.max()),
         "replay/reuse_mean": float(kept.use_count.mean()),
     }
+
+
+def evicted(before: types.Trajectories, after: types.Trajectories, round: int) -> dict[str, float]:
+    """Of the trajectories that left the buffer, which was `before` and is `after`, to make room for this round's."""
+    num_left = before.size - int((after.round != round).sum())
+    return {"replay/reuse_at_eviction": float(before.use_count[:num_left].mean())} if num_left else {}
 
 
 def pool(config: config_lib.Config, joined: types.Trajectories) -> dict[str, float]:

@@ -139,6 +139,7 @@ def play_round(
     check_verdicts(components, sampled, round)
 
     # Line 4: insert them, with stored responses and what the algorithm freezes of a round; the oldest leave.
+    before = run.buffer.trajectories
     buffer = replay.add(run.buffer, collected.freeze(components, run, sampled.trained_on))
 
     # Lines 5 and 6, K times: draw a batch, update theta on it.
@@ -167,6 +168,7 @@ def play_round(
         **round_metrics.rollout(config, sampled.all, sampled.trained_on),
         **round_metrics.updates(updates, buffer.trajectories, round),
         **round_metrics.buffer(buffer.trajectories, round),
+        **round_metrics.evicted(before, buffer.trajectories, round),
         **round_metrics.pool(config, joined),
         **round_metrics.distance(config, joined),
         "training/trajectories": (round + 1) * config.fresh_size,
@@ -234,7 +236,8 @@ def learn(
             if residual is not None:
                 residuals.append(batch.per_trajectory(distributed.fetch(residual), arrangement))
                 buffer = priorities.renewed(buffer, rows, residuals[-1], config.replay)
-            buffer = replay.with_uses(buffer, rows)
+            if not int(state.skipped_in_a_row):  # a skipped update has learned nothing from its rows
+                buffer = replay.with_uses(buffer, rows)
             check_finite(state, config.update.max_skipped, round)
     done = round_metrics.Updates(
         metrics=measured,

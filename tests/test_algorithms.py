@@ -214,6 +214,16 @@ BROKEN = {
         "toy_objective:make",
         "returned toy/all as float32[2, 3]",
     ),
+    "a metric of the trainer's": (
+        "def make(config): return algorithms.replayed(config, lambda s, b: (b.reward.sum(), {'actor/loss': b.reward.sum()}))",
+        "toy_objective:make",
+        "toy_objective:make returned the metric actor/loss, but the trainer writes a metric of that name itself",
+    ),
+    "a metric of a built-in kind": (
+        "def make(config): return algorithms.replayed(config, lambda s, b: (b.reward.sum(), {'critic/score/x': b.reward.sum()}))",
+        "toy_objective:make",
+        "returned the metric critic/score/x, but the trainer writes",
+    ),
     "a residual a token": (
         "def make(config): return algorithms.value_based(config, lambda s, b, beta: s.log_prob)",
         "toy_objective:make",

@@ -12,9 +12,10 @@ import hypothesis
 import numpy as np
 import pytest
 from hypothesis import strategies
-from support import tiny_runs
+from support import tiny_programs, tiny_runs
 
-from reval_jax import metrics, types
+from reval_jax import keys, metrics, replay, round_metrics, types, update
+from reval_jax.algorithms import own
 
 CONTRACT = {
     "critic/score/mean",
@@ -38,6 +39,7 @@ CONTRACT = {
     "reval/residual_abs",
     "reval/value_gap",
     "reval/log_ratio",
+    *(f"reval/fresh/{name}" for name in ("residual_mean", "residual_abs", "value_gap", "log_ratio")),
     "replay/size",
     "replay/fresh_fraction",
     "replay/age_mean",
@@ -288,7 +290,11 @@ def test_a_runs_lines_have_the_names_dashboards_know(tmp_path):
             "training/update_tokens",
             "training/update_response_tokens",
             "training/sampled",
+            "replay/reuse_at_eviction",
         }
+        from_loss = {name for name in line if name.startswith("reval/") and not name.startswith("reval/fresh/")}
+        assert [name for name in line.keys() - from_loss if not own.is_reserved(name)] == []
+        assert not any(own.is_reserved(name) for name in from_loss)
         assert line["replay/size"] == min(20, 8 * line["training/round"])
         assert line["training/trajectories"] == 8 * line["training/round"]
         assert line["training/updates"] == 2 * line["training/round"]
@@ -300,5 +306,49 @@ def test_a_runs_lines_have_the_names_dashboards_know(tmp_path):
     assert rounds[0]["replay/fresh_fraction"] == 1.0
     assert rounds[0]["replay/age_max"] == 0
     assert rounds[0]["replay/reuse_mean"] == 2.0
+    assert ["replay/reuse_at_eviction" in line for line in rounds] == [False, False, True]
+    # The fresh batch's own residual: in round 1 the second update has the same rows, after the first one.
+    first = rounds[0]
+    assert first["reval/fresh/residual_mean"] != first["reval/residual_mean"]
+    assert abs(first["reval/fresh/log_ratio"]) < 1e-3
     # Before the first update the policy is the reference, so only the sampler's rounding remains.
     assert abs(rounds[0]["actor/kl_ref"]) < 1e-3
+
+
+def test_the_metrics_of_the_fresh_batch_are_those_of_the_first_update():
+    names = ("reval/residual_mean", "actor/loss", update.SAMPLER_MISMATCH)
+    rows = np.arange(4)
+    done = round_metrics.Updates(
+        metrics=[dict.fromkeys(names, 1.0), dict.fromkeys(names, 4.0)],
+        batches=[rows, rows],
+        begins_fresh=True,
+        is_on_policy=True,
+        num_skipped=0,
+    )
+    buffer = tiny_programs.random_trajectories(4)
+    line = round_metrics.updates(done, buffer, 0)
+    assert (line["reval/residual_mean"], line["reval/fresh/residual_mean"], line["actor/loss"]) == (2.5, 1.0, 2.5)
+    assert "actor/fresh/loss" not in line
+    assert not [
+        name for name in round_metrics.updates(done._replace(begins_fresh=False), buffer, 0) if "fresh/" in name
+    ]
+
+
+def test_reuse_at_eviction_is_the_number_of_updates_of_a_round_and_the_mean_of_the_buffer_is_less():
+    """Eq. 3: B fresh rows and K batches of B rows a round, so a row that leaves was used K times on average."""
+    size, num_updates, capacity = 4, 2, 20
+    buffer, lines = replay.init(capacity), []
+    for round in range(200):
+        before = buffer.trajectories
+        fresh = tiny_programs.random_trajectories(size)._replace(round=np.full(size, round, np.int32))
+        buffer = replay.add(buffer, fresh._replace(use_count=np.zeros(size, np.int32)))
+        rows = replay.sample(buffer, keys.named_key(0, "test", round), size)
+        for each in (replay.of_round(buffer, round), rows):
+            buffer = replay.with_uses(buffer, each)
+        after = buffer.trajectories
+        lines.append(round_metrics.buffer(after, round) | round_metrics.evicted(before, after, round))
+    assert ["replay/reuse_at_eviction" in line for line in lines] == [False] * 5 + [True] * 195
+    at_eviction = np.mean([line["replay/reuse_at_eviction"] for line in lines[20:]])
+    assert abs(at_eviction - num_updates) < 0.1
+    n = capacity / size
+    assert abs(np.mean([line["replay/reuse_mean"] for line in lines[20:]]) - (1 + (n + 1) / (2 * n))) < 0.1

@@ -410,6 +410,23 @@ def test_grpo_which_has_no_reference_resumes_as_if_never_stopped(file, tmp_path)
 
 
 @pytest.mark.slow
+def test_an_update_that_is_skipped_is_no_use_of_its_rows(file, copy):
+    components, run = setup.prepare(tiny_runs.with_overrides(file, {}), copy, console=console.Console(is_quiet=True))
+    components = components._replace(config=tiny_runs.with_overrides(file, {"update.max_skipped": 100}))
+    broken = jax.tree.map(lambda leaf: leaf * np.float32("nan"), run.reference.params)
+    run = run._replace(reference=run.reference._replace(params=broken, version=run.reference.version + 1))
+    with jax.numpy_dtype_promotion("standard"):
+        after = train.play_round(components, run, rollout.synchronous(components, distributed.Preemption()))
+    components.store.close()
+    assert int(after.state.num_skipped) == 2
+    before, now = run.buffer.trajectories, after.buffer.trajectories
+    is_fresh = now.round == run.progress.round
+    assert now.use_count[is_fresh].tolist() == [0] * is_fresh.sum()
+    assert now.use_count[~is_fresh].tolist() == before.use_count[-(~is_fresh).sum() :].tolist()
+    assert before.use_count.max() > 0
+
+
+@pytest.mark.slow
 def test_updates_that_are_not_finite_stop_the_run_and_keep_the_last_checkpoint(file, copy):
     before, lines = tiny_runs.saved_arrays(copy), metrics.read(copy / "metrics.jsonl")
     components, run = setup.prepare(tiny_runs.with_overrides(file, {}), copy, console=console.Console(is_quiet=True))

@@ -18,6 +18,18 @@ _CONTRACT = (
     "docs/examples/own_objective.py is one."
 )
 
+_RESERVED = (
+    *("actor/loss", "actor/grad_norm", "actor/lr", "actor/entropy", "actor/kl_ref", "critic/score/", "filter_groups/"),
+    *("overlong/", "perf/", "pool/", "replay/", "reset/", "response_length/", "reuse/", "reval/fresh/", "timing_s/"),
+    *("training/", "val-core/", "verifier/"),
+)
+"""Names of the trainer's own metrics, and beginnings of names."""
+
+
+def is_reserved(metric: str) -> bool:
+    """Whether the trainer writes a metric of this name, or one that begins like it, itself."""
+    return any(metric.startswith(each) if each.endswith("/") else metric == each for each in _RESERVED)
+
 
 def own(config: config_lib.Config) -> Algorithm:
     """The algorithm that the user's function returns.
@@ -78,7 +90,7 @@ def _check_loss(name: str, algorithm: Algorithm) -> None:
     """Traces a loss on the shapes of a tiny micro-batch.
 
     Raises:
-      ValueError: it fails, or does not return a scalar and a dict of scalars, float32.
+      ValueError: it fails, does not return a scalar and a dict of scalars, float32, or a metric has the name of a built-in one.
     """
     # Sizes that are all different, so that axes cannot be confused unseen.
     columns = len(algorithm.token_values)
@@ -104,6 +116,11 @@ def _check_loss(name: str, algorithm: Algorithm) -> None:
     for each, value in {"loss": result[0], **result[1]}.items():
         if getattr(value, "shape", None) != () or value.dtype != np.float32:
             raise ValueError(f"the loss of {name} returned {each} as {_described(value)}, not {expected}.")
+    if taken := sorted(each for each in result[1] if is_reserved(each)):
+        raise ValueError(
+            f"the loss of {name} returned the metric {taken[0]}, but the trainer writes a metric of that name itself. Give yours "
+            "another name, for example one that begins with your objective's."
+        )
 
 
 def _described(value: Any) -> str:
