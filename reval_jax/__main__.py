@@ -6,7 +6,7 @@ import sys
 import traceback
 from typing import NoReturn
 
-from reval_jax import exit_codes, signals, streams
+from reval_jax import exit_codes, signals, streams, terminal
 
 
 def main() -> NoReturn:
@@ -25,8 +25,7 @@ def _run() -> int:
         code = cli.main()
     except BaseException as error:
         if not signals.watch.is_interrupted:
-            traceback.print_exc()
-            print(_last_line(error), file=sys.stderr)
+            print(terminal.visible(f"{traceback.format_exc()}{_last_line(error)}"), file=sys.stderr)
             return exit_codes.FAILED
         code = exit_codes.INTERRUPTED
         print(signals.INTERRUPTED, file=sys.stderr)

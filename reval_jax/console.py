@@ -9,6 +9,8 @@ from typing import Any
 import rich.console
 import rich.progress
 
+from reval_jax import terminal
+
 Report = Callable[[int, int], None]
 """(steps done, steps in total) → None."""
 
@@ -22,7 +24,7 @@ class Console:
 
     def log(self, text: str) -> None:
         """Print one line."""
-        self._console.print(text, markup=False)
+        self._console.print(terminal.visible(text), markup=False)
 
     def log_once(self, kind: str, text: str) -> None:
         """Print one line, unless one of its kind was printed before: of what may come back every round."""
@@ -37,13 +39,13 @@ class Console:
             yield lambda done, total: None
             return
         columns = (
-            rich.progress.TextColumn("{task.description}"),
+            rich.progress.TextColumn("{task.description}", markup=False),  # a name may hold brackets
             rich.progress.BarColumn(),
             rich.progress.MofNCompleteColumn(),
             rich.progress.TimeElapsedColumn(),
         )
         with rich.progress.Progress(*columns, console=self._console, transient=True) as bars:
-            task = bars.add_task(description, total=None)
+            task = bars.add_task(terminal.visible(description), total=None)
             yield lambda done, total: bars.update(task, completed=done, total=total)
 
     def round_line(self, rounds: int, line: Mapping[str, Any]) -> None:

@@ -118,7 +118,7 @@ class Writer:
             return
         if (self._path.stat().st_size if self._path.exists() else -1) != self.num_bytes:
             self._mend(int(values[ROUND]))
-        line = (json.dumps({name: _plain(value) for name, value in values.items()}) + "\n").encode()
+        line = (json.dumps({name: _plain(value) for name, value in values.items()}, allow_nan=False) + "\n").encode()
         _append(self._path, line)
         self._digest.update(line)
         self.num_bytes += len(line)
@@ -334,7 +334,7 @@ def _append(path: Path, content: bytes) -> None:
 
 
 def _json_line(values: Mapping[str, Any]) -> bytes:
-    return (json.dumps(values) + "\n").encode()
+    return (json.dumps(values, allow_nan=False) + "\n").encode()
 
 
 def _unused(path: Path) -> Path:

@@ -128,7 +128,7 @@ def save(pool: Pool, path: Path) -> None:
     try:
         with temporary.open("wb") as file:
             fields = {name: getattr(pool.trajectories, name) for name in FIELDS}
-            np.savez_compressed(file, allow_pickle=False, about=np.array(json.dumps(about)), **fields)
+            np.savez_compressed(file, allow_pickle=False, about=np.array(json.dumps(about, allow_nan=False)), **fields)
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -43,7 +44,7 @@ def write(
         gzip.GzipFile(filename=file.name, mode="wb", compresslevel=_LEVEL, fileobj=target, mtime=0) as lines,
     ):
         for row in _rows(prompts, trajectories, tokenizer):
-            lines.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
+            lines.write((json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode())
     file.with_suffix("").unlink(missing_ok=True)
 
 
@@ -57,6 +58,7 @@ def _rows(
     first = int(prompts.cursor[0])
     for index, text in enumerate(texts):
         prompt = int(trajectories.cursor[index]) - first
+        log_prob = float(log_probs[index].sum())
         yield {
             "prompt": prompts.texts[prompt],
             "response": text,
@@ -65,7 +67,7 @@ def _rows(
             "reward": float(trajectories.raw_reward[index]),
             "is_truncated": bool(trajectories.is_truncated[index]),
             "num_tokens": int(trajectories.response_length[index]),
-            "log_prob": float(log_probs[index].sum()),
+            "log_prob": log_prob if math.isfinite(log_prob) else None,  # JSON has no other numbers
         }
 
 

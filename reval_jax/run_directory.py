@@ -177,7 +177,7 @@ def note_saved(run: RunDirectory) -> None:
       OSError: the record cannot be written.
     """
     if not run.saved.exists() and (rounds := saved_rounds(run)):
-        durable.write(run.saved, (json.dumps({"first_saved_round": rounds[0]}) + "\n").encode())
+        durable.write(run.saved, (json.dumps({"first_saved_round": rounds[0]}, allow_nan=False) + "\n").encode())
 
 
 def _has_saved(run: RunDirectory, old: config_lib.Config) -> bool:
@@ -257,7 +257,7 @@ def claim(
         ]
         if changes:
             with run.changes.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"round": round, "changes": changes}) + "\n")
+                file.write(json.dumps({"round": round, "changes": changes}, allow_nan=False) + "\n")
     path.mkdir(parents=True, exist_ok=True)
     about = {
         "config_hash": config_lib.results_hash(config),

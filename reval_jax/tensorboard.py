@@ -54,7 +54,7 @@ def start_event(seconds: float, step: int) -> bytes:
 def scalars_event(seconds: float, step: int, values: Mapping[str, float | str]) -> bytes:
     """The numbers among the values, by name; text is left out."""
     summary = b"".join(
-        _bytes(1, _bytes(1, name.encode()) + _float(2, value))
+        _bytes(1, _bytes(1, name.encode(errors="backslashreplace")) + _float(2, value))
         for name, value in values.items()
         if not isinstance(value, str)
     )

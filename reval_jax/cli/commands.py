@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import os
-import sys
 from pathlib import Path
 
 from reval_jax import config as config_lib
@@ -25,7 +24,7 @@ def train(argv: list[str]) -> int:
 
     outcome = train.train(config, run_dir, console=console.Console())
     status = "preempted and saved; run the same command again to resume" if outcome.is_preempted else "done"
-    print(f"{status}: {outcome.rounds} rounds in {run_dir}")
+    output.show(None, f"{status}: {outcome.rounds} rounds in {run_dir}")
     return exit_codes.PREEMPTED if outcome.is_preempted else exit_codes.DONE
 
 
@@ -83,7 +82,7 @@ def export(argv: list[str]) -> int:
         value_head=None if policy.value_head is None else distributed.fetch(policy.value_head),
         dtype=args.dtype,
     )
-    print(f"{policy.source} written to {args.output}")
+    output.show(None, f"{policy.source} written to {args.output}")
     return exit_codes.DONE
 
 
@@ -93,7 +92,7 @@ def report(argv: list[str]) -> int:
 
     from reval_jax.tools import report
 
-    print(report.write(args.run_dir, args.output or args.run_dir / "report.html"))
+    output.show(None, str(report.write(args.run_dir, args.output or args.run_dir / "report.html")))
     return exit_codes.DONE
 
 
@@ -110,9 +109,7 @@ def plan(argv: list[str]) -> int:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     from reval_jax.tools import plan
 
-    result = plan.plan(
-        config, args.topology, is_searching=args.search, log=lambda text: print(text, file=sys.stderr, flush=True)
-    )
+    result = plan.plan(config, args.topology, is_searching=args.search, log=output.warn)
     output.show(args.json, plan.summary(result))
     output.write_json(args.json, plan.as_json(result))
     return exit_codes.DONE

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,7 +40,7 @@ def _prepare(argv: list[str]) -> int:
             prepared = data_lib.prepare(inputs, args.output, _settings(args), tokenizer=tokenizer, on_progress=report)
     except data_lib.BadRowsError as error:
         for row in error.bad_rows:
-            print(f"{row.where}: {row.reason}", file=sys.stderr)
+            output.warn(f"{row.where}: {row.reason}")
         problems = [data_lib.writing.as_json(row) for row in error.bad_rows]
         output.write_json(args.json, {"directory": None, "rows": 0, "problems": problems})
         raise

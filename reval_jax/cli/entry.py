@@ -8,13 +8,14 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from reval_jax import exit_codes, signals, streams
-from reval_jax.cli import arguments, bench, commands, data, evaluation, inspection
+from reval_jax import exit_codes, signals, streams, terminal
+from reval_jax.cli import arguments, bench, commands, data, evaluation, inspection, output
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code. `reval_jax.__main__` is the process around it."""
     words = list(sys.argv[1:] if argv is None else argv)
+    terminal.accept_every_character()
     try:
         code = _run(words)
         sys.stdout.flush()
@@ -103,12 +104,12 @@ def _nearest(name: str) -> str:
 
 
 def _refuse(message: str) -> int:
-    print(f"reval: {message}", file=sys.stderr)
+    output.warn(f"reval: {message}")
     return exit_codes.WRONG_INPUT
 
 
 def _fail(message: str) -> int:
-    print(" ".join(part for part in (f"reval: {message}", signals.watch.standing()) if part), file=sys.stderr)
+    output.warn(" ".join(part for part in (f"reval: {message}", signals.watch.standing()) if part))
     return exit_codes.FAILED
 
 

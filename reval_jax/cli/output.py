@@ -5,15 +5,24 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from reval_jax import terminal
+
 
 def show(json_path: Path | None, text: str, *, end: str = "\n") -> None:
     """Prints text for a person, on standard error if standard output is reserved for JSON."""
-    print(text, file=sys.stderr if str(json_path) == "/dev/stdout" else sys.stdout, flush=True, end=end)
+    file = sys.stderr if str(json_path) == "/dev/stdout" else sys.stdout
+    print(terminal.visible(text), file=file, flush=True, end=end)
+
+
+def warn(text: str) -> None:
+    """Prints a message on standard error."""
+    print(terminal.visible(text), file=sys.stderr)
 
 
 def check_writable(path: Path | None, *, option: str = "--json") -> None:
@@ -36,10 +45,10 @@ def write_json(path: Path | None, content: Any) -> None:
         return
     text = json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     if str(path) == "/dev/stdout":
-        sys.stdout.write(text)
+        sys.stdout.write(_encodable(text, sys.stdout.encoding))
         return
     try:
-        path.write_text(text, encoding="utf-8")
+        path.write_text(_encodable(text, "utf-8"), encoding="utf-8")
     except OSError as error:
         raise ValueError(f"--json {path} cannot be written: {error.strerror}. Choose another file.") from error
 
@@ -49,9 +58,22 @@ def write_json_lines(path: Path, records: Iterable[Any]) -> None:
     try:
         with path.open("w", encoding="utf-8") as lines:
             for record in records:
-                lines.write(json.dumps(_finite(record), ensure_ascii=False, allow_nan=False) + "\n")
+                text = json.dumps(_finite(record), ensure_ascii=False, allow_nan=False) + "\n"
+                lines.write(_encodable(text, "utf-8"))
     except OSError as error:
         raise ValueError(f"--output {path} cannot be written: {error.strerror}. Choose another file.") from error
+
+
+def _encodable(text: str, encoding: str) -> str:
+    """The JSON text, with JSON's escapes in place of characters beyond ASCII if the encoding lacks one of them.
+
+    UTF-8 lacks the lone surrogates that stand for a file name's other bytes.
+    """
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return re.sub(r"[^\x00-\x7f]+", lambda found: json.dumps(found[0])[1:-1], text)
+    return text
 
 
 def _finite(content: Any) -> Any:

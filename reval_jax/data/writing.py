@@ -53,8 +53,10 @@ def write(
         # Next to the target, so that the last step is a rename within one file system.
         working = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
         written = _write_tfds(working, dataset_name(output), rows, split, on_progress)
-        (written / rows_lib.MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-        if lines := [json.dumps(as_json(bad_row)) + "\n" for bad_row in quarantined]:
+        (written / rows_lib.MANIFEST).write_text(
+            json.dumps(manifest, indent=2, allow_nan=False) + "\n", encoding="utf-8"
+        )
+        if lines := [json.dumps(as_json(bad_row), allow_nan=False) + "\n" for bad_row in quarantined]:
             (written / QUARANTINE).write_text("".join(lines), encoding="utf-8")
         os.rename(written, output)
     except OSError as error:

@@ -50,7 +50,9 @@ def rows(name: naming.Name) -> list[tuple[str, str]]:
         for index in range(num_items):
             question = str(generated[index]["question"])
             if question not in answers and selection.split_of(question) == name.split:
-                payload = json.dumps({**recipe, "index": index, "digest": _digest(question)}, sort_keys=True)
+                payload = json.dumps(
+                    {**recipe, "index": index, "digest": _digest(question)}, sort_keys=True, allow_nan=False
+                )
                 answers[question] = f"@{naming.GYM}:{payload}"
                 if len(answers) == max_rows:
                     break

@@ -22,7 +22,7 @@ PANELS: tuple[tuple[str, tuple[str, ...]], ...] = (
         "Seconds per round",
         ("timing_s/generate", "timing_s/reference", "timing_s/update", "timing_s/eval", "timing_s/save"),
     ),
-    ("Replay: age in rounds, uses", ("replay/age_mean", "replay/reuse_mean")),
+    ("Replay: age in rounds, uses", ("replay/age_mean", "replay/reuse_mean", "replay/reuse_at_eviction")),
 )
 
 HELD_OUT = (("avg@k", "mean"), ("pass@k, of all responses", "pass"), ("maj@k, of all responses", "maj"))
@@ -60,7 +60,8 @@ def write(run_dir: Path, output: Path) -> Path:
         config=html.escape(config),
     )
     try:
-        output.write_text(page, encoding="utf-8")
+        # A name's bytes that are no text are shown as escapes.
+        output.write_text(page, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise ValueError(f"{output} cannot be written: {error.strerror}. Choose another --output.") from error
     return output
@@ -108,7 +109,8 @@ def _figure(title: str, lines: Sequence[types.Json], names: Sequence[str]) -> st
     axes.set(title=title, xlabel="round")
     axes.grid(alpha=0.3)
     if len(series) > 1:
-        axes.legend(fontsize="small")
+        for label in axes.legend(fontsize="small").get_texts():
+            label.set_parse_math(False)  # a benchmark's name may hold dollar signs
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg")
     return buffer.getvalue()[buffer.getvalue().index("<svg") :]

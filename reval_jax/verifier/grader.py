@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from reval_jax import types
+from reval_jax import terminal, types
 from reval_jax.sandbox import pool, search_path, worker
 from reval_jax.verifier import checkers, extraction, grading
 
@@ -77,7 +77,7 @@ class Grader:
           log: receives the first crash message; by default, print to standard error.
         """
         self._answer_format, self._settings = config.task.answer_format, config.verifier
-        self._log = log or (lambda text: print(text, file=sys.stderr, flush=True))
+        self._log = log or (lambda text: print(terminal.visible(text), file=sys.stderr, flush=True))
         self._pools: dict[str, pool.Pool] = {}
         self._has_logged = False
 

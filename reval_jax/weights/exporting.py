@@ -153,7 +153,7 @@ def _config(
 
 
 def _write_json(file: Path, content: types.Json) -> None:
-    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    file.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def _write_weights(
