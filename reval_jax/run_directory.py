@@ -80,14 +80,14 @@ def inspect(path: Path, config: config_lib.Config) -> list[str]:
                 f"--run-dir {path} holds files but no config.yaml, so it is not a run. Choose an empty or new directory."
             )
         return []
-    old, _, notes = _recorded(run)
+    old, _, notes = recorded(run)
     altered = config_lib.changed_results(old, config)
     if altered:
         raise ValueError(
             f"--run-dir {path} belongs to a run with other settings ({'; '.join(altered)}), and resuming would mix two "
             "experiments. Restore the settings, or start a new run with another --run-dir."
         )
-    if not saved_rounds(run) and _has_saved(run, old) and (_last_round(run) or run.rollout_files()):
+    if not saved_rounds(run) and _has_saved(run, old) and (last_round(run) or run.rollout_files()):
         raise ValueError(
             f"{run.checkpoints} has no checkpoint, but the run has saved some: beginning again from round 0 would write over the "
             f"metrics and rollouts in {path}. Restore the checkpoints from a copy, start a new run with another --run-dir, or "
@@ -120,7 +120,7 @@ def _check_path(path: Path) -> None:
         )
 
 
-def _recorded(run: RunDirectory) -> tuple[config_lib.Config, types.Json, list[str]]:
+def recorded(run: RunDirectory) -> tuple[config_lib.Config, types.Json, list[str]]:
     """The settings and facts in config.yaml, or in its copy if it is damaged, which the notes then say.
 
     Raises:
@@ -182,10 +182,10 @@ def note_saved(run: RunDirectory) -> None:
 
 def _has_saved(run: RunDirectory, old: config_lib.Config) -> bool:
     """Whether the run has had a checkpoint; earlier versions did not record it, but waited for a save before the next."""
-    return run.saved.exists() or _last_round(run) >= 2 * old.checkpoint.every
+    return run.saved.exists() or last_round(run) >= 2 * old.checkpoint.every
 
 
-def _last_round(run: RunDirectory) -> int:
+def last_round(run: RunDirectory) -> int:
     """The last round in metrics.jsonl; 0 where it has none."""
     try:
         lines = run.metrics.read_bytes().splitlines()
@@ -204,7 +204,7 @@ def template_date(path: Path) -> str:
     run = RunDirectory(path)
     if not run.config.exists() and not run.config_copy.exists():
         return ""
-    _, about, _ = _recorded(run)
+    _, about, _ = recorded(run)
     date = str(about.get("template_date", ""))
     if date and not re.fullmatch(r"\d{4}-\d{2}-\d{2}", date):
         raise ValueError(
@@ -237,7 +237,7 @@ def claim(
     """
     run = RunDirectory(path)
     if run.config.exists() or run.config_copy.exists():
-        old, about, _ = _recorded(run)
+        old, about, _ = recorded(run)
         if about["data_fingerprint"] != data_fingerprint:
             raise ValueError(
                 f"task.dataset={config.task.dataset} has the fingerprint {data_fingerprint}, but the run in {path} began with "

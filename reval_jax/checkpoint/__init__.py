@@ -5,6 +5,6 @@ from __future__ import annotations
 from reval_jax.checkpoint.manifest import problem
 from reval_jax.checkpoint.saving import SaveError
 from reval_jax.checkpoint.state import CheckpointState, Progress
-from reval_jax.checkpoint.store import Store, check
+from reval_jax.checkpoint.store import UNCHECKED, Store, check
 
-__all__ = ["CheckpointState", "Progress", "SaveError", "Store", "check", "problem"]
+__all__ = ["UNCHECKED", "CheckpointState", "Progress", "SaveError", "Store", "check", "problem"]

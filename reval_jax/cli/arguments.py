@@ -138,8 +138,10 @@ class Verify:
 
 @dataclasses.dataclass(frozen=True)
 class Doctor:
-    """Check this machine: versions, devices, memory, disk, and whether reval_jax computes correctly on it."""
+    """Check this machine: versions, devices, memory, disk, and whether reval_jax computes correctly on it; or a run directory."""
 
+    # Check instead what of this run is whole: config, checkpoints, metrics, rollouts, journal, and which process uses it.
+    run_dir: Path | None = None
     json: Path | None = None  # also write the findings to this file; /dev/stdout allowed
 
 

@@ -138,12 +138,12 @@ def verify(argv: list[str]) -> int:
 
 
 def doctor(argv: list[str]) -> int:
-    """Checks this machine."""
+    """Checks this machine, or what of a run is whole."""
     args = parsing.parse(arguments.Doctor, "doctor", argv)
 
-    from reval_jax.tools import doctor
+    from reval_jax.tools import doctor, run_doctor
 
-    findings = doctor.examine()
+    findings = run_doctor.examine(args.run_dir) if args.run_dir else doctor.examine()
     for finding in findings:
         output.show(args.json, f"{'ok  ' if finding.is_fine else 'BAD '} {finding.name}: {finding.result}")
     output.write_json(args.json, [finding._asdict() for finding in findings])
