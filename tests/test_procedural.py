@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from support import procedural_rows
 
-from reval_jax import config, data, procedural, prompts
+from reval_jax import config, data, procedural, prompts, verifier
 from reval_jax.procedural import naming, selection, tasks
 from reval_jax.verifier import checkers
 
@@ -264,6 +264,12 @@ def test_a_task_whose_answer_is_not_a_number_is_refused_if_only_a_number_is_grad
     settings = config.Task(dataset=f"procedural:{task},size=30", template="raw", answer_format=answer_format)
     with pytest.raises(ValueError, match=r"Use task\.answer_format=boxed"):
         prompts.load(settings, None)
+
+
+def test_the_free_form_reads_whole_answers_too():
+    with verifier.Grader(config.Config(task=config.Task(answer_format="free"))) as grader:
+        assert grader.grade("So the answer is (3 + 4) * 2.", "@countdown:14,3,4,2").reward == 1
+        assert grader.grade("So the answer is (3 + 4) * 3.", "@countdown:14,3,4,2").reward == 0
 
 
 def test_a_task_whose_answer_is_a_number_is_allowed_with_every_answer_format():

@@ -130,7 +130,7 @@ def test_an_answer_that_is_not_equal_is_never_right(prediction: str, gold: str) 
     ("response", "gold", "reward"),
     [
         ("$x=\\boxed{2}$ and $y = \\boxed{3}$", "2, 3", 1), ("\\boxed{2}, \\boxed{3}", "3", 0),
-        ("\\boxed{2} \\boxed{3}", "3", 1),
+        ("\\boxed{2} \\boxed{3}", "3", 0),
         ("\\boxed{3}, \\boxed{3}", "3", 1), ("\\boxed{2}. Hence, after some work, \\boxed{3}", "3", 1),
         ("\\boxed{5} or \\boxed{6}", "5", 0),
     ],

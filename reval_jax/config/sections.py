@@ -49,7 +49,7 @@ def _choice(kind: str, built_in: tuple[str, ...]) -> pydantic.BeforeValidator:
 
 Objective = Annotated[BuiltIn | str, _choice("objective", OBJECTIVES)]
 Engine = Annotated[str, _choice("engine", ENGINES)]
-AnswerFormat = Literal["boxed", "first_number", "last_number"]
+AnswerFormat = Literal["boxed", "first_number", "last_number", "free"]
 STRICT = pydantic.ConfigDict(extra="forbid")
 
 
@@ -84,7 +84,7 @@ class Task:
     instruction: str = ""
     max_prompt_tokens: PositiveInt = 1024  # tokens; `long_prompts` decides about longer prompts
     long_prompts: Literal["error", "drop"] = "error"  # refuse a data set with longer prompts, or drop those rows
-    # Which part of a response is its answer: the last \boxed{}, or the first or last number.
+    # Which part of a response is its answer: the last \boxed{}, the first or last number, or (free) its last statement of one.
     answer_format: AnswerFormat = "boxed"
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from reval_jax.data import rows
-from reval_jax.verifier import extraction
+from reval_jax.verifier import boxes
 
 Fields = dict[str, Any]  # parsed fields of one record
 Converted = dict[str, Any] | rows.BadRecord  # with the keys "question" and "answer"
@@ -86,8 +86,7 @@ def find_question(record: object) -> str | None:
 
 def last_box(text: str) -> str | None:
     r"""The content of the last balanced `\boxed{}` or `\fbox{}` of a worked solution."""
-    text = text.replace(r"\fbox", r"\boxed")
-    spans, _ = extraction.box_spans(text)
+    spans = boxes.find(text).contents
     return text[slice(*spans[-1])].strip() if spans else None
 
 

@@ -152,10 +152,10 @@ def _permutation(seed: int, epoch: int, size: int) -> np.ndarray:
 def _check_answer_format(task: config.Task, checked: list[rows.Row]) -> None:
     """Refuse an answer format that grades only a number for a procedural data set whose answers are expressions or lists."""
     procedural_task = checkers.needs_whole_answer([row.answer for row in checked])
-    if task.answer_format != "boxed" and procedural_task:
+    if task.answer_format in ("first_number", "last_number") and procedural_task:
         raise ValueError(
             f"task.answer_format={task.answer_format} with the data set {task.dataset}: an answer to {procedural_task} is more "
-            "than a number, so no response could be right. Use task.answer_format=boxed."
+            "than a number, so no response could be right. Use task.answer_format=boxed, or free."
         )
 
 

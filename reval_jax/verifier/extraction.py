@@ -6,22 +6,19 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
+from reval_jax.equality import exact, limits
+from reval_jax.verifier import boxes, free
+
 GOLD_SEPARATOR = " ||| "
 """Separates the accepted forms of one gold answer."""
 
-# Two backslashes are accepted too, for responses that escape as in a string literal. Each alternative is bounded or consumes
-# the text that it scans, so the search is linear.
-_BOX_OR_BRACE = re.compile(r"\\{1,2}boxed\s*\{|\\.|[{}]", re.DOTALL)
-
-# The text between two boxes that are parts of one answer: math delimiters, a comma or a word, the name of the next part.
-_BETWEEN_PARTS = re.compile(
-    r"(?:[\s$.]|\\[()\[\]])*(?:[,;]|(?:,?\s*(?:\\text\{\s*)?(?:and|or)\s*\}?))(?:[\s$]|\\[()\[\]])*"
-    r"(?:[A-Za-z](?:_(?:[A-Za-z0-9]|\{[A-Za-z0-9]{1,3}\}))?(?:\([a-z]\))?\s*=\s*)?"
-)
 _BETWEEN_GOLD_PARTS = re.compile(
     r"[^A-Za-z]{0,20}|.{0,50}?(?<![A-Za-z])(?:and|or)(?![A-Za-z]).{0,20}|.{0,10}[,;].{0,10}", re.DOTALL
 )
-_MAX_BETWEEN = 70  # characters
+# The text of a token that a tokenizer adds for its own use: <|im_start|>, </s>, <pad>, [INST].
+_SPECIAL = re.compile(
+    r"<[|｜][^<>\n]{1,60}[|｜]>|</?[A-Za-z][A-Za-z_-]{0,40}>|\[/?(?:INST|PAD|UNK|CLS|SEP|MASK|BOS|EOS)\]"
+)
 
 # A sign belongs to the number unless an operand precedes it: `2-3` begins with 2. A fraction is one number. A number with more
 # groups of three digits would be too long an answer anyway, and without a bound each group would be scanned repeatedly.
@@ -51,20 +48,55 @@ def extract(text: str, *, answer_format: str, prompt_opens_think: bool) -> Extra
     if opened > closed or (prompt_opens_think and closed < 0):
         return Extraction(None, "unclosed_think", "the response never closes its <think>")
     final = text[closed + len("</think>") :] if closed >= 0 else text
-    return FORMATS[answer_format](final)
+    extraction = FORMATS[answer_format](final)
+    if extraction.answer is not None and _SPECIAL.search(extraction.answer):
+        return Extraction(None, "unparsed", "the answer holds a special token of a tokenizer")
+    return extraction
 
 
 def _extract_box(text: str) -> Extraction:
     """The last balanced box, joined with the boxes before it that are parts of the same answer.
 
-    If a later box is never closed, the response has no answer.
+    If a later box is never closed, or the words beside the last one deny it, the response has no answer.
     """
-    boxes, is_open = box_spans(text)
-    if is_open:
+    return _of_boxes(text, boxes.find(text))
+
+
+def _of_boxes(text: str, found: boxes.Boxes) -> Extraction:
+    if found.is_open:
         return Extraction(None, "no_box", "the last \\boxed{ of the response is never closed")
-    if not boxes:
+    if not found.contents:
         return Extraction(None, "no_box", "the response holds no \\boxed{...}")
-    return Extraction(_join_parts(text, boxes, _BETWEEN_PARTS), "", "")
+    if boxes.is_denied(text, found):
+        return Extraction(None, "no_box", "the response says that its last box is not the answer")
+    return Extraction(_joined(boxes.join(text, found)), "", "")
+
+
+def _extract_free(text: str) -> Extraction:
+    """The boxes if there are any, else the last statement of the answer, else the last formula, else the last number."""
+    found = boxes.find(text)
+    if found.contents or found.is_open:
+        return _of_boxes(text, found)
+    if stated := free.statements(text):
+        answer = _joined([free.clean(part) for part in free.join(text, stated, needs_separator=False)])
+    elif formulas := free.formulas(text):
+        answer = _joined(free.join(text, formulas, needs_separator=True))
+    else:
+        numbers = [(*match.span(), *match.span()) for match in _NUMBER.finditer(text)]
+        answer = _joined(free.join(text, numbers, needs_separator=True)) if numbers else ""
+    if not answer.strip():
+        return Extraction(None, "unparsed", "the response states no answer, and holds no formula and no number")
+    return Extraction(answer, "", "")
+
+
+def _joined(parts: list[str]) -> str:
+    """The parts of one answer as a list; parts that are equal are one."""
+    if len(parts) == 1:
+        return parts[0]
+    kept: dict[str, str] = {}
+    for part in parts:
+        kept.setdefault(part.strip() if limits.too_long(part) else exact.normal_form(part), part)
+    return ", ".join(kept.values()) if len(kept) > 1 else parts[-1]
 
 
 def _extract_first_number(text: str) -> Extraction:
@@ -87,6 +119,7 @@ FORMATS: dict[str, Callable[[str], Extraction]] = {
     "boxed": _extract_box,
     "first_number": _extract_first_number,
     "last_number": _extract_last_number,
+    "free": _extract_free,
 }
 """The function that extracts the answer, for each value of config.AnswerFormat."""
 
@@ -101,41 +134,14 @@ def split_gold(answer: str) -> list[str]:
 
 
 def _unbox(gold: str) -> str:
-    boxes, is_open = box_spans(gold)
-    if boxes and not is_open:
-        return _join_parts(gold, boxes, _BETWEEN_GOLD_PARTS)
+    found = boxes.find(gold)
+    if found.contents and not found.is_open:
+        parts = [gold[slice(*found.contents[-1])]]
+        for index in range(len(found.contents) - 2, -1, -1):
+            between = gold[found.outsides[index][1] : found.outsides[index + 1][0]]
+            if len(between) > boxes.MAX_BETWEEN or not _BETWEEN_GOLD_PARTS.fullmatch(between):
+                break
+            parts.append(gold[slice(*found.contents[index])])
+        return _joined(parts[::-1])
     begin = re.match(r"\s*\$*\\{1,2}boxed\s*\{", gold)
-    return gold[begin.end() :] if begin and is_open and not boxes else gold
-
-
-def _join_parts(text: str, boxes: list[tuple[int, int]], between: re.Pattern[str]) -> str:
-    """Content of the last box, joined with the boxes before it that are parts of the same answer."""
-    parts = [text[slice(*boxes[-1])]]
-    for index in range(len(boxes) - 2, -1, -1):
-        (begin, end), after = boxes[index], boxes[index + 1][0]
-        # From the closing brace to the backslash of the next box.
-        gap = text[end + 1 : text.rfind("\\boxed", 0, after)].removesuffix("\\")
-        if len(gap) > _MAX_BETWEEN or not between.fullmatch(gap):
-            break
-        if text[begin:end] != parts[-1]:
-            parts.append(text[begin:end])
-    return ", ".join(reversed(parts))
-
-
-def box_spans(text: str) -> tuple[list[tuple[int, int]], bool]:
-    """Content spans of the outermost balanced boxes, in order, and whether a later box is never closed."""
-    braces: list[tuple[int, bool]] = []  # open braces: start of the content, whether the brace opens a box
-    boxes: list[tuple[int, int]] = []
-    for token in _BOX_OR_BRACE.finditer(text):
-        symbol = token.group()
-        if symbol == "}":
-            begin, is_box = braces.pop() if braces else (0, False)
-            if is_box:
-                while boxes and boxes[-1][0] > begin:
-                    boxes.pop()
-                boxes.append((begin, token.start()))
-        elif symbol[-1] == "{" and symbol != "\\{":
-            braces.append((token.end(), symbol != "{"))
-    last_open = max((begin for begin, is_box in braces if is_box), default=-1)
-    is_open = last_open > (boxes[-1][0] if boxes else -1)
-    return boxes, is_open
+    return gold[begin.end() :] if begin and found.is_open and not found.contents else gold
