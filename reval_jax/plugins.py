@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +24,7 @@ def load(setting: str, name: str, *, directory: str = "", directory_setting: str
     Raises:
       ValueError: no such directory, module or function, or the module fails while it is imported.
     """
-    path = Path(directory).resolve()
+    path = Path(os.path.expanduser(directory)).resolve()
     if not path.is_dir():
         raise ValueError(
             f"{directory_setting}={directory} is not a directory. Name the directory of the module of {setting}."

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -142,7 +143,7 @@ def load(path: str | Path) -> Pool:
       ValueError: the file is missing, damaged or no pool.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(os.path.expanduser(path)) as archive:
             # Whole members first: their checksums are compared before anything in them is believed.
             members = {name: io.BytesIO(archive.read(f"{name}.npy")) for name in ("about", *FIELDS)}
         arrays = {name: np.lib.format.read_array(member, allow_pickle=False) for name, member in members.items()}

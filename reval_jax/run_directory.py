@@ -9,8 +9,6 @@ import os
 import re
 from pathlib import Path
 
-import yaml
-
 from reval_jax import config as config_lib
 from reval_jax import durable, owner, types
 
@@ -267,7 +265,7 @@ def claim(
         "packages": package_versions(),
     }
     tree: types.Json = {**config_lib.to_tree(config), "about": about}
-    content = yaml.safe_dump(tree, sort_keys=False).encode()
+    content = config_lib.dump(tree).encode()
     content += _CHECKSUM + hashlib.sha256(content).hexdigest().encode() + b"\n"
     # A resume depends on them, also after a power loss.
     durable.write(run.config, content)

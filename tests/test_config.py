@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from reval_jax import config, config_checks, run_directory
+from reval_jax import cli, config, config_checks, data, plugins, pool, run_directory, weights
+from reval_jax.data import rows
 
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = sorted((ROOT / "configs").glob("*.yaml"))
@@ -178,3 +179,99 @@ def test_no_old_name_is_a_setting_and_every_new_one_is():
     names = {f"{section}.{field}" for section, field in FIELDS}
     assert not names & (config.RENAMED.keys() | config.REMOVED.keys())
     assert set(config.RENAMED.values()) <= names
+
+
+def load_text(directory: Path, text: str) -> config.Config:
+    file = directory / "c.yaml"
+    file.write_text(text)
+    return config.load(file)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("run:\n  seed: 1\nmodel: {}\nrun:\n  rounds: 2\n", r"c\.yaml has 'run' twice, in lines 1 and 4"),
+        ("run:\n  seed: 1\n  rounds: 2\n  seed: 1\n", r"has 'seed' twice, in lines 2 and 4"),
+        ("run: {seed: 1, seed: 2}", r"has 'seed' twice, in lines 1 and 1"),
+        ("run: [", r"c\.yaml is not YAML"),
+        ("[" * 5000, r"c\.yaml is nested too deeply"),
+        ("run: {seed: " + "1" * 5000 + "}", r"c\.yaml has a number of 5000 digits in line 1"),
+        ("run.rounds: 5", r"unknown key 'run\.rounds': a field stands below its section\. Write run: \{rounds: …\}"),
+        ("run: {run.rounds: 5}", r"unknown key 'run\.run\.rounds'\. Did you mean 'run\.rounds'"),
+        ("optimizer: {learning_rate: true}", r"optimizer\.learning_rate=True: "),
+        ("optimizer: {learning_rate: '1e-6'}", r"optimizer\.learning_rate='1e-6': "),
+        ("optimizer: {learning_rate: 1_000.5}", r"optimizer\.learning_rate='1_000\.5': "),
+        ("run: {rounds: 1:30}", r"run\.rounds='1:30': "),
+        ("run: {rounds: 1_000}", r"run\.rounds='1_000': "),
+        ("run: {rounds: 5.0}", r"run\.rounds=5\.0: "),
+        ("run: {seed: true}", r"run\.seed=True: "),
+        ("run: {stop_score: yes}", r"run\.stop_score='yes': "),
+        ("mesh: {fsdp: true}", r"mesh\.fsdp=True: "),
+        ("update: {fresh_first: yes}", r"update\.fresh_first='yes': "),
+        ("update: {fresh_first: off}", r"update\.fresh_first='off': "),
+        ("update: {fresh_first: 1}", r"update\.fresh_first=1: "),
+        ("model: {path: 1:30, compute_dtype: 2024-01-01}", r"model\.compute_dtype='2024-01-01'"),
+        ("rollout: {temperature: 1e-7}", r"rollout\.temperature=1e-07: .*greater than or equal to"),
+        ("eval: {temperature: 1e-42}", r"eval\.temperature=1e-42: "),
+        ("rollout: {temperature: 1e39}", r"rollout\.temperature=1e\+39: "),
+    ],
+)
+def test_what_yaml_would_silently_read_as_something_else_is_refused(text, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        load_text(tmp_path, text)
+
+
+def test_numbers_and_texts_are_read_as_yaml_1_2_reads_them(tmp_path):
+    """https://yaml.org/spec/1.2.2/#1032-tag-resolution"""
+    read = load_text(
+        tmp_path,
+        "run: {seed: 010, rounds: 0x1F, stop_score: ~}\noptimizer: {learning_rate: 1e-6, weight_decay: .5, max_grad_norm: 2}\n"
+        "update: {clip_dual: .inf, fresh_first: False}\nmodel: {path: yes}\ntask: {instruction: 1:30, split: on}\n"
+        "replay: {capacity: 0o17}\n",
+    )
+    assert (read.run.seed, read.run.rounds, read.run.stop_score, read.replay.capacity) == (10, 31, None, 15)
+    assert (read.optimizer.learning_rate, read.optimizer.weight_decay, read.optimizer.max_grad_norm) == (1e-6, 0.5, 2)
+    assert (read.update.clip_dual, read.update.fresh_first) == (float("inf"), False)
+    assert (read.model.path, read.task.instruction, read.task.split) == ("yes", "1:30", "on")
+
+
+@pytest.mark.parametrize(
+    "text", ["1e5", "0o17", "010", "1:30", "yes", "true", "~", "", "1_000", ".5", "2024-01-01", "<<", "a: b", "é\n"]
+)
+def test_a_text_that_looks_like_something_else_survives_a_runs_config(text, tmp_path):
+    settings = dataclasses.replace(config.Config(), task=config.Task(instruction=text))
+    run_directory.claim(tmp_path / "run", settings, data_fingerprint="0", round=0)
+    assert config.load(tmp_path / "run" / "config.yaml") == settings
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["task"]["instruction"] == text
+
+
+def test_home_is_expanded_in_every_path(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "rows.jsonl").write_text('{"question": "2+2=", "answer": "4"}\n')
+    (tmp_path / "home_rewards.py").write_text("def score(response, answer):\n    return 1.0\n")
+    assert [row.question for row in rows.read("~/rows.jsonl")] == ["2+2="]
+    assert rows.label("~/rows.jsonl") == "rows"
+    assert data.inspect("~/rows.jsonl", data.PrepareSettings())["rows"] == 1
+    assert plugins.load("s", "home_rewards:score", directory="~")("", "") == 1.0
+    with pytest.raises(ValueError, match=r"rollout\.pool=~/pool\.npz cannot be read: No such file"):
+        pool.load("~/pool.npz")
+    (tmp_path / "p.yaml").write_text("input: [~/rows.jsonl]\noutput: ~/prepared\n")
+    assert cli.main(["data", "prepare", "--config", "~/p.yaml", "--json=~/summary.json"]) == 0
+    assert (tmp_path / "prepared").is_dir()
+    assert (tmp_path / "summary.json").is_file()
+    with pytest.raises(ValueError, match=r"model\.path='~no-such-user/x' does not exist"):
+        weights.resolve("~no-such-user/x")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seed: true", "seed=True: a number is needed"),
+        ("quarantine_fraction: 1:30", "quarantine_fraction='1:30': a number is needed"),
+        ("seed: 1\nseed: 2", "has 'seed' twice, in lines 1 and 2"),
+    ],
+)
+def test_the_settings_of_data_prepare_are_read_by_the_same_rules(text, message, tmp_path, capsys):
+    (tmp_path / "p.yaml").write_text(text)
+    assert cli.main(["data", "prepare", "--config", str(tmp_path / "p.yaml"), "--output", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err

@@ -131,6 +131,10 @@ def _from_yaml(path: Path) -> arguments.DataPrepare:
         if name not in known:
             nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)[0]
             raise ValueError(f"{path}: unknown key '{name}'. Did you mean '{nearest}'?")
+    numbers = {field.name for field in dataclasses.fields(arguments.DataPrepare) if type(field.default) in (int, float)}
+    for name, value in tree.items():
+        if name in numbers and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise ValueError(f"{path}: {name}={value!r}: a number is needed.")
     try:
         return pydantic.TypeAdapter(arguments.DataPrepare).validate_python(tree)
     except pydantic.ValidationError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,9 +32,20 @@ def parse(dataclass: Any, command: str, argv: list[str], *, defaults: Any = None
         configs, run_dirs = configs_and_run_dirs(argv)
         run_dir = run_dirs[0] if run_dirs and dataclass is not arguments.Train else None
         defaults = dataclass(settings=_load(configs, run_dir))
-    return tyro.cli(
+    parsed = tyro.cli(
         dataclass, args=argv, default=defaults or tyro.MISSING_NONPROP, prog=f"reval {command}", use_underscores=True
     )
+    return dataclasses.replace(
+        parsed,
+        **{field.name: _with_home(getattr(parsed, field.name)) for field in dataclasses.fields(parsed) if field.init},
+    )
+
+
+def _with_home(value: Any) -> Any:
+    """A path, or each of several, with `~` expanded, which no shell does in `--option=~/path`; any other value unchanged."""
+    if isinstance(value, Path):
+        return Path(os.path.expanduser(value))  # unlike Path.expanduser it lets an unknown user's home stand
+    return tuple(map(_with_home, value)) if isinstance(value, tuple) else value
 
 
 def refuse_repeated(argv: list[str], lists: Sequence[str]) -> None:
@@ -71,7 +83,7 @@ def configs_and_run_dirs(argv: list[str]) -> tuple[list[Path], list[Path]]:
         namespace, _ = parser.parse_known_args(argv)
     except argparse.ArgumentError as error:
         raise ValueError(f"{error}. Give the option a value.") from error
-    return namespace.config, namespace.run_dir
+    return [*map(_with_home, namespace.config)], [*map(_with_home, namespace.run_dir)]
 
 
 def subcommand(argv: list[str], command: str, about: str, choices: Mapping[str, Any]) -> str | None:

@@ -1,7 +1,7 @@
 """Settings as frozen dataclasses, read from YAML, overridden on the command line, and written to the run's config.yaml.
 
-`sections` has every setting with its unit, bounds and default; `files` reads and compares them; `config_checks` refuses
-combinations that cannot train.
+`sections` has every setting with its unit, bounds and default; `files` reads and compares them, and `yaml_core` knows YAML;
+`config_checks` refuses combinations that cannot train.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from reval_jax.config.sections import (
     Update,
     Verifier,
 )
+from reval_jax.config.yaml_core import dump
 
 __all__ = [
     "ENGINES",
@@ -60,6 +61,7 @@ __all__ = [
     "Verifier",
     "changed",
     "changed_results",
+    "dump",
     "from_tree",
     "load",
     "read_yaml",

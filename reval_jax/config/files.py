@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pydantic
-import yaml
 
+from reval_jax.config import yaml_core
 from reval_jax.config.sections import Config
 
 RENAMED = {
@@ -50,14 +50,18 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """The sections of a YAML file, unchecked.
 
     Raises:
-      ValueError: the file is missing, not YAML, or not a mapping.
+      ValueError: the file is missing, not YAML, has a key twice, or is not a mapping.
     """
     try:
-        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise ValueError(f"config {path} cannot be read: {error.strerror}. Name an existing YAML file.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"config {path} is not YAML: {error}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"config {path} is not YAML: {error}. Save it as UTF-8.") from error
+    try:
+        tree = yaml_core.parse(text)
+    except ValueError as error:
+        raise ValueError(f"config {path} {error}.") from error
     if tree is not None and not isinstance(tree, dict):
         raise ValueError(f"config {path} holds a {type(tree).__name__}, not sections. Begin with for example 'model:'.")
     return tree or {}
@@ -144,6 +148,9 @@ def _explain(problem: Any) -> str:
             return renamed(where)
         sections = to_tree(Config())
         known = [*sections, *(f"{section}.{field}" for section, fields in sections.items() for field in fields)]
+        if where in known:
+            section, field = where.split(".")
+            return f"unknown key '{where}': a field stands below its section. Write {section}: {{{field}: …}}"
         nearest = difflib.get_close_matches(where, known, n=1, cutoff=0.0)[0]
         return f"unknown key '{where}'. Did you mean '{nearest}'?"
     if problem["type"] in ("dataclass_type", "dataclass_exact_type"):

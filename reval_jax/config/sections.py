@@ -16,11 +16,15 @@ import pydantic
 
 PositiveInt = Annotated[int, pydantic.Field(gt=0, strict=True)]
 Count = Annotated[int, pydantic.Field(ge=0, strict=True)]
-PositiveFloat = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
-NonNegativeFloat = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
-Probability = Annotated[float, pydantic.Field(gt=0, le=1)]
-Decay = Annotated[float, pydantic.Field(ge=0, lt=1)]
-Fraction = Annotated[float, pydantic.Field(ge=0, le=1)]
+# Strict: a truth value is no number, and a text neither.
+Switch = Annotated[bool, pydantic.Field(strict=True)]
+PositiveFloat = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False, strict=True)]
+NonNegativeFloat = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False, strict=True)]
+# Logits are divided by it in float32: beyond these bounds they overflow, or all become equal.
+Temperature = Annotated[float, pydantic.Field(ge=1e-6, le=1e6, allow_inf_nan=False, strict=True)]
+Probability = Annotated[float, pydantic.Field(gt=0, le=1, strict=True)]
+Decay = Annotated[float, pydantic.Field(ge=0, lt=1, strict=True)]
+Fraction = Annotated[float, pydantic.Field(ge=0, le=1, strict=True)]
 FUNCTION_NAME = r"\w+(?:\.\w+)*:\w+(?:\.\w+)*"
 BuiltIn = Literal["reval", "tbrm", "regression", "policy_gradient", "grpo", "rover", "ppo"]
 OBJECTIVES: tuple[str, ...] = typing.get_args(BuiltIn)
@@ -68,7 +72,7 @@ class Model:
     attention: Literal["auto", "xla", "splash", "cudnn"] = "auto"
     # GPU: kernels that add in a fixed order and are not chosen by timing them. With false, which may be faster, two runs from one
     # seed differ in the last bits, and a resumed run from one that never stopped. CPU and TPU programs always repeat.
-    deterministic: bool = True
+    deterministic: Switch = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +105,7 @@ class Verifier:
     wall_limit: PositiveFloat = 30.0
     tasks_per_worker: PositiveInt = 100  # answers graded by a process before a fresh one replaces it
     # Largest share of verdicts `limit`, `timeout` and `crash` in a round; a larger share stops the run.
-    max_failed_share: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.25
+    max_failed_share: Annotated[float, pydantic.Field(ge=0, le=1, strict=True)] = 0.25
     # Your own reward: MODULE:FUNCTION of (response, answer) that returns a number from 0 to 1; empty uses the built-in grader.
     function: str = ""
     function_path: str = ""  # directory to import `function` from; empty means the current directory
@@ -114,12 +118,12 @@ class Rollout:
     __pydantic_config__ = STRICT
     prompts_per_round: PositiveInt = 128  # prompts per round
     samples_per_prompt: PositiveInt = 8  # responses per prompt
-    temperature: PositiveFloat = 1.0  # Q = logit / temperature, in sampling and in the loss
+    temperature: Temperature = 1.0  # Q = logit / temperature, in sampling and in the loss
     top_k: Count = 0  # sample from the k most likely tokens; 0 keeps all
     top_p: Probability = 1.0  # sample from the smallest set of tokens with this probability mass; 1 keeps all
     max_response_tokens: PositiveInt = 8192  # tokens, including the end-of-sequence token
     # Dynamic sampling (DAPO): replace prompts whose samples are all right or all wrong by other prompts.
-    filter_groups: bool = False
+    filter_groups: Switch = False
     # With filter_groups: largest number of times that a round samples prompts_per_round prompts. If mixed prompts are still
     # missing then, others fill the round.
     max_waves: PositiveInt = 4
@@ -197,7 +201,7 @@ class Update:
     clip_low: Fraction = 0.2  # lower bound of the ratio is 1 - clip_low
     clip_high: NonNegativeFloat = 0.28  # upper bound of the ratio is 1 + clip_high
     # Dual clip of surrogate=clipped: with a negative advantage A the loss is at most -A times this; .inf turns it off.
-    clip_dual: Annotated[float, pydantic.Field(gt=1)] = 3.0
+    clip_dual: Annotated[float, pydantic.Field(gt=1, strict=True)] = 3.0
     quadratic_strength: PositiveFloat = 0.05  # with surrogate=quadratic: of the penalty, reward per nat
     second_moment_budget: PositiveFloat = 0.04  # with surrogate=second_moment: nats squared per harmful token
     # policy_gradient, average: over all tokens, over each trajectory and then over trajectories, or sums per trajectory divided
@@ -224,7 +228,7 @@ class Update:
     # it.
     max_updates_per_round: Count = 0
     reuse_threshold: PositiveFloat = 0.8
-    fresh_first: bool = True  # the first update of a round uses the fresh batch, the others sample from replay
+    fresh_first: Switch = True  # the first update of a round uses the fresh batch, the others sample from replay
     batch_size: PositiveInt = 1024  # trajectories per update; with draws=fresh per pass, divided into its mini-batches
     micro_batch_tokens: PositiveInt = 16384  # tokens per device and micro-batch; at least one row
     reference_reset_every: Count = 0  # rounds between resets of the reference to the policy; 0 means never
@@ -234,9 +238,9 @@ class Update:
     reference_reset_wait: PositiveInt = 10  # rounds between resets at least, with reference_reset_pull
     # Where the reference is kept while it is not scoring: in host memory, or on the devices.
     reference_memory: Literal["host", "device"] = "host"
-    reset_optimizer: bool = False  # reset Adam's moments and the warm-up with the reference
-    reset_replay: bool = False  # empty the replay buffer when the reference is reset (OAPL)
-    stop_value_gradient: bool = False  # no gradient through V(s1), as in Eq. 4 of the paper
+    reset_optimizer: Switch = False  # reset Adam's moments and the warm-up with the reference
+    reset_replay: Switch = False  # empty the replay buffer when the reference is reset (OAPL)
+    stop_value_gradient: Switch = False  # no gradient through V(s1), as in Eq. 4 of the paper
     max_skipped: PositiveInt = 5  # consecutive non-finite updates that stop the run
 
 
@@ -261,7 +265,7 @@ class Mesh:
     __pydantic_config__ = STRICT
     data: PositiveInt = 1  # data parallelism: replicas of the parameters
     # Devices over which parameters are sharded; -1 takes all that the other axes leave.
-    fsdp: Annotated[int, pydantic.Field(ge=-1)] = -1
+    fsdp: Annotated[int, pydantic.Field(ge=-1, strict=True)] = -1
     tensor: PositiveInt = 1  # tensor parallelism: devices that share each matrix product
 
 
@@ -276,7 +280,7 @@ class Eval:
     split: str = ""  # split of TFDS benchmarks; empty means the only split, or else task.split
     samples_per_prompt: PositiveInt = 16  # responses per problem
     max_prompts: PositiveInt = 100  # problems per benchmark, chosen with a fixed seed
-    temperature: PositiveFloat = 1.0  # of evaluation responses
+    temperature: Temperature = 1.0  # of evaluation responses
     top_p: Probability = 1.0  # of evaluation responses
 
 
@@ -296,14 +300,14 @@ class Run:
 
     __pydantic_config__ = STRICT
     rounds: PositiveInt = 650  # rounds of Algorithm 1 of the paper
-    seed: Annotated[int, pydantic.Field(ge=0, lt=2**32)] = 0  # of all random numbers
+    seed: Annotated[int, pydantic.Field(ge=0, lt=2**32, strict=True)] = 0  # of all random numbers
     # Stop early when fresh rounds reach this mean score.
-    stop_score: Annotated[float, pydantic.Field(ge=0, le=1)] | None = None
+    stop_score: Annotated[float, pydantic.Field(ge=0, le=1, strict=True)] | None = None
     stop_rounds: PositiveInt = 2  # consecutive rounds that must reach stop_score
     # Bound of the rollouts files, the oldest of which are deleted beyond it, in GiB; 0 keeps all of them.
-    max_rollouts_gib: Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)] = 0.0
+    max_rollouts_gib: NonNegativeFloat = 0.0
     # Seconds from SIGTERM or SIGHUP to the end of the process: what the platform gives (GKE 15 or more, Slurm's --signal).
-    grace_seconds: Annotated[float, pydantic.Field(ge=5, allow_inf_nan=False)] = 15.0
+    grace_seconds: Annotated[float, pydantic.Field(ge=5, allow_inf_nan=False, strict=True)] = 15.0
     # Where to copy metrics besides metrics.jsonl: tensorboard, or MODULE:FUNCTION of your own (docs/examples/own_sink.py).
     sinks: tuple[str, ...] = ()
 

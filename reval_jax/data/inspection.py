@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import os
 import re
 import unicodedata
 from collections.abc import Iterable
@@ -104,18 +105,18 @@ def _rows(
     """The usable rows of a data set of any kind, and the bad rows."""
     if procedural.is_procedural(dataset):
         return rows.read(dataset), []
-    if Path(dataset).is_dir():
+    if Path(os.path.expanduser(dataset)).is_dir():
         usable, bad_rows = rows.sift(rows.records(dataset, split=settings.split, names=DATASET))
         rows.check_manifest(dataset, settings.split, usable, names=DATASET)
         return usable, bad_rows
-    return preparation.read([Path(dataset)], settings, tokenizer=tokenizer)
+    return preparation.read([Path(os.path.expanduser(dataset))], settings, tokenizer=tokenizer)
 
 
 def _questions(dataset: str) -> list[tuple[str, str]]:
     """`file:line` and text of each question of an evaluation set; its answers are not read."""
     if procedural.is_procedural(dataset):
         return [(row.where, row.question) for row in rows.read(dataset)]
-    path = Path(dataset)
+    path = Path(os.path.expanduser(dataset))
     records = _directory_records(path) if path.is_dir() else files.read(path, columns=formats.QUESTION)
     pairs = [(where, formats.find_question(record)) for where, record in records]
     questions = [(where, question) for where, question in pairs if question]

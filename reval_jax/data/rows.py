@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import hashlib
 import json
+import os
 import reprlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -86,7 +87,7 @@ def read(dataset: str, *, split: str = "train", names: SettingNames = TASK) -> l
 
 def label(dataset: str) -> str:
     """A short name for metrics: a file name without its ending, the name in a TFDS directory, or a procedural label."""
-    path = Path(dataset)
+    path = Path(os.path.expanduser(dataset))
     if procedural.is_procedural(dataset):
         return procedural.label(dataset)
     if path.is_dir():
@@ -100,7 +101,9 @@ def only_split(dataset: str) -> str:
     try:
         splits = [
             str(split["name"])
-            for split in json.loads((Path(dataset) / tfds_directory.INFO).read_text("utf-8"))["splits"]
+            for split in json.loads((Path(os.path.expanduser(dataset)) / tfds_directory.INFO).read_text("utf-8"))[
+                "splits"
+            ]
         ]
     except (OSError, ValueError, KeyError, TypeError):  # not a directory, or a damaged one, which `read` refuses
         return ""
@@ -109,7 +112,7 @@ def only_split(dataset: str) -> str:
 
 def records(dataset: str, *, split: str, names: SettingNames = TASK) -> Iterable[Record]:
     """The unchecked records of a `.jsonl` file or of one split of a TFDS directory."""
-    path = Path(dataset)
+    path = Path(os.path.expanduser(dataset))
     if path.is_dir():
         return _tfds_records(path, split, names)
     if path.suffix == ".jsonl" and path.is_file():
@@ -273,7 +276,7 @@ def check_manifest(dataset: str, split: str, rows: list[Row], *, names: SettingN
     Raises:
       ValueError: the fingerprint of its rows differs from its manifest's, or the manifest can't be read.
     """
-    path = Path(dataset)
+    path = Path(os.path.expanduser(dataset))
     if not (path / MANIFEST).is_file():
         return
     try:

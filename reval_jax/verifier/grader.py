@@ -261,7 +261,7 @@ class Grader:
                 warm_up=warm_up,
                 num_arguments=len(first.arguments),
             )
-            path = [Path(settings.function_path)] if target == settings.function else []
+            path = [Path(os.path.expanduser(settings.function_path))] if target == settings.function else []
             self._pools[target] = pool.Pool(worker_settings, num_workers=settings.workers or _num_workers(), path=path)
         return self._pools[target]
 
@@ -280,7 +280,7 @@ def check(settings: config_lib.Verifier) -> None:
     """
     if not settings.function:
         return
-    directory = Path(settings.function_path).resolve()
+    directory = Path(os.path.expanduser(settings.function_path)).resolve()
     if not directory.is_dir():
         raise ValueError(
             f"verifier.function_path={settings.function_path} is not a directory. "

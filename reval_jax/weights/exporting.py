@@ -50,7 +50,7 @@ def export(
     Raises:
       ValueError: the directory is not empty, params do not belong to the architecture, or a number does not fit `dtype`.
     """
-    target = Path(directory).expanduser()
+    target = Path(os.path.expanduser(directory))
     if dtype not in _DTYPES:
         raise ValueError(f"export dtype {dtype!r} is not one of {', '.join(_DTYPES)}. Use one of them.")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):

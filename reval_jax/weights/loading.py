@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -36,7 +37,7 @@ def resolve(path: str) -> Path:
         raise ValueError(
             "model.path is empty. Set it to a Hugging Face directory, a hub id such as org/name, or a .gguf file."
         )
-    local = Path(path).expanduser()
+    local = Path(os.path.expanduser(path))
     if local.is_dir() or (local.is_file() and _is_gguf(local)):
         return local
     if local.is_file():
@@ -65,7 +66,7 @@ def find_architecture(path: str) -> tuple[model.Architecture, str]:
 
     A hub id is looked up in the local hub cache, then in the configurations shipped with this package, then on the hub.
     """
-    if Path(path).expanduser().exists() or not _HUB_ID.fullmatch(path):
+    if Path(os.path.expanduser(path)).exists() or not _HUB_ID.fullmatch(path):
         return read_architecture(path), path
     cached = huggingface.cached_config(path)
     if cached is None and path in published.names():
