@@ -45,7 +45,8 @@ _CALLED = frozenset(("\\abs", "\\floor", "\\ceil", "\\cbrt"))
 _ARGUMENT = re.compile(
     r"\\(?:arc)?(?:sin|cos|tan|sec|csc|cot|log|ln|exp)h?(?![A-Za-z])\s*(?:[\^_]\s*(?:\{[^{}]*\}|\w)\s*)*"
 )
-_UNITS_OF_ARGUMENTS = frozenset(("1 °^1", "1 %^1", "1 rad^1"))
+_DEGREE = "1 °^1"
+_UNITS_OF_ARGUMENTS = frozenset((_DEGREE, "1 %^1", "1 rad^1"))
 _ACCENTS = frozenset((r"\dot", r"\ddot", r"\hat", r"\tilde", r"\vec"))
 
 FLOATS = values.Calculator(values.FLOATS)
@@ -82,9 +83,17 @@ def readings(text: str, *, point: Point = near_one) -> tuple[values.Value, ...]:
 def split_unit(text: str) -> tuple[str, str]:
     r"""Like `normal.without_unit`, but a degree or percent sign belongs to the argument of a function: `\cos 60°` has no unit."""
     body, unit = normal.without_unit(text)
+    if body.count("°") and unit == _DEGREE and not _ARGUMENT.search(text):
+        # `180° - 65°`: each term has the unit, or none.
+        terms = re.split(r"[+-]", text)
+        return (
+            (text.replace("°", ""), unit)
+            if all(term.strip().endswith("°") for term in terms if term.strip())
+            else (text, "")
+        )
     if unit not in _UNITS_OF_ARGUMENTS or not _ends_in_argument(body):
         return body, unit
-    return (f"{body}°" if "°" in unit else text), ""
+    return (f"{body}°" if unit == _DEGREE else text), ""
 
 
 def _ends_in_argument(text: str) -> bool:

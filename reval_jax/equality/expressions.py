@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any
 
@@ -38,24 +38,31 @@ def value(
 def _value(one: sympy.Basic, point: Mapping[Any, Fraction], calculator: separation.Calculator) -> values.Value:
     if one.is_Rational:
         return calculator.rational(Fraction(int(one.p), int(one.q)))
-    if one.is_Symbol:
+    if one in point:
         return calculator.variable(point[one])
     constants = {sympy.pi: calculator.field.pi, sympy.E: calculator.field.e}
     if one in constants:
         return calculator.inexact(constants[one])
     if one is sympy.I:
         return calculator.imaginary_unit()
-    parts = [_value(part, point, calculator) for part in one.args]
+    combine = _operation(one, calculator)
+    if combine is None:
+        raise values.UnreadableError
+    return combine(*(_value(part, point, calculator) for part in one.args))
+
+
+def _operation(one: sympy.Basic, calculator: separation.Calculator) -> Callable[..., values.Value] | None:
+    """The calculator's operation for an expression's arguments; None for integrals, series and other things without one."""
     if one.is_Add:
-        return functools.reduce(calculator.add, parts)
+        return lambda *parts: functools.reduce(calculator.add, parts)
     if one.is_Mul:
-        return functools.reduce(calculator.multiply, parts)
+        return lambda *parts: functools.reduce(calculator.multiply, parts)
     if one.is_Pow:
-        return calculator.power(*parts)
+        return calculator.power
     if one.func is sympy.factorial:
-        return calculator.factorial(*parts)
+        return calculator.factorial
     if one.func is sympy.binomial:
-        return calculator.binomial(*parts)
-    if one.func in _FUNCTIONS and len(parts) == 1:
-        return calculator.functions[_FUNCTIONS[one.func]](parts[0])
-    raise values.UnreadableError
+        return calculator.binomial
+    if one.func in _FUNCTIONS and len(one.args) == 1:
+        return calculator.functions[_FUNCTIONS[one.func]]
+    return None

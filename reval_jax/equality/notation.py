@@ -28,6 +28,7 @@ _ARGUMENT = re.compile(r"\s*(?:[(\[{|_^0-9.\\]|[A-Za-z](?![A-Za-z]))")
 _CALL = re.compile(r"(?<![A-Za-z\\])(binom|binomial|comb|factorial)\s*\(([^(),]*)(?:,([^(),]*))?\)")
 _BARE_ROOT = re.compile(r"\\sqrt\s*([0-9]{2,})")
 _GOES_ON = re.compile(r"(?<=[,:+])\s*\.{3,}")
+_DEGREES = re.compile(r"(?<=[\w)}])\s*\\text\s*\{\s*deg(?:rees?)?\s*\}(?!\s*\\text)")
 _CUP = re.compile(r"(?<=[)\]}])\s*(?:U|union)\s*(?=[(\[\\])")
 
 
@@ -40,7 +41,7 @@ def canonical_latex(answer: str) -> str:
     text = _NAME.sub(_command, text)
     if is_plain:
         text = _BARE_ROOT.sub(r"\\sqrt{\1}", text)  # LaTeX would take the first digit only
-    return _CUP.sub(r" \\cup ", text)
+    return _CUP.sub(r" \\cup ", _DEGREES.sub("°", text))
 
 
 def _command(match: re.Match[str]) -> str:

@@ -50,9 +50,11 @@ def _points() -> list[arithmetic.Point]:
 _POINTS = _points()
 _WORD = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{4,}")
 # Notation that the grammar would misread: signs, functions of `notation` that only our reader knows, an antiderivative (it has
-# a constant), and infinity anywhere but in _BOUNDS.
+# a constant), infinity anywhere but in _BOUNDS; and what people read in two ways, `1/2x` and `x2`.
 _UNREAD = re.compile(
     r"\\(?:pm|mp|abs|floor|ceil|cbrt|ldots|infty)(?![A-Za-z])|[°%]|\\int(?![A-Za-z])(?!\s*(?:\\limits)?\s*[_^])"
+    r"|/\s*(?:[0-9.]+|[A-Za-z](?!\s*\())\s*(?:[A-Za-z(]|\\(?:frac|sqrt|pi|sin|cos|tan|ln|log|theta|alpha|beta)(?![A-Za-z]))"
+    r"|(?<![A-Za-z\\_^])[A-Za-z]\s*[0-9]"
 )
 _BOUND = r"\s*[_^]\s*(?:\{[^{}]*\}|-?\\infty(?![A-Za-z])|\w)"
 _BOUNDS = re.compile(rf"\\(?:lim|(?:sum|prod|int)(?:{_BOUND})?)(?:{_BOUND})")
