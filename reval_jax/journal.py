@@ -6,8 +6,11 @@ The journal is a cache: a missing response is sampled again, bit for bit, and on
 from __future__ import annotations
 
 import io
+import json
 import os
 import shutil
+import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +23,15 @@ RAGGED = ("tokens", "log_prob", "truncated_log_prob")
 
 OPTIONAL = "mean_log_prob"
 """A field of one number per token that the responses of a file have all, or none."""
+
+
+VERDICTS = "verdicts.jsonl"
+"""The file of a journal's verdicts."""
+
+FLUSH_S = 1.0
+
+Outcome = tuple[str, bool | float | str | None, str]
+"""Kind, value and message of what a worker found, as `verifier.Memory` has them."""
 
 
 class Journal:
@@ -40,6 +52,10 @@ class Journal:
                     shutil.rmtree(other)
         except OSError as error:
             log(f"the journal {directory} cannot be cleared ({error}); the run goes on")
+
+    def verdicts(self) -> Verdicts:
+        """The verdicts on the journal's responses."""
+        return Verdicts(self._path / VERDICTS, log=self._log)
 
     def read(
         self, first: int, num_prompts: int, *, needs_mean_log_prob: bool = False
@@ -90,6 +106,61 @@ class Journal:
         temporary.replace(self._path / f"{index:06d}.npz")
 
 
+class Verdicts:
+    """What workers have found of a round's answers, in lines of a file beside the responses, written about once a second."""
+
+    def __init__(self, path: Path, *, log: Callable[[str], None]) -> None:
+        """Reads the file; a damaged line is left out, and its answer is graded again.
+
+        Args:
+          log: receives one line on what cannot be read or written.
+        """
+        self.known, num_damaged = _read_verdicts(path)
+        self._path, self._log, self._since = path, log, time.monotonic()
+        self._waiting: list[bytes] = []
+        if num_damaged:
+            log(f"{num_damaged} lines of the journal {path} are damaged: these answers are graded again")
+
+    def keep(self, key: str, outcome: Outcome) -> None:
+        """Adds an outcome."""
+        body = json.dumps([key, *outcome]).encode()
+        self._waiting.append(b"%08x %b\n" % (zlib.crc32(body), body))
+        if time.monotonic() - self._since > FLUSH_S:
+            self.close()
+
+    def close(self) -> None:
+        """Brings what was kept to storage; more may be kept afterwards."""
+        waiting, self._waiting, self._since = self._waiting, [], time.monotonic()
+        if not waiting:
+            return
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("ab") as file:
+                file.write(b"\n" + b"".join(waiting))  # a killed process may have left half a line
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            self._log(f"the journal {self._path} cannot be written ({error}); a resume may grade answers again")
+
+
+def _read_verdicts(path: Path) -> tuple[dict[str, Outcome], int]:
+    """Outcomes by key, and the number of damaged lines; the last one of a killed process is none."""
+    try:
+        lines = path.read_bytes().split(b"\n")[:-1]
+    except OSError:
+        return {}, 0
+    known: dict[str, Outcome] = {}
+    num_damaged = 0
+    for line in filter(None, lines):
+        checksum, _, body = line.partition(b" ")
+        if checksum == b"%08x" % zlib.crc32(body):
+            key, kind, value, message = json.loads(body)
+            known[key] = (kind, value, message)
+        else:
+            num_damaged += 1
+    return known, num_damaged
+
+
 def damaged_files(journals: Path) -> list[Path]:
     """The files of all journals of a run that cannot be read; `journals` itself if it is no directory."""
     if journals.exists() and not journals.is_dir():
@@ -100,7 +171,7 @@ def damaged_files(journals: Path) -> list[Path]:
             _load(file)
         except ValueError:
             damaged.append(file)
-    return damaged
+    return damaged + [file for file in sorted(journals.glob(f"*/*/{VERDICTS}")) if _read_verdicts(file)[1]]
 
 
 def _files(directory: Path) -> list[Path]:

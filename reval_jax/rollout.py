@@ -134,7 +134,7 @@ class _Round(NamedTuple):
     def _greedy_reward(self, local: types.Prompts, wave: int) -> np.ndarray:
         """f32[prompts]: the reward of the most probable response to each prompt, by the same rules as of the sampled ones."""
         responses = self._whole(self._responses(local, wave, is_greedy=True))
-        verdicts = self._whole(self._grade(local, responses))
+        verdicts = self._whole(self._grade(local, responses, is_greedy=True))
         lengths = np.array([len(response.tokens) for response in responses], np.int32)
         return trajectories.rewards(lengths, verdicts.reward, self.components.config)
 
@@ -155,10 +155,16 @@ class _Round(NamedTuple):
             raise sampler.Interrupted
         return result
 
-    def _grade(self, local: types.Prompts, responses: list[types.Response]) -> types.Verdicts | None:
-        """The verdicts; None if this process was asked to stop."""
-        components = self.components
-        with components.clock.phase("verify"), contextlib.suppress(verifier.StoppedError):
+    def _grade(
+        self, local: types.Prompts, responses: list[types.Response], *, is_greedy: bool = False
+    ) -> types.Verdicts | None:
+        """The verdicts, those that its journal holds among them; None if this process was asked to stop."""
+        components, kept = self.components, self._journal(is_greedy=is_greedy).verdicts()
+        with (
+            components.clock.phase("verify"),
+            contextlib.suppress(verifier.StoppedError),
+            contextlib.closing(kept),
+        ):
             texts = prompts.decode(components.tokenizer, [response.tokens for response in responses])
             answers = [local.answers[response.prompt] for response in responses]
             return components.grader.score(
@@ -166,8 +172,18 @@ class _Round(NamedTuple):
                 answers,
                 prompt_opens_think=components.data.prompt_opens_think,
                 should_stop=lambda: self.preemption.is_requested,
+                memory=verifier.Memory(kept.known, kept.keep),
             )
         return None
+
+    def _journal(self, *, is_greedy: bool) -> journal.Journal:
+        """This process's journal of the round."""
+        components, round = self.components, self.progress.round
+        identity = f"{config_lib.results_hash(components.config)}_round_{round:06d}_policy_{self.policy_version}"
+        of_process = f"process_{jax.process_index()}_of_{jax.process_count()}" + ("_greedy" if is_greedy else "")
+        components.owner.check()
+        log_once = functools.partial(components.console.log_once, "journal")
+        return journal.Journal(components.directory.journal / of_process, identity, log=log_once)
 
     def _responses(self, local: types.Prompts, wave: int, *, is_greedy: bool = False) -> list[types.Response] | None:
         """This process's responses, those that its journal holds among them; None if it was interrupted.
@@ -176,20 +192,16 @@ class _Round(NamedTuple):
           is_greedy: one response a prompt, each token the most probable one, instead of `rollout.samples_per_prompt`.
         """
         components, config, round = self.components, self.components.config, self.progress.round
-        kind = "_greedy" if is_greedy else ""
-        identity = f"{config_lib.results_hash(config)}_round_{round:06d}_policy_{self.policy_version}"
-        directory = components.directory.journal / f"process_{jax.process_index()}_of_{jax.process_count()}{kind}"
         # One journal serves all waves of the round: a wave's prompts are numbered after those of the waves before it.
-        components.owner.check()
-        log_once = functools.partial(components.console.log_once, "journal")
-        finished, first = journal.Journal(directory, identity, log=log_once), wave * len(local.texts)
+        finished, first = self._journal(is_greedy=is_greedy), wave * len(local.texts)
 
         def keep(responses: list[types.Response]) -> None:
             components.owner.check()
             try:
                 finished.add(responses, first)
             except OSError as error:
-                log_once(f"the journal {directory} cannot be written ({error}); a resume will sample this round anew")
+                text = f"the journal cannot be written ({error}); a resume will sample this round anew"
+                components.console.log_once("journal", text)
 
         sampling, what = components.sampling, "sampling"
         if is_greedy:
@@ -202,7 +214,7 @@ class _Round(NamedTuple):
             return components.sampler.generate(
                 self.params,
                 local,
-                keys.named_key(config.run.seed, f"rollout{kind}", round),
+                keys.named_key(config.run.seed, "rollout_greedy" if is_greedy else "rollout", round),
                 samples_per_prompt=1 if is_greedy else config.rollout.samples_per_prompt,
                 sampling=sampling,
                 finished=finished.read(first, len(local.texts), needs_mean_log_prob=sampling.records_mean_log_prob),

@@ -92,11 +92,16 @@ class Pool:
             raise
 
     def run(
-        self, tasks: Sequence[Sequence[str]], *, should_stop: Callable[[], bool] = lambda: False
+        self,
+        tasks: Sequence[Sequence[str]],
+        *,
+        should_stop: Callable[[], bool] = lambda: False,
+        on_outcome: Callable[[int, TaskOutcome], None] = lambda index, outcome: None,
     ) -> list[TaskOutcome]:
         """The outcome of each task, in order. A task is the sequence of the function's arguments.
 
         Args:
+          on_outcome: called with the index and the outcome of each task when it is known.
           should_stop: asked about once a second whether to give up.
 
         Raises:
@@ -107,13 +112,18 @@ class Pool:
             return []
         self.start(len(tasks), should_stop=should_stop)
         try:
-            return self._run(tasks, should_stop)
+            return self._run(tasks, should_stop, on_outcome)
         except BaseException:
             # Late replies to these tasks would be taken for replies to the next ones.
             self.close()
             raise
 
-    def _run(self, tasks: Sequence[Sequence[str]], should_stop: Callable[[], bool]) -> list[TaskOutcome]:
+    def _run(
+        self,
+        tasks: Sequence[Sequence[str]],
+        should_stop: Callable[[], bool],
+        on_outcome: Callable[[int, TaskOutcome], None],
+    ) -> list[TaskOutcome]:
         outcomes: list[TaskOutcome | None] = [None] * len(tasks)
         has_died = [False] * len(tasks)  # whether a worker has died at the task: one may die by chance, two do not
         waiting = collections.deque(range(len(tasks)))
@@ -140,6 +150,8 @@ class Pool:
                     if outcome.kind == "crash" and not each.is_alive() and not has_died[index]:
                         has_died[index] = True
                         waiting.appendleft(index)
+                    else:
+                        on_outcome(index, outcome)
                     outcomes[index] = outcome
                     dispatch(each if each.is_alive() else self._replace(each, should_stop))
         return [outcome for outcome in outcomes if outcome is not None]

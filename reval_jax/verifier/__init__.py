@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from reval_jax.sandbox.pool import StoppedError
-from reval_jax.verifier.grader import Grader, UnreliableError, check, check_failures
+from reval_jax.verifier.grader import Grader, Memory, UnreliableError, check, check_failures
 from reval_jax.verifier.grading import GOLD_SEPARATOR, Grade, grade, settle, verdicts
 
 __all__ = [
     "GOLD_SEPARATOR",
     "Grade",
     "Grader",
+    "Memory",
     "StoppedError",
     "UnreliableError",
     "check",

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple
@@ -53,6 +56,30 @@ class _Call(NamedTuple):
 
     target: str  # module:function
     arguments: tuple[str, ...]
+
+
+Kept = tuple[str, bool | float | str | None, str]
+"""Kind, value and message of a call's outcome."""
+
+
+class Memory(NamedTuple):
+    """Outcomes of calls that are kept while a round is unfinished."""
+
+    known: Mapping[str, Kept]  # by a name of the call
+    keep: Callable[[str, Kept], None]  # called with each new outcome that another attempt may not repeat
+
+
+NOTHING = Memory({}, lambda key, outcome: None)
+
+
+def _key(call: _Call) -> str:
+    return hashlib.sha256(json.dumps(call).encode()).hexdigest()[:32]
+
+
+def _keep(memory: Memory, calls: Sequence[_Call], index: int, outcome: pool.TaskOutcome) -> None:
+    """Keeps an outcome, unless it says more of the machine or of a faulty function than of the answer."""
+    if outcome.kind in ("done", "limit"):
+        memory.keep(_key(calls[index]), (outcome.kind, outcome.value, outcome.message))
 
 
 class _PendingGrade(NamedTuple):
@@ -104,12 +131,14 @@ class Grader:
         *,
         prompt_opens_think: bool = False,
         should_stop: Callable[[], bool] = lambda: False,
+        memory: Memory = NOTHING,
     ) -> types.Verdicts:
         """The verdicts of B responses, each against the gold answer at its own index.
 
         Args:
           prompt_opens_think: the prompts end with an open `<think>`, so a response without `</think>` has no answer.
           should_stop: asked about once a second whether to give up.
+          memory: of an earlier call with the same responses, so that what was near a limit is decided once.
 
         Raises:
           ValueError: the numbers of texts and answers differ.
@@ -121,7 +150,9 @@ class Grader:
                 f"Grader.score got {len(texts)} texts and {len(answers)} answers. Pass one answer for each text."
             )
         pairs = zip(texts, answers, strict=True)
-        return grading.verdicts(self.grades(pairs, prompt_opens_think=prompt_opens_think, should_stop=should_stop))
+        return grading.verdicts(
+            self.grades(pairs, prompt_opens_think=prompt_opens_think, should_stop=should_stop, memory=memory)
+        )
 
     def grade(
         self, text: str, answer: str, *, extracted: bool = False, prompt_opens_think: bool = False
@@ -136,6 +167,7 @@ class Grader:
         extracted: bool = False,
         prompt_opens_think: bool = False,
         should_stop: Callable[[], bool] = lambda: False,
+        memory: Memory = NOTHING,
     ) -> list[grading.Grade]:
         """The grades of (response, gold answer) pairs, in order; a repeated pair is graded once."""
         pairs = list(pairs)
@@ -144,7 +176,7 @@ class Grader:
             if should_stop():
                 raise pool.StoppedError
             pending[pair] = self._start_or_crash(*pair, extracted=extracted, prompt_opens_think=prompt_opens_think)
-        outcomes = self._run_calls((call for each in pending.values() for call in each.calls), should_stop)
+        outcomes = self._run_calls((call for each in pending.values() for call in each.calls), should_stop, memory)
         final = {
             pair: each.settle(each.grade, [outcomes[call] for call in each.calls]) if each.calls else each.grade
             for pair, each in pending.items()
@@ -224,17 +256,23 @@ class Grader:
                 self._log_once(f"comparing {(grade.extracted or '')[:100]!r}: {each.message}")
         return grading.settle(grade, [str(each.value) if each.kind == "done" else each.kind for each in outcomes])
 
-    def _run_calls(self, calls: Iterable[_Call], should_stop: Callable[[], bool]) -> dict[_Call, pool.TaskOutcome]:
+    def _run_calls(
+        self, calls: Iterable[_Call], should_stop: Callable[[], bool], memory: Memory
+    ) -> dict[_Call, pool.TaskOutcome]:
         """The outcome of every call."""
         by_target: dict[str, dict[_Call, None]] = {}
-        for call in calls:
-            by_target.setdefault(call.target, {})[call] = None
         outcomes: dict[_Call, pool.TaskOutcome] = {}
+        for call in calls:
+            if known := memory.known.get(_key(call)):
+                outcomes[call] = pool.TaskOutcome(*known, seconds=0.0)
+            else:
+                by_target.setdefault(call.target, {})[call] = None
         for target, calls_of_target in by_target.items():
             try:
                 first = next(iter(calls_of_target))
+                keep = functools.partial(_keep, memory, list(calls_of_target))
                 arguments = [call.arguments for call in calls_of_target]
-                results = self._pool_for(target, first).run(arguments, should_stop=should_stop)
+                results = self._pool_for(target, first).run(arguments, should_stop=should_stop, on_outcome=keep)
             except pool.RefusedError as error:
                 raise UnreliableError(f"a worker process of the verifier cannot load {target}: {error}") from error
             outcomes |= zip(calls_of_target, results, strict=True)
