@@ -46,6 +46,21 @@ def test_inspection_counts_duplicates_and_questions_shared_with_an_evaluation_se
     assert findings["lengths"]["question_characters"]["median"] == np.median(lengths)
 
 
+@pytest.mark.parametrize(
+    "content", ['[{"question": "a"}, {"question": "b"} {"question": "shared"}]', '[{"question": "a"}] [1]']
+)
+def test_an_evaluation_set_that_is_not_read_whole_is_refused(
+    content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was not read may be what the data set shares."""
+    path = data_files.write(tmp_path / "rows.jsonl", [{"question": "shared", "answer": "1"}])
+    (tmp_path / "eval.json").write_text(content)
+    assert cli.main(["data", "inspect", str(path), "--against", str(tmp_path / "eval.json")]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert f"--against {tmp_path / 'eval.json'}: 1 row can't be used: {tmp_path / 'eval.json'}:1: " in printed.err
+
+
 def test_questions_that_differ_in_an_operator_are_not_duplicates() -> None:
     texts = ["3+4", "3-4", "3*4", "3/4", "34", "3^4", "(3,4)", "[3,4]", "3<4", "3>4", "3=4", "3.4", "-34", "|34|"]
     assert len({data.inspection.normalised(text) for text in texts}) == len(texts)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from support import data_files, prompt_sets, tiny_programs
 
-from reval_jax import cli, config, console, rollout_files, tensorboard, terminal, types, verifier
+from reval_jax import __main__, cli, config, console, rollout_files, tensorboard, terminal, types, verifier
 
 ROOT = Path(__file__).resolve().parent.parent
 HOSTILE = "\x1b]0;owned\x07\x1b[2J\x9b31mred\rover\u202eback\x7f"
@@ -95,6 +95,17 @@ def test_a_file_name_that_is_no_text_is_written_as_escapes(tmp_path):
     assert json.loads((tmp_path / "found.json").read_text())["dataset"] == str(path)
     event = tensorboard.scalars_event(0.0, 1, {f"val-core/{name}/acc": 0.5})
     assert b"val-core/bad\\udcff/acc" in event
+
+
+def test_the_traceback_of_a_fault_is_escaped(monkeypatch, capsys):
+    def fail() -> int:
+        raise KeyError(HOSTILE + "\n") from RuntimeError(HOSTILE)
+
+    monkeypatch.setattr(cli, "main", fail)
+    assert __main__._run() == 1
+    printed = capsys.readouterr().err
+    assert f"RuntimeError: {SHOWN}" in printed
+    assert "\x1b" not in printed
 
 
 # Numbers that JSON lacks

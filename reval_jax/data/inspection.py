@@ -117,7 +117,10 @@ def _questions(dataset: str) -> list[tuple[str, str]]:
     if procedural.is_procedural(dataset):
         return [(row.where, row.question) for row in rows.read(dataset)]
     path = Path(os.path.expanduser(dataset))
-    records = _directory_records(path) if path.is_dir() else files.read(path, columns=formats.QUESTION)
+    records = list(_directory_records(path) if path.is_dir() else files.read(path, columns=formats.QUESTION))
+    # A row that can't be read may be one that the data set shares.
+    unread = [rows.BadRow(where, record.reason) for where, record in records if isinstance(record, rows.BadRecord)]
+    rows.refuse(f"--against {dataset}", unread, "Correct or remove them.")
     pairs = [(where, formats.find_question(record)) for where, record in records]
     questions = [(where, question) for where, question in pairs if question]
     if not questions:
