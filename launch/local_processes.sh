@@ -8,7 +8,8 @@ usage: launch/local_processes.sh N CONFIG [--section.field VALUE ...]
 
 Starts N processes of `reval train --config CONFIG ...` and waits for them. Each line of output begins with the index of
 its process. When a process fails, this script sends SIGTERM to the others and exits with the failed one's exit code. On
-SIGINT or SIGTERM it sends SIGTERM to all processes. Needs bash 5.1 or newer.
+SIGINT or SIGTERM it sends SIGTERM to all processes; where `setpriv` of util-linux is installed they get it too when this
+script is killed. Needs bash 5.1 or newer.
 
 environment:
   REVAL                 the command (default: .venv/bin/reval beside launch/)
@@ -45,9 +46,18 @@ export JAX_COORDINATOR_ADDRESS=127.0.0.1:$port
 export JAX_COORDINATOR_BIND_ADDRESS=127.0.0.1:$port
 export JAX_NUM_PROCESSES=$count
 
+# So that no process outlives a script that is killed.
+guard=()
+if setpriv --pdeathsig TERM true 2> /dev/null; then guard=(setpriv --pdeathsig TERM); fi
+
 pids=()
 # A shell starts background processes with SIGINT ignored, so an interrupt is passed on as SIGTERM: the run saves, then stops.
-stop() { if [ ${#pids[@]} -gt 0 ]; then kill -s TERM "${pids[@]}" 2> /dev/null || true; fi; }
+stop() {
+    if [ ${#pids[@]} -gt 0 ]; then
+        kill -s TERM "${pids[@]}" 2> /dev/null || true
+        kill -s CONT "${pids[@]}" 2> /dev/null || true # a process that was stopped acts on no signal before
+    fi
+}
 trap stop INT TERM
 
 for ((index = 0; index < count; index++)); do
@@ -58,7 +68,7 @@ for ((index = 0; index < count; index++)); do
             CUDA_VISIBLE_DEVICES=$(seq -s, "$first" $((first + GPUS_PER_PROCESS - 1)))
             export CUDA_VISIBLE_DEVICES
         fi
-        exec "$reval" train --config "$config" "$@"
+        exec "${guard[@]}" "$reval" train --config "$config" "$@"
     ) > >(sed -u "s/^/[$index] /") 2>&1 &
     pids+=($!)
 done

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import json
 import os
+import platform
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import Any
 
@@ -12,7 +15,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from reval_jax import signals
+from reval_jax import peers, signals
 
 
 def start(*, cache_directory: str | None = None) -> None:
@@ -23,25 +26,28 @@ def start(*, cache_directory: str | None = None) -> None:
     ~/.cache/reval_jax/xla.
 
     Raises:
-      ValueError: an address is set, but not the number of processes and the index of this one.
+      ValueError: as `peers.from_environment` and `peers.meet`.
     """
-    address = os.environ.get("JAX_COORDINATOR_ADDRESS")
-    if address == "auto":
+    if os.environ.get("JAX_COORDINATOR_ADDRESS") == "auto":
         # jax would read the word itself as an address.
         del os.environ["JAX_COORDINATOR_ADDRESS"]
         jax.distributed.initialize()
         signals.watch.rearm()
-    elif address:
-        try:
-            count, index = int(os.environ["JAX_NUM_PROCESSES"]), int(os.environ["JAX_PROCESS_ID"])
-        except (KeyError, ValueError) as error:
-            raise ValueError(
-                f"JAX_COORDINATOR_ADDRESS={address} asks for several processes, but JAX_NUM_PROCESSES and JAX_PROCESS_ID are "
-                "not both set to integers. Set them, or unset JAX_COORDINATOR_ADDRESS to run one process."
-            ) from error
+    elif place := peers.from_environment(os.environ):
+        versions = {
+            "Python": platform.python_version(),
+            "jax": jax.__version__,
+            "jaxlib": importlib.metadata.version("jaxlib"),
+        }
+        met = peers.meet(place, versions, bind_address=os.environ.get("JAX_COORDINATOR_BIND_ADDRESS", ""))
+        peers.watch(met, is_stopping=lambda: signals.watch.is_stopping)
         if os.environ.get("JAX_PLATFORMS", "") == "cpu":
             jax.config.update("jax_cpu_collectives_implementation", "gloo")
-        jax.distributed.initialize(address, count, index)
+        # The program itself turns SIGTERM into a stop of all, and jax's way would complain of every process that is gone.
+        jax.config.update("jax_enable_preemption_service", False)
+        address = peers.Forwarder(place.host, place.port).address if place.index else place.address
+        # All are there, so none has to wait for long.
+        jax.distributed.initialize(address, place.count, place.index, initialization_timeout=60)
         signals.watch.rearm()
     if compilation_cache() is None:
         default = os.path.join(os.path.expanduser("~"), ".cache", "reval_jax", "xla")
@@ -78,22 +84,19 @@ def gather_bytes(payload: bytes) -> list[bytes]:
     return [bytes(row[:size]) for row, size in zip(payloads, sizes, strict=True)]
 
 
-def check_agreement(value: str, name: str) -> None:
-    """Check that every process computed the same value: a collective call.
+def check_agreement(values: Mapping[str, str]) -> None:
+    """Check that every process has the same values: a collective call.
 
     Args:
-      value: computed by each process on its own.
-      name: of the value, for the message.
+      values: name → value, computed by each process on its own.
 
     Raises:
-      ValueError: the values differ; on every process alike.
+      ValueError: some differ; on every process alike.
     """
-    values = gather_bytes(value.encode())
-    if len(set(values)) > 1:
-        listed = "; ".join(f"process {index}: {text.decode()}" for index, text in enumerate(values))
-        raise ValueError(
-            f"the processes do not have the same {name} ({listed}). Start the same command on the same files."
-        )
+    gathered = gather_bytes(json.dumps(dict(values)).encode())
+    if len(set(gathered)) > 1:
+        listed = peers.differing({f"process {index}": json.loads(text) for index, text in enumerate(gathered)})
+        raise ValueError(f"the processes differ: {listed}. Start the same command on the same files.")
 
 
 class Preemption:

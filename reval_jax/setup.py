@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import socket
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -21,6 +23,7 @@ from reval_jax import (
     metrics,
     model,
     owner,
+    peers,
     policy,
     pool,
     prompts,
@@ -93,8 +96,10 @@ def prepare(config: config_lib.Config, run_dir: Path, *, console: console_lib.Co
     distributed.start()
     if jax.process_index() > 0:
         console = console_lib.Console(is_quiet=True)
+    distributed.check_agreement(_shared(config, run_dir))
     run_directory.inspect(run_dir, config)
     held = hold(run_dir, log=console.log)
+    peers.advise(functools.partial(_advice, run_dir), release=held.release)
     try:
         return _prepare(config, run_dir, held, console=console)
     except BaseException:
@@ -129,14 +134,34 @@ def hold(run_dir: Path, *, log: Callable[[str], None]) -> owner.Owner:
         if result == "refused":
             raise ValueError(text)
         held = owner.follow(run_dir, text)
-    is_seen = distributed.gather_bytes(b"1" if held.is_seen() else b"0")
-    if blind := [str(index) for index, answer in enumerate(is_seen) if answer == b"0"]:
+    place = f"{Path.cwd() / run_dir} on host {socket.gethostname()}"
+    seen = distributed.gather_bytes(f"{int(held.is_seen(patience_s=30.0))}{place}".encode())
+    if any(answer.startswith(b"0") for answer in seen):
         held.release()
+        listed = "; ".join(f"process {index}: {answer[1:].decode()}" for index, answer in enumerate(seen))
         raise ValueError(
-            f"--run-dir {run_dir} is another directory for process {', '.join(blind)} than for process 0, so no checkpoint could "
-            "be saved. Name a directory on a file system that all processes share, by the same path."
+            f"--run-dir {run_dir} is not the same directory for all processes, so no checkpoint could be saved ({listed}). Name "
+            "a directory on a file system that all of them share, by the same path."
         )
     return held
+
+
+def _shared(config: config_lib.Config, run_dir: Path) -> dict[str, str]:
+    """What has to be equal on all processes for their collective calls to fit each other, by name."""
+    settings = {
+        f"{section}.{field}": str(value)
+        for section, fields in config_lib.to_tree(config).items()
+        for field, value in fields.items()
+    }
+    devices = f"{jax.local_device_count()} x {jax.local_devices()[0].device_kind}"
+    packages = {f"package {name}": version for name, version in run_directory.package_versions().items()}
+    return {"--run-dir": str(Path.cwd() / run_dir), **settings, "devices of the process": devices, **packages}
+
+
+def _advice(run_dir: Path) -> str:
+    """What to do after another process was lost."""
+    standing = run_directory.standing(run_directory.RunDirectory(run_dir))
+    return f"{standing} To resume, run the same on every host again: {peers.command()}"
 
 
 def _prepare(
@@ -179,8 +204,9 @@ def _prepare(
     notes = _notes(config, architecture, meshes.learner)
     for note in notes:
         console.log(f"note: {note}")
-    identity = f"{config_lib.results_hash(config)} {fingerprints} {architecture} {notes} after round {latest}"
-    distributed.check_agreement(identity, "settings, training data, pool, model, attention kernel or checkpoint")
+    distributed.check_agreement(
+        {**fingerprints, "model": str(architecture), "notes": str(notes), "last saved round": str(latest)}
+    )
     store.check_space(checkpoint_state(run))
     is_writer = jax.process_index() == 0
     if is_writer:

@@ -145,10 +145,10 @@ def play_round(
     # Lines 5 and 6, K times: draw a batch, update theta on it.
     state, buffer, updates = learn(components, run, buffer, preemption)
     joined = replay.gather(buffer.trajectories, replay.of_round(buffer, round))
-    check_processes_agree(buffer, sampled.cursor, int(state.num_updates))
 
     # §5.5.2: every so many rounds, or once it has been caught up with, pi_ref <- pi_theta.
     adapted, measured = adapt(config, run.progress.adaptation, updates)
+    check_processes_agree(buffer, sampled.cursor, int(state.num_updates), adapted)
     run = run._replace(state=state, buffer=buffer)
     if run.reference is not None and adaptation.is_reset_due(adapted, round, config.update):
         run, adapted = reset_reference(components, run, run.reference), adaptation.after_reset(adapted, round)
@@ -349,7 +349,7 @@ def evaluate_policy(
     return measured
 
 
-def check_processes_agree(buffer: replay.Buffer, cursor: int, num_updates: int) -> None:
+def check_processes_agree(buffer: replay.Buffer, cursor: int, num_updates: int, adapted: adaptation.Adaptation) -> None:
     """Compares the state that every process computes by itself: a collective call.
 
     Raises:
@@ -361,7 +361,12 @@ def check_processes_agree(buffer: replay.Buffer, cursor: int, num_updates: int) 
     for name, values in buffer.trajectories._asdict().items():
         digest.update(name.encode() + values.tobytes())
     distributed.check_agreement(
-        f"{cursor} {num_updates} {digest.hexdigest()}", "prompt cursor, updates and replay buffer"
+        {
+            "prompt cursor": str(cursor),
+            "number of updates": str(num_updates),
+            "replay buffer": digest.hexdigest()[:16],
+            "state of update.max_updates_per_round and update.reference_reset_pull": str(adapted),
+        }
     )
 
 

@@ -15,13 +15,15 @@ def test_the_payload_of_one_process_is_its_own():
 
 
 def test_one_process_agrees_with_itself():
-    distributed.check_agreement("anything", "settings")
+    distributed.check_agreement({"update.beta": "0.5"})
 
 
 def test_processes_that_disagree_are_listed(monkeypatch):
-    monkeypatch.setattr(distributed, "gather_bytes", lambda payload: [payload, b"other"])
-    with pytest.raises(ValueError, match=r"do not have the same settings \(process 0: this; process 1: other\)"):
-        distributed.check_agreement("this", "settings")
+    other = b'{"update.beta": "0.25", "run.seed": "0"}'
+    monkeypatch.setattr(distributed, "gather_bytes", lambda payload: [payload, other, payload])
+    message = r"the processes differ: update\.beta is 0\.5 on process 0 and process 2, 0\.25 on process 1\. Start"
+    with pytest.raises(ValueError, match=message):
+        distributed.check_agreement({"update.beta": "0.5", "run.seed": "0"})
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

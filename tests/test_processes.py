@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
 import pytest
 from support import tiny_programs, tiny_runs
 
-from reval_jax import batch, update
+from reval_jax import batch, distributed, setup, update
 
 SCRIPT = tiny_runs.TESTS.parent / "launch" / "local_processes.sh"
 
@@ -155,3 +157,79 @@ def test_a_signal_to_one_process_stops_both_and_the_resumed_run_equals_one_that_
     codes, output = play_in_two(file, tmp_path / "run", *FEW_SLOTS)
     assert codes == [0, 0], output
     tiny_runs.assert_same_run(tmp_path / "run", never_stopped)
+
+
+def test_processes_are_stopped_when_the_launch_script_is_killed(tmp_path):
+    if not shutil.which("setpriv"):
+        pytest.skip("setpriv of util-linux is not installed")
+    reval = tmp_path / "reval"
+    reval.write_text(
+        f'#!/bin/sh\ntrap "echo TERM >> {tmp_path}/$JAX_PROCESS_ID; exit" TERM\ntouch {tmp_path}/$JAX_PROCESS_ID\n'
+    )
+    with reval.open("a") as script:
+        script.write("while true; do sleep 0.1; done\n")
+    reval.chmod(0o755)
+    script = subprocess.Popen(
+        ["bash", str(SCRIPT), "2", "config.yaml"], env=os.environ | {"REVAL": str(reval)}, stderr=subprocess.DEVNULL
+    )
+    files = [tmp_path / "0", tmp_path / "1"]
+    wait_until(lambda: all(file.exists() for file in files))
+    script.kill()
+    script.wait()
+    wait_until(lambda: all(file.read_text() == "TERM\n" for file in files))
+
+
+def wait_until(is_so, seconds=30.0):
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_settings_that_no_result_depends_on_are_compared_and_named(tmp_path):
+    """Processes that evaluate or save at other rounds make different collective calls, and gloo aborts 28 s later."""
+    file, run_dir = tiny_runs.write_files(tmp_path), tmp_path / "run"
+    options = [("--eval.every", "1", "--run.rounds", "3"), ()]
+    started = [
+        tiny_runs.start(file, run_dir, *chosen, joined=joined)
+        for chosen, joined in zip(options, addresses(2), strict=True)
+    ]
+    for process in started:
+        code, output = tiny_runs.finish(process)
+        assert code == 2, output
+        assert (
+            "the processes differ: eval.every is 1 on process 0, 2 on process 1; run.rounds is 3 on process 0, 4 on"
+            in output
+        )
+        assert "Traceback" not in output
+    assert not run_dir.exists()
+
+
+def test_run_directories_that_are_not_one_are_refused_with_both_hosts(tmp_path, monkeypatch):
+    """As a path on each host's own disk is; they would train and hang at the first save."""
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(
+        distributed,
+        "gather_bytes",
+        lambda payload: [payload, b"0/scratch/run on host b"] if b"host" in payload else [payload] * 2,
+    )
+    with pytest.raises(
+        ValueError, match=r"not the same directory for all processes.*process 0: .*/run on host .*; process 1: /s"
+    ):
+        setup.hold(tmp_path / "run", log=print)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_an_error_of_one_process_ends_the_others_with_its_message(tmp_path):
+    file = tiny_runs.write_files(tmp_path)
+    joined = addresses(2)
+    (tmp_path / "apart").mkdir()
+    started = [
+        tiny_runs.start(file, tmp_path / "run", "--task.dataset", "train.jsonl", joined=variables, cwd=directory)
+        for variables, directory in zip(joined, (tmp_path, tmp_path / "apart"), strict=True)
+    ]
+    codes, outputs = zip(*(tiny_runs.finish(process) for process in started), strict=True)
+    assert codes == (2, 2), outputs
+    assert all("Traceback" not in output for output in outputs)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from reval_jax import exit_codes, signals, streams, terminal
+from reval_jax import exit_codes, peers, signals, streams, terminal
 from reval_jax.cli import arguments, bench, commands, data, evaluation, inspection, output
 
 
@@ -42,7 +42,8 @@ def _run(words: list[str]) -> int:
     if name not in COMMANDS:
         return _refuse(f"unknown command '{name}'. {_nearest(name)}")
     try:
-        return COMMANDS[name](rest)
+        with peers.told():
+            return COMMANDS[name](rest)
     except ValueError as error:
         return _refuse(str(error))
     except SystemExit as stop:  # tyro has printed help or an error message

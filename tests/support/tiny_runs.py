@@ -141,12 +141,19 @@ def counting_restored() -> Iterator[list[int]]:
 
 
 def start(
-    file: Path, run_dir: Path, *options: str, end: str = "never", devices: int = 1, joined: dict[str, str] | None = None
+    file: Path,
+    run_dir: Path,
+    *options: str,
+    end: str = "never",
+    devices: int = 1,
+    joined: dict[str, str] | None = None,
+    cwd: Path | None = None,
 ) -> subprocess.Popen[str]:
     """Starts `reval train` in a process of its own, which `train_until.py` ends.
 
     Args:
       joined: environment variables by which processes join.
+      cwd: the working directory of the process; this one's if None.
     """
     return subprocess.Popen(
         [
@@ -164,6 +171,7 @@ def start(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        cwd=cwd,
     )
 
 
