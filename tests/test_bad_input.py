@@ -363,3 +363,22 @@ def test_a_torn_metrics_line_is_named(tmp_path, capsys):
     (tmp_path / "metrics.jsonl").write_text('{"training/round": 1}\n{"training/ro')
     assert cli.main(["report", "--run-dir", str(tmp_path)]) == 2
     assert "metrics.jsonl:2 is an incomplete line" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{{ raise_exception('a system message is required') }}", "TemplateError: a system message is required"),
+        ("{% if messages %}{{ x", "TemplateSyntaxError"),
+        ("{{ foo.bar.baz }}", "UndefinedError"),
+        (
+            "{% for m in messages %}{% for p in m['content'] %}{{ p['text'] }}{% endfor %}{% endfor %}",
+            "is not in its prompt ''",
+        ),
+    ],
+)
+def test_a_chat_template_that_fails_or_drops_the_question_is_refused(files, capsys, template, message):
+    (files / "model" / "chat_template.jinja").write_text(template)
+    stderr = refused(files, capsys, "--task.template", "chat", "--task.max_prompt_tokens", "64")
+    assert message in stderr
+    assert "Use task.template=raw" in stderr

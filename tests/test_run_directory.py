@@ -11,7 +11,7 @@ import pytest
 import yaml
 from support import tiny_runs
 
-from reval_jax import config, run_directory
+from reval_jax import config, distributed, prompts, run_directory, setup
 
 SETTINGS = config.Config(model=config.Model(path="model"), task=config.Task(dataset="data.jsonl"))
 LONGER = dataclasses.replace(SETTINGS, run=config.Run(rounds=700))
@@ -196,3 +196,20 @@ def test_a_path_is_never_a_pattern(tmp_path, name):
     (tmp_path / "x" / "run" / "rollouts" / "round_000009.jsonl.gz").touch()
     assert run_directory.RunDirectory(tmp_path / name / "run").rollout_files() == {3: run.rollout(3)}
     assert run_directory.inspect(tmp_path / name / "run", SETTINGS) == []
+
+
+def test_the_date_of_the_prompts_is_recorded_and_read_back(tmp_path):
+    assert run_directory.template_date(tmp_path / "run") == ""
+    run_directory.claim(tmp_path / "run", SETTINGS, data_fingerprint="f", round=0, template_date="2024-02-29")
+    assert run_directory.template_date(tmp_path / "run") == setup.template_date(tmp_path / "run") == "2024-02-29"
+    file = tmp_path / "run" / "config.yaml"
+    lines = file.read_text().replace("2024-02-29", "yesterday").splitlines(keepends=True)
+    file.write_text("".join(lines[:-1]))  # without its checksum, as a user edits it
+    with pytest.raises(ValueError, match=r"about\.template_date='yesterday' is no date"):
+        run_directory.template_date(tmp_path / "run")
+
+
+def test_all_processes_take_the_first_ones_date(tmp_path, monkeypatch):
+    monkeypatch.setattr(distributed, "gather_bytes", lambda payload: [b"2026-11-27", payload])
+    monkeypatch.setattr(prompts, "today", lambda: "2026-11-28")
+    assert setup.template_date(None) == "2026-11-27"
