@@ -111,6 +111,17 @@ def test_a_broken_promise_is_exit_code_1_and_in_the_results(tmp_path, monkeypatc
         assert "NOT RUN: detail" in capsys.readouterr().out
 
 
+def test_a_part_that_is_made_again_replaces_its_results_alone(tmp_path):
+    file = tmp_path / "results.json"
+    broken = [Attempt("kills", "1", HANG)._asdict(), Attempt("disk", "1", SILENT)._asdict()]
+    first = {"machine": "m", "parts": {"kills": {"attempts": 1}, "disk": {"attempts": 1}}, "broken": broken}
+    chaos.write(file, first)
+    chaos.write(file, {"machine": "m", "parts": {"disk": {"attempts": 2}}, "broken": []})
+    written = json.loads(file.read_text())
+    assert written["parts"] == {"kills": {"attempts": 1}, "disk": {"attempts": 2}}
+    assert [each["part"] for each in written["broken"]] == ["kills"]
+
+
 @pytest.mark.parametrize("words", [["--scale", "0"], ["--scale", "2"], ["--parts", "kills,flood"]])
 def test_wrong_arguments_are_exit_code_2(words, capsys):
     with pytest.raises(SystemExit) as stop:

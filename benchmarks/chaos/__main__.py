@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.directory is None:
             shutil.rmtree(directory, ignore_errors=True)
     if args.json:
-        args.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        write(args.json, results)
     print(table(results))
     for each in results["broken"]:
         print(f"BROKEN: {each['part']} {each['name']}: {each['outcome']}: {each['detail']}")
@@ -77,7 +77,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of the instants, places and damages")
     parser.add_argument("--lanes", type=int, default=2, help="runs at the same time")
     parser.add_argument("--busy", action="store_true", help="do not check times, since other jobs are running")
-    parser.add_argument("--json", type=Path, help="also write the results to this file")
+    parser.add_argument("--json", type=Path, help="also write the results to this file; other parts in it stay")
     parser.add_argument("--directory", type=Path, help="keep the runs and their output here (default: a temporary one)")
     args = parser.parse_args(argv)
     args.parts = args.parts.split(",")
@@ -100,10 +100,7 @@ def can_become_root() -> bool:
 def run(lab: Lab, parts: Sequence[str], scale: float) -> dict[str, Any]:
     """Makes the attempts of the parts; the results, as they are written to the JSON file."""
     results: dict[str, Any] = {
-        "command": f"python -m benchmarks.chaos --scale {scale:g} --parts {','.join(parts)} --seed {lab.seed}",
-        "commit": commit(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
-        "scale": scale,
         "parts": {},
         "broken": [],
     }
@@ -111,11 +108,28 @@ def run(lab: Lab, parts: Sequence[str], scale: float) -> dict[str, Any]:
         lab.log(f"{part}:")
         start = time.monotonic()
         attempts = PARTS[part](lab, scale)
-        results["parts"][part] = described(attempts) | {"minutes": round((time.monotonic() - start) / 60, 1)}
+        results["parts"][part] = {
+            "command": f"python -m benchmarks.chaos --scale {scale:g} --parts {part} --seed {lab.seed}",
+            "commit": commit(),
+            "minutes": round((time.monotonic() - start) / 60, 1),
+            **described(attempts),
+        }
         lab.log(f"  {summary(results['parts'][part])}")
         results["broken"] += [attempt._asdict() for attempt in attempts if not attempt.is_kept]
         shutil.rmtree(lab.directory / "runs", ignore_errors=True)
     return results
+
+
+def write(file: Path, results: dict[str, Any]) -> None:
+    """Writes the results, with those of other parts that the file has from an earlier call."""
+    earlier = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"parts": {}, "broken": []}
+    known = {**earlier["parts"], **results["parts"]}
+    merged = {
+        **results,
+        "parts": {part: known[part] for part in PARTS if part in known},
+        "broken": [each for each in earlier["broken"] if each["part"] not in results["parts"]] + results["broken"],
+    }
+    file.write_text(json.dumps(merged, indent=1) + "\n", encoding="utf-8")
 
 
 def described(attempts: Sequence[Attempt]) -> dict[str, Any]:
@@ -151,7 +165,7 @@ def summary(figures: dict[str, Any]) -> str:
 
 def table(results: dict[str, Any]) -> str:
     """The figures of all parts and groups, one on a line."""
-    lines = [f"\n{results['command']}"]
+    lines = [""]
     for part, figures in results["parts"].items():
         lines.append(f"{part:<12} {summary(figures)} ({figures['minutes']} min)")
         lines += [f"  {group:<22} {summary(each)}" for group, each in figures.get("groups", {}).items()]

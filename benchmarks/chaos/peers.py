@@ -14,8 +14,7 @@ from benchmarks.chaos.outcomes import LATE, Attempt, End, compared, fault
 
 LOST = 10
 JOINED_REFERENCE = "joined_reference"
-HEARTBEAT = 60.0  # seconds; refined below by the limit that the program states
-LIMIT = HEARTBEAT + 5.0  # seconds from the loss of a process to the end of the other
+LIMIT = 35.0  # seconds from the loss of a process to the end of the other: 25 of silence, and time to end
 
 
 def run(lab: Lab, scale: float) -> list[Attempt]:
