@@ -9,7 +9,7 @@ from benchmarks.chaos import compare, shim
 from benchmarks.chaos.lab import Lab
 from benchmarks.chaos.outcomes import NOT_RUN, Attempt, compared, fault
 
-FAULTS = {"KILL": 60, "TORN": 20, "EIO": 20, "ENOSPC": 20}
+FAULTS = {"KILL": 75, "TORN": 25, "EIO": 10, "ENOSPC": 10}
 """Mode → number of attempts. KILL and TORN are kills; the others fail one call, and the process goes on or ends by itself."""
 
 OPTIONS = ("--run.rounds", "5", "--checkpoint.every", "1")
