@@ -87,13 +87,14 @@ def judge(damage_: damage.Damage, end: dict[str, Any], differences: list[str]) -
         return SAID, said[0]
     if end["code"] != 0:
         return UNCLEAR, f"exit code {end['code']}: {tail}"
-    known = [line for line in (*output.splitlines(), *doctor.splitlines()) if names(damage_, line)]
+    reported = [line for line in doctor.splitlines() if line.startswith("BAD ") and names(damage_, line)]
+    known = [line for line in output.splitlines() if names(damage_, line)] + reported
     if not differences:
         return (SAID, known[0]) if known else (IDENTICAL, "")
     # What no resume reads, an older checkpoint or the rollouts of a finished round, stays damaged; `reval doctor` says so.
     is_unread = all(difference.startswith(unread(damage_)) for difference in differences)
-    if is_unread and any(names(damage_, line) for line in doctor.splitlines()):
-        return SAID, known[0]
+    if is_unread and reported:
+        return SAID, reported[0]
     return SILENT, "; ".join(differences[:4])
 
 
