@@ -48,6 +48,11 @@ class Sent(NamedTuple):
 
 def run(lab: Lab, scale: float) -> list[Attempt]:
     """The attempts of this part: all combinations, or a sample."""
+    for name in CODES:
+        number = signal.Signals[f"SIG{name}"]
+        # A shell ignores SIGINT for its background jobs, nohup SIGHUP, and a process that is started with it ignored keeps it so.
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
     lab.reference()
     every = [Sent(phase, name, times) for phase in PHASES for name in CODES for times in (1, 2)]
     chosen = sorted(lab.random("signals").sample(every, max(1, round(scale * len(every)))))
