@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import shutil
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -248,3 +250,29 @@ def test_the_manifest_names_every_file_with_its_size_and_an_independent_checksum
 def test_train_names_the_kinds_of_its_errors():
     assert issubclass(checkpoint.SaveError, RuntimeError)
     assert "checkpoint.SaveError" in train.train.__doc__
+
+
+def test_the_reason_of_a_failed_save_is_not_lost_behind_a_long_path():
+    text = f"RESOURCE_EXHAUSTED: Error writing \"{'x' * 400}\": Failed to fsync directory [os_error_code='28']"
+    assert saving.cause(ValueError(text)) == "No space left on device"
+
+
+def test_what_other_writes_of_a_failed_save_print_is_kept_quiet_and_nothing_else(monkeypatch, caplog):
+    shown = []
+    monkeypatch.setattr(sys, "unraisablehook", shown.append)
+    saving.hush.__wrapped__()
+    late = SimpleNamespace(object=None, exc_value=RuntimeError("Event loop is closed"))
+    others = [
+        SimpleNamespace(object=print, exc_value=RuntimeError("Event loop is closed")),
+        SimpleNamespace(object=None, exc_value=RuntimeError("of a user's function")),
+        SimpleNamespace(object=None, exc_value=ValueError("Event loop is closed")),
+    ]
+    for each in (late, *others):
+        sys.unraisablehook(each)
+    assert shown == others
+    of_orbax = (
+        "future: <Task coro=<async_serialize_from_host() done, defined at site-packages/orbax/checkpoint/x.py:126>"
+    )
+    for coroutine in (of_orbax, "future: <Task coro=<users_own() done, defined at own.py:1>"):
+        logging.getLogger("asyncio").error("Task exception was never retrieved\n%s", coroutine)
+    assert [("users_own" in record.getMessage()) for record in caplog.records] == [True]

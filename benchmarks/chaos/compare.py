@@ -19,6 +19,7 @@ from support import tiny_runs
 
 # It warns of metadata that this project's checkpoints do not have.
 logging.getLogger("absl").setLevel(logging.ERROR)
+logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # of each array of a damaged checkpoint
 
 LOCK = threading.Lock()
 """Orbax is not asked to restore in two threads at once."""

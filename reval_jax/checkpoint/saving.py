@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import os
+import re
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -20,6 +24,8 @@ SAVING = ".saving"
 DELETING = ".deleting"
 DAMAGED = ".damaged"
 """Ends of the names of directories beside the checkpoints: not committed, not wanted any more, not whole."""
+
+_CLOSED = "Event loop is closed"
 
 FILES = 64  # inodes that a save may need
 
@@ -74,8 +80,32 @@ def cause(error: BaseException) -> str:
     if isinstance(found, OSError):
         return f"{found.strerror}: {found.filename}" if found.filename else str(found.strerror)
     text = " ".join(str(error).split())
+    # Behind paths and names, and the message is cut.
+    if number := re.search(r"os_error_code='(\d+)'", text):
+        return os.strerror(int(number[1]))
     # TensorStore's message goes on with its whole specification.
     return f"{type(error).__name__}: {text.split(' [')[0][:300]}"
+
+
+@functools.cache
+def hush() -> None:
+    """Keeps what a failed save goes on to print from standard error, where its first error is one message.
+
+    After the first failed write Orbax closes its event loop: asyncio logs the errors of the other writes, and TensorStore's
+    threads print a traceback for each answer that comes too late.
+    """
+    logging.getLogger("asyncio").addFilter(
+        lambda record: not ("exception was never retrieved" in record.getMessage() and "orbax" in record.getMessage())
+    )
+    show = sys.unraisablehook
+
+    def show_others(found: sys.UnraisableHookArgs) -> None:
+        # TensorStore names no object; Python's own reports do.
+        if found.object is None and isinstance(found.exc_value, RuntimeError) and str(found.exc_value) == _CLOSED:
+            return
+        show(found)
+
+    sys.unraisablehook = show_others
 
 
 class Save:
@@ -92,6 +122,7 @@ class Save:
           final: its name once it is whole, with checksums.
           after: called in the thread after the commit; None in a process that does not commit.
         """
+        hush()
         self.round = int(final.name)
         self._checkpointer, self._saving, self._final, self._after = checkpointer, saving, final, after
         self._num_read = 0
