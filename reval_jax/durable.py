@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -30,6 +31,41 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             temporary.unlink(missing_ok=True)
         raise
     sync_directory(path.parent)
+
+
+@contextlib.contextmanager
+def output(path: Path, *, is_new: bool = False) -> Iterator[BinaryIO]:
+    """As `replacing`, for a file that a user names, which several processes may write at once: the last one's stays, whole.
+
+    A device or a pipe is written as it stands, and so is a file whose directory takes no new names.
+
+    Args:
+      is_new: the file must not exist when the block ends.
+
+    Raises:
+      FileExistsError: with `is_new`, it does.
+      OSError: it cannot be written.
+    """
+    target = path.resolve()
+    if path.exists() and not (path.is_file() and os.access(target.parent, os.W_OK | os.X_OK)):
+        with path.open("wb") as file:
+            yield file
+        return
+    temporary = target.with_name(f".reval_{secrets.token_hex(8)}")
+    try:
+        with temporary.open("xb") as file:
+            yield file
+        if not is_new:
+            temporary.replace(target)
+            return
+        try:
+            os.link(temporary, target)  # fails if there is such a file
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without hard links
+            temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write(path: Path, content: bytes) -> None:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from reval_jax import checkpoint, keys, prompts, ragged, replay, run_directory, trajectories, types
+from reval_jax import checkpoint, durable, keys, prompts, ragged, replay, run_directory, trajectories, types
 from reval_jax import config as config_lib
 
 FIELDS = ("tokens", "prompt_length", "response_length", "is_truncated", "row")
@@ -125,14 +125,11 @@ def save(pool: Pool, path: Path) -> None:
     if path.exists():
         raise ValueError(f"--output {path} exists. Name a new file, or remove that one first.")
     about = {**pool.about, "pool_fingerprint": pool.fingerprint}
-    temporary = path.with_name(path.name + ".partial")
     try:
-        with temporary.open("wb") as file:
+        with durable.output(path, is_new=True) as file:
             fields = {name: getattr(pool.trajectories, name) for name in FIELDS}
             np.savez_compressed(file, allow_pickle=False, about=np.array(json.dumps(about, allow_nan=False)), **fields)
-        temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise ValueError(f"--output {path} cannot be written: {error.strerror}. Choose another file.") from error
 
 

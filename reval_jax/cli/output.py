@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from reval_jax import terminal
+from reval_jax import durable, terminal
 
 
 def show(json_path: Path | None, text: str, *, end: str = "\n") -> None:
@@ -48,7 +48,8 @@ def write_json(path: Path | None, content: Any) -> None:
         sys.stdout.write(_encodable(text, sys.stdout.encoding))
         return
     try:
-        path.write_text(_encodable(text, "utf-8"), encoding="utf-8")
+        with durable.output(path) as file:
+            file.write(_encodable(text, "utf-8").encode())
     except OSError as error:
         raise ValueError(f"--json {path} cannot be written: {error.strerror}. Choose another file.") from error
 
@@ -56,10 +57,10 @@ def write_json(path: Path | None, content: Any) -> None:
 def write_json_lines(path: Path, records: Iterable[Any]) -> None:
     """Writes one JSON object a line to the file of --output; NaN and infinities become null."""
     try:
-        with path.open("w", encoding="utf-8") as lines:
+        with durable.output(path) as lines:
             for record in records:
                 text = json.dumps(_finite(record), ensure_ascii=False, allow_nan=False) + "\n"
-                lines.write(_encodable(text, "utf-8"))
+                lines.write(_encodable(text, "utf-8").encode())
     except OSError as error:
         raise ValueError(f"--output {path} cannot be written: {error.strerror}. Choose another file.") from error
 

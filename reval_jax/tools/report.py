@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from reval_jax import metrics, run_directory, types
+from reval_jax import durable, metrics, run_directory, types
 from reval_jax.tools import token_page
 
 PANELS: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -61,7 +61,8 @@ def write(run_dir: Path, output: Path) -> Path:
     )
     try:
         # A name's bytes that are no text are shown as escapes.
-        output.write_text(page, encoding="utf-8", errors="backslashreplace")
+        with durable.output(output) as file:
+            file.write(page.encode(errors="backslashreplace"))
     except OSError as error:
         raise ValueError(f"{output} cannot be written: {error.strerror}. Choose another --output.") from error
     return output

@@ -73,7 +73,12 @@ def export(
         _write_weights(partial, architecture, params, _DTYPES[dtype], shard_bytes)
         if value_head is not None:
             _write_value_head(partial / VALUE_HEAD, value_head)
-        os.replace(partial, target)
+        try:
+            os.replace(partial, target)
+        except OSError as error:
+            raise ValueError(
+                f"{target} cannot be created ({error.strerror}): another process may have written it. Choose another directory."
+            ) from error
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
