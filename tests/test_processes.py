@@ -159,6 +159,18 @@ def test_a_signal_to_one_process_stops_both_and_the_resumed_run_equals_one_that_
     tiny_runs.assert_same_run(tmp_path / "run", never_stopped)
 
 
+@pytest.mark.slow
+def test_a_signal_to_one_process_in_an_update_ends_the_round_of_both_before_the_next_update(straight, tmp_path):
+    file, never_stopped = straight
+    codes, output = play_in_two(file, tmp_path / "run", *FEW_SLOTS, ends=("never", "TERM:update:3"))
+    assert codes == [75, 75], output
+    assert tiny_runs.saved_rounds(tmp_path / "run") == [2]
+    assert len(tiny_runs.metrics_lines(tmp_path / "run")) == 3  # of the rounds 0, 1 and 2
+    codes, output = play_in_two(file, tmp_path / "run", *FEW_SLOTS)
+    assert codes == [0, 0], output
+    tiny_runs.assert_same_run(tmp_path / "run", never_stopped)
+
+
 def test_processes_are_stopped_when_the_launch_script_is_killed(tmp_path):
     if not shutil.which("setpriv"):
         pytest.skip("setpriv of util-linux is not installed")

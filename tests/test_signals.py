@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -186,6 +187,29 @@ def straight(file, tmp_path_factory):
     code, text = tiny_runs.finish(tiny_runs.start(file, run_dir))
     assert code == 0, text
     return run_dir
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_ends_with_one_message_and_keeps_its_checkpoint(file, tmp_path):
+    code, text = tiny_runs.finish(tiny_runs.start(file, tmp_path / "run", end="INT:update:3"))
+    assert code == 130
+    assert text.count("reval: interrupted. Saved checkpoints are kept.\n") == 1
+    assert "Traceback" not in text
+    assert tiny_runs.saved_rounds(tmp_path / "run") == [2]
+
+
+def test_jax_does_not_take_sigterm_away_when_processes_are_joined():
+    """Its own handler is installed when it starts, and would write a line and let the run go on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    joined = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "1", "JAX_PROCESS_ID": "0"}
+    joins = "from reval_jax import distributed; distributed.start()\n"
+    process = start(watched(joins, READY, IN_C), env=os.environ | joined)
+    process.send_signal(signal.SIGTERM)
+    code, text = tiny_runs.finish(process)
+    assert code == 75
+    assert "reval: SIGTERM before the first round" in text
 
 
 def test_a_run_stopped_while_slow_rewards_are_computed_leaves_at_once_with_its_workers(file, tmp_path):
