@@ -11,7 +11,8 @@ from reval_jax import exit_codes, signals, streams, terminal
 
 def main() -> NoReturn:
     """Runs the command of this process's arguments, and ends the process with its exit code."""
-    is_run = sys.argv[1:2] == ["train"]
+    # The help of `train` is a result, whose loss is to be told.
+    is_run = sys.argv[1:2] == ["train"] and not {"-h", "--help"} & set(sys.argv)
     streams.secure(is_run=is_run)
     signals.watch.install(is_run=is_run)
     signals.watch.leave(_run())
