@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from reval_jax import peers, signals
+from reval_jax import machine, peers, signals
 
 
 def start(*, cache_directory: str | None = None) -> None:
@@ -26,7 +26,7 @@ def start(*, cache_directory: str | None = None) -> None:
     ~/.cache/reval_jax/xla.
 
     Raises:
-      ValueError: as `peers.from_environment` and `peers.meet`.
+      ValueError: as `peers.from_environment`, `peers.meet` and `machine.check`.
     """
     if os.environ.get("JAX_COORDINATOR_ADDRESS") == "auto":
         # jax would read the word itself as an address.
@@ -49,6 +49,8 @@ def start(*, cache_directory: str | None = None) -> None:
         # All are there, so none has to wait for long.
         jax.distributed.initialize(address, place.count, place.index, initialization_timeout=60)
         signals.watch.rearm()
+    machine.pin()
+    machine.check()
     if compilation_cache() is None:
         default = os.path.join(os.path.expanduser("~"), ".cache", "reval_jax", "xla")
         jax.config.update("jax_compilation_cache_dir", cache_directory or default)

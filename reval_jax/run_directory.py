@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from reval_jax import config as config_lib
@@ -193,20 +194,26 @@ def last_round(run: RunDirectory) -> int:
     return max((int(found[1]) for found in rounds if found), default=0)
 
 
+def facts(path: Path) -> types.Json:
+    """What config.yaml says about the run in `path` beside its settings; empty for a new run.
+
+    Raises:
+      ValueError: config.yaml is damaged as its copy is.
+    """
+    run = RunDirectory(path)
+    return recorded(run)[1] if run.config.exists() or run.config_copy.exists() else {}
+
+
 def template_date(path: Path) -> str:
     """The date that the chat template prints in all prompts of the run in `path`; empty for a new run.
 
     Raises:
       ValueError: config.yaml holds something else there, or is damaged as its copy is.
     """
-    run = RunDirectory(path)
-    if not run.config.exists() and not run.config_copy.exists():
-        return ""
-    _, about, _ = recorded(run)
-    date = str(about.get("template_date", ""))
+    date = str(facts(path).get("template_date", ""))
     if date and not re.fullmatch(r"\d{4}-\d{2}-\d{2}", date):
         raise ValueError(
-            f"{run.config}: about.template_date={date!r} is no date. Restore the file; it was written YYYY-MM-DD."
+            f"{RunDirectory(path).config}: about.template_date={date!r} is no date. Restore the file; it was written YYYY-MM-DD."
         )
     return date
 
@@ -219,6 +226,9 @@ def claim(
     round: int,
     pool_fingerprint: str = "",
     template_date: str = "",
+    inputs: Mapping[str, str] | None = None,
+    surroundings: Mapping[str, str] | None = None,
+    changes: Sequence[str] = (),
 ) -> RunDirectory:
     """Create the directory, or resume it, and write the resolved config.
 
@@ -229,6 +239,8 @@ def claim(
       round: rounds finished so far, for config_changes.jsonl.
       pool_fingerprint: of the responses of `rollout.pool`, the same whenever the run resumes; empty without one.
       template_date: that a chat template prints as today's: the day on which the run began.
+      inputs, surroundings: of `provenance.Provenance`, to be recorded.
+      changes: of the surroundings, for config_changes.jsonl.
 
     Raises:
       ValueError: the training data or the pool differs from what the run began with.
@@ -247,7 +259,7 @@ def claim(
                 f"rollout.pool={config.rollout.pool} has the fingerprint {pool_fingerprint}, but the run in {path} began with "
                 f"{before}: other stored responses would join its groups. Restore the file, or use another --run-dir."
             )
-        changes = config_lib.changed(old, config)
+        changes = [*config_lib.changed(old, config), *changes]
         changes += [
             f"package {name}: {before} -> {_version(name)}"
             for name, before in about["packages"].items()
@@ -263,6 +275,8 @@ def claim(
         **({"pool_fingerprint": pool_fingerprint} if pool_fingerprint else {}),
         **({"template_date": template_date} if template_date else {}),
         "packages": package_versions(),
+        **({"inputs": dict(inputs)} if inputs else {}),
+        **({"surroundings": dict(surroundings)} if surroundings else {}),
     }
     tree: types.Json = {**config_lib.to_tree(config), "about": about}
     content = config_lib.dump(tree).encode()

@@ -27,6 +27,7 @@ from reval_jax import (
     policy,
     pool,
     prompts,
+    provenance,
     reference,
     replay,
     run_directory,
@@ -183,6 +184,8 @@ def _prepare(
     stored = pool.of_run(config, data, stop_ids)
     fingerprints = {"data_fingerprint": data.fingerprint, "pool_fingerprint": stored.fingerprint if stored else ""}
     benchmarks = evaluate.load(config, tokenizer, date=date)
+    origin = provenance.of_run(config, architecture, stop_ids, benchmarks)
+    moved = provenance.compare(run_directory.facts(run_dir), origin, run_dir=run_dir)
     prompt_tokens = [*data.tokens, *(tokens for each in benchmarks for tokens in each.prompts.tokens)]
     make_sampler = sampler.engines.choose(config.rollout.engine)
     engine = make_sampler(architecture.without_value_head(), meshes, config, longest(prompt_tokens))
@@ -199,19 +202,28 @@ def _prepare(
             console.log(f"note: {note}")
         run = start.resumed(store, latest)
         console.log(f"resuming {run_dir} after round {latest}")
-    for change in changes:
+    for change in [*changes, *moved]:
         console.log(f"resuming with {change}")
+    if provenance.may_change_bits(moved):
+        console.log("note: the run goes on validly, but not bit for bit as on the machine before")
     notes = _notes(config, architecture, meshes.learner)
     for note in notes:
         console.log(f"note: {note}")
-    distributed.check_agreement(
-        {**fingerprints, "model": str(architecture), "notes": str(notes), "last saved round": str(latest)}
-    )
+    distributed.check_agreement({**fingerprints, **origin.inputs, "notes": str(notes), "last saved round": str(latest)})
     store.check_space(checkpoint_state(run))
     is_writer = jax.process_index() == 0
     if is_writer:
         metrics.check(directory.metrics, keep_bytes=run.progress.metrics_bytes, round=run.progress.round)
-        run_directory.claim(run_dir, config, **fingerprints, template_date=date, round=run.progress.round)
+        run_directory.claim(
+            run_dir,
+            config,
+            **fingerprints,
+            template_date=date,
+            inputs=origin.inputs,
+            surroundings=origin.surroundings,
+            changes=moved,
+            round=run.progress.round,
+        )
         for note in store.begin():
             console.log(f"note: {note}")
     scores_tokens = algorithm.fill is not None or stored is not None

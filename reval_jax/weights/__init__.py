@@ -12,6 +12,7 @@ memory is the parameters plus one tensor. torch is never imported.
 from __future__ import annotations
 
 from reval_jax.weights import families, published, rope
+from reval_jax.weights.beside import tokenizer_digests
 from reval_jax.weights.exporting import export
 from reval_jax.weights.loading import Loaded, find_architecture, load, load_tokenizer, read, read_architecture, resolve
 
@@ -27,4 +28,5 @@ __all__ = [
     "read_architecture",
     "resolve",
     "rope",
+    "tokenizer_digests",
 ]
