@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -106,9 +106,9 @@ def respond(
         keys.named_key(config.run.seed, "sample"),
         samples_per_prompt=num_samples,
         sampling=sampler.sampling_of(config.rollout, policy.stop_ids),
-        hooks=sampler.Hooks(on_chunks=streamed_text(policy.tokenizer, on_text) if on_text else None),
+        hooks=sampler.Hooks(on_chunks=streamed_text(policy.tokenizer, on_text, policy.stop_ids) if on_text else None),
     )
-    texts = prompts.decode(policy.tokenizer, [response.tokens for response in responses])
+    texts = prompts.decode(policy.tokenizer, [response.tokens for response in responses], policy.stop_ids)
     return [
         Answer(
             text,
@@ -122,7 +122,9 @@ def respond(
 
 
 def streamed_text(
-    tokenizer: transformers.PreTrainedTokenizerBase, on_text: Callable[[int, str, bool], None]
+    tokenizer: transformers.PreTrainedTokenizerBase,
+    on_text: Callable[[int, str, bool], None],
+    stop_ids: Sequence[int],
 ) -> Callable[[list[sampler.Chunk]], None]:
     """A hook for `generate` that decodes tokens as they come; holds back incomplete UTF-8 sequences."""
     shown: dict[int, tuple[list[int], str]] = {}
@@ -131,7 +133,7 @@ def streamed_text(
         for chunk in chunks:
             tokens, before = shown.get(chunk.sample, ([], ""))
             tokens = tokens + chunk.tokens.tolist()
-            text = tokenizer.decode(tokens, skip_special_tokens=True)
+            (text,) = prompts.decode(tokenizer, [np.array(tokens, np.int32)], stop_ids)
             if not chunk.is_finished:
                 text = text.rstrip("\ufffd")
             shown[chunk.sample] = tokens, text

@@ -42,6 +42,7 @@ class RoundRollout(NamedTuple):
     all: types.Trajectories  # every trajectory, in (prompt, sample) order
     trained_on: types.Trajectories  # `all` without the groups that rollout.filter_groups leaves out
     cursor: int  # after the round's prompts
+    greedy_verdict: np.ndarray  # i8[prompts], of their greedy responses; empty where none were sampled
 
 
 class Actor(NamedTuple):
@@ -90,33 +91,36 @@ class _Round(NamedTuple):
         """
         config, data, cursor = self.components.config, self.components.data, self.progress.cursor
         settings = config.rollout
-        waves: list[tuple[types.Prompts, types.Trajectories]] = []
+        waves: list[tuple[types.Prompts, types.Trajectories, np.ndarray]] = []
         num_mixed = 0
         for wave in range(settings.max_waves if settings.filter_groups else 1):
             taken, cursor = prompts.take(data, cursor, settings.prompts_per_round, seed=config.run.seed)
-            sampled = self.sample(taken, wave)
-            waves.append((taken, sampled))
+            sampled, greedy_verdict = self.sample(taken, wave)
+            waves.append((taken, sampled, greedy_verdict))
             num_mixed += int(trajectories.is_mixed(sampled).sum()) // settings.samples_per_prompt
             if num_mixed >= settings.prompts_per_round:
                 break
-        all_prompts = trajectories.join_prompts([taken for taken, _ in waves])
-        every = replay.concatenate([sampled for _, sampled in waves])
+        all_prompts = trajectories.join_prompts([taken for taken, _, _ in waves])
+        every = replay.concatenate([sampled for _, sampled, _ in waves])
+        greedy = np.concatenate([verdict for _, _, verdict in waves])
         if not settings.filter_groups:
-            return RoundRollout(all_prompts, every, every, cursor)
+            return RoundRollout(all_prompts, every, every, cursor, greedy)
         rows = trajectories.choose_groups(every, settings.prompts_per_round)
-        return RoundRollout(all_prompts, every, replay.gather(every, rows), cursor)
+        return RoundRollout(all_prompts, every, replay.gather(every, rows), cursor, greedy)
 
-    def sample(self, taken: types.Prompts, wave: int) -> types.Trajectories:
-        """The graded trajectories of these prompts; each process samples and grades its share of them.
+    def sample(self, taken: types.Prompts, wave: int) -> tuple[types.Trajectories, np.ndarray]:
+        """The graded trajectories of these prompts, and the verdicts of their greedy responses (empty where none are sampled).
+
+        Each process samples and grades its share of the prompts.
 
         Raises:
           sampler.Interrupted: any process was asked to stop; finished responses are in the processes' journals.
         """
         components, config, round = self.components, self.components.config, self.progress.round
         local = trajectories.share(taken, jax.process_index(), jax.process_count())
-        greedy_reward = None
+        greedy_reward, greedy_verdict = None, np.empty(0, np.int8)
         if "greedy_reward" in components.algorithm.reads:
-            greedy_reward = self._greedy_reward(local, wave)
+            greedy_reward, greedy_verdict = self._greedy_rewards(local, wave)
         responses = self._whole(self._responses(local, wave))
         verdicts = self._whole(self._grade(local, responses))
         joined = trajectories.join(
@@ -129,14 +133,19 @@ class _Round(NamedTuple):
             greedy_reward=greedy_reward,
             token_values=self._recorded(responses),
         )
-        return trajectories.gather(joined)
+        return trajectories.gather(joined), greedy_verdict
 
-    def _greedy_reward(self, local: types.Prompts, wave: int) -> np.ndarray:
-        """f32[prompts]: the reward of the most probable response to each prompt, by the same rules as of the sampled ones."""
+    def _greedy_rewards(self, local: types.Prompts, wave: int) -> tuple[np.ndarray, np.ndarray]:
+        """The rewards f32 of the most probable response to each local prompt, and the verdicts i8 of all processes.
+
+        The rules are those of the sampled responses.
+        """
         responses = self._whole(self._responses(local, wave, is_greedy=True))
         verdicts = self._whole(self._grade(local, responses, is_greedy=True))
         lengths = np.array([len(response.tokens) for response in responses], np.int32)
-        return trajectories.rewards(lengths, verdicts.reward, self.components.config)
+        payloads = distributed.gather_bytes(verdicts.kind.tobytes())  # a collective call, as sampling them is
+        everywhere = np.concatenate([np.frombuffer(payload, np.int8) for payload in payloads])
+        return trajectories.rewards(lengths, verdicts.reward, self.components.config), everywhere
 
     def _recorded(self, responses: list[types.Response]) -> np.ndarray | None:
         """f32[sum of n, 1]: the mean log-probabilities over the vocabulary, where the algorithm reads them."""
@@ -165,7 +174,8 @@ class _Round(NamedTuple):
             contextlib.suppress(verifier.StoppedError),
             contextlib.closing(kept),
         ):
-            texts = prompts.decode(components.tokenizer, [response.tokens for response in responses])
+            tokens = [response.tokens for response in responses]
+            texts = prompts.decode(components.tokenizer, tokens, components.sampling.stop_ids)
             answers = [local.answers[response.prompt] for response in responses]
             return components.grader.score(
                 texts,

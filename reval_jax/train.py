@@ -188,7 +188,8 @@ def check_verdicts(components: Components, sampled: rollout.RoundRollout, round:
       verifier.UnreliableError: on every process alike.
     """
     try:
-        verifier.check_failures(sampled.all.verdict, max_share=components.config.verifier.max_failed_share)
+        kinds = np.concatenate([sampled.all.verdict, sampled.greedy_verdict])
+        verifier.check_failures(kinds, components.config.verifier)
     except verifier.UnreliableError:
         write_rollouts(components, sampled, round)
         raise

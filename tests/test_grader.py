@@ -7,13 +7,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from support import fuzzed_answers, hostile_answers
 
 from benchmarks import stress
-from reval_jax import config, config_checks, types, verifier
+from reval_jax import config, config_checks, train, types, verifier
 from reval_jax.verifier import grading
 
 TESTS = Path(__file__).resolve().parent
@@ -175,9 +176,41 @@ def test_failures_up_to_the_share_are_allowed_and_one_more_is_not():
     kinds = np.array(
         [types.VERDICTS.index(kind) for kind in ("ok", "wrong", "limit", "timeout", "crash", "no_box", "wrong", "ok")]
     )
-    verifier.check_failures(kinds, max_share=3 / 8)
+    own = config.Verifier(function="module:score", max_failed_share=3 / 8)
+    verifier.check_failures(kinds, own)
     with pytest.raises(verifier.UnreliableError, match=r"3 of 8 responses \(1 limit, 1 timeout, 1 crash\)"):
-        verifier.check_failures(kinds, max_share=0.37)
+        verifier.check_failures(kinds, dataclasses.replace(own, max_failed_share=0.37))
+
+
+def test_answers_too_large_for_the_built_in_grader_never_stop_a_run():
+    with verifier.Grader(config.Config()) as grader:
+        texts = [
+            "\\boxed{" + "x" * 1001 + "}",
+            "\\boxed{\\sum_{k=1}^{10^9} k}",
+            "\\boxed{" + "1" * 700 + "}",
+            "\\boxed{9^{9^{9^9}}}",
+        ]
+        kinds = grader.score(texts, ["4"] * len(texts)).kind
+        long_gold = grader.score(["\\boxed{4}"], ["4" * 700]).kind
+    assert {types.VERDICTS[kind] for kind in kinds} == {"limit"}
+    verifier.check_failures(kinds, config.Verifier(max_failed_share=0.0))
+    with pytest.raises(verifier.UnreliableError, match=r"1 of 1 responses \(0 timeout, 1 crash\)"):
+        verifier.check_failures(long_gold, config.Verifier(max_failed_share=0.0))
+
+
+def test_failed_verdicts_of_greedy_responses_count(monkeypatch: pytest.MonkeyPatch):
+    written = []
+    monkeypatch.setattr(train, "write_rollouts", lambda *arguments: written.append(arguments))
+    crash = types.VERDICTS.index("crash")
+    components = SimpleNamespace(config=config.Config())
+    whole = SimpleNamespace(
+        all=SimpleNamespace(verdict=np.zeros(12, np.int8)), greedy_verdict=np.full(4, crash, np.int8)
+    )
+    train.check_verdicts(components, whole, 0)  # 4 of 16, a quarter
+    failed = SimpleNamespace(all=whole.all, greedy_verdict=np.full(5, crash, np.int8))
+    with pytest.raises(verifier.UnreliableError, match="5 of 17 responses"):
+        train.check_verdicts(components, failed, 0)
+    assert len(written) == 1
 
 
 def test_a_run_whose_reward_fails_stops_with_a_message_after_writing_its_rollouts(tmp_path: Path, capsys):

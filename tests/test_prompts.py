@@ -13,9 +13,9 @@ import scipy.stats
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import prompt_sets
+from support import hf_checkpoints, prompt_sets
 
-from reval_jax import prompts
+from reval_jax import prompts, verifier
 
 UNHURRIED = settings(deadline=None, derandomize=True, database=None)  # the machine may be busy
 
@@ -284,3 +284,42 @@ def test_the_fingerprint_changes_with_rows_order_answers_and_template_only(
         fingerprint("g.jsonl", rows, template="chat"),
     }
     assert len(others | {base}) == 6
+
+
+# --- the text of a response, as the verifier gets it
+
+
+@pytest.mark.parametrize("is_special", [False, True])
+def test_thinking_tags_are_seen_however_the_tokenizer_declares_them(is_special: bool) -> None:
+    tokenizer = hf_checkpoints.tiny_tokenizer()
+    tags = [transformers.AddedToken(tag, special=is_special) for tag in ("<think>", "</think>")]
+    tokenizer.add_tokens(tags, special_tokens=is_special)
+    for text, opens, kind in (
+        ("<think>no \\boxed{3}</think>so \\boxed{4}", False, "ok"),
+        ("no \\boxed{3}</think>so \\boxed{4}", True, "ok"),
+        ("<think>try \\boxed{4} or", False, "unclosed_think"),
+    ):
+        ids = np.array([*tokenizer(text, add_special_tokens=False).input_ids, tokenizer.eos_token_id])
+        (decoded,) = prompts.decode(tokenizer, [ids], (tokenizer.eos_token_id,))
+        assert decoded == text
+        assert verifier.grade(decoded, "4", answer_format="boxed", prompt_opens_think=opens).kind == kind
+
+
+def test_only_special_tokens_that_end_or_pad_a_response_are_left_out() -> None:
+    tokenizer = hf_checkpoints.tiny_tokenizer()
+    start = tokenizer.convert_tokens_to_ids("<|im_start|>")
+    four, two = (tokenizer(digit, add_special_tokens=False).input_ids for digit in "42")
+    end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    responses = [
+        [*four, start, *two, end],
+        [*four, end, pad, pad],
+        [*four, start],
+        [*four, pad, *two],
+        [end],
+        [],
+        [*four, *two],
+    ]
+    texts = prompts.decode(tokenizer, [np.array(ids, np.int32) for ids in responses], (end, two[0]))
+    # The last one ends in a stop token that is ordinary text.
+    assert texts == ["4<|im_start|>2", "4", "4<|im_start|>", "4<|pad|>2", "", "", "42"]
+    assert verifier.grade(f"\\boxed{{{texts[0]}}}", "42", answer_format="boxed").kind == "unparsed"

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import hypothesis
 import numpy as np
 from hypothesis import strategies
 from support import hf_checkpoints
 
-from reval_jax import inference, sampler
+from reval_jax import inference, prompts, sampler
 
 
 class Bytes:
-    """A tokenizer whose tokens are bytes; 256 is special."""
+    """A tokenizer whose tokens are bytes; 256 is special and ends a response."""
 
-    def decode(self, tokens, *, skip_special_tokens):
-        assert skip_special_tokens
-        return bytes(token for token in tokens if token < 256).decode("utf-8", errors="replace")
+    all_special_ids = (256,)
+    added_tokens_decoder: ClassVar = {}
+    eos_token_id = pad_token_id = 256
+
+    def batch_decode(self, sequences, *, skip_special_tokens):
+        assert not skip_special_tokens
+        return [bytes(tokens).decode("utf-8", errors="replace") for tokens in sequences]
 
 
 def new(sample, tokens, *, is_finished=False, prompt=0):
@@ -27,7 +33,7 @@ def new(sample, tokens, *, is_finished=False, prompt=0):
 def stream(windows, tokenizer=None):
     """The arguments of each call of the listener for these windows."""
     texts = []
-    listen = inference.streamed_text(tokenizer or Bytes(), lambda *arguments: texts.append(arguments))
+    listen = inference.streamed_text(tokenizer or Bytes(), lambda *arguments: texts.append(arguments), (256,))
     for window in windows:
         listen(window)
     return texts
@@ -66,7 +72,7 @@ def cut(tokens, sizes):
 @hypothesis.given(strategies.binary(min_size=1, max_size=30), windows)
 def test_the_passed_on_pieces_add_up_to_the_text_for_any_bytes_and_windows(tokens, sizes):
     texts = stream(cut(list(tokens), sizes))
-    assert "".join(text for _, text, _ in texts) == Bytes().decode(tokens, skip_special_tokens=True)
+    assert "".join(text for _, text, _ in texts) == tokens.decode("utf-8", errors="replace")
     assert [is_complete for *_, is_complete in texts] == [False] * (len(texts) - 1) + [True]
 
 
@@ -79,4 +85,4 @@ TOKENIZER = hf_checkpoints.tiny_tokenizer()
 )
 def test_a_real_tokenizers_stream_is_its_text(tokens, sizes):
     texts = stream(cut(tokens, sizes), TOKENIZER)
-    assert "".join(text for _, text, _ in texts) == TOKENIZER.decode(tokens, skip_special_tokens=True)
+    assert "".join(text for _, text, _ in texts) == prompts.decode(TOKENIZER, [np.array(tokens)], (256,))[0]

@@ -104,7 +104,7 @@ class Verifier:
     # Seconds until an answer that waits without using CPU time gets the verdict `timeout`.
     wall_limit: PositiveFloat = 30.0
     tasks_per_worker: PositiveInt = 100  # answers graded by a process before a fresh one replaces it
-    # Largest share of verdicts `limit`, `timeout` and `crash` in a round; a larger share stops the run.
+    # Largest share of verdicts `timeout`, `crash` and, with `function`, `limit` in a round; a larger share stops the run.
     max_failed_share: Annotated[float, pydantic.Field(ge=0, le=1, strict=True)] = 0.25
     # Your own reward: MODULE:FUNCTION of (response, answer) that returns a number from 0 to 1; empty uses the built-in grader.
     function: str = ""

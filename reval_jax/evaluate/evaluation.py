@@ -94,10 +94,10 @@ def run(
         sampling=sampler.Sampling(settings.temperature, 0, settings.top_p, policy.stop_ids),
         hooks=sampler.Hooks(on_progress=on_progress, should_stop=should_stop),
     )
-    texts = prompts.decode(policy.tokenizer, [response.tokens for response in responses])
+    texts = prompts.decode(policy.tokenizer, [response.tokens for response in responses], policy.stop_ids)
     answers = [benchmark.prompts.answers[response.prompt] for response in responses]
     verdicts = grader.score(texts, answers, prompt_opens_think=benchmark.prompt_opens_think, should_stop=should_stop)
-    verifier.check_failures(verdicts.kind, max_share=config.verifier.max_failed_share)
+    verifier.check_failures(verdicts.kind, config.verifier)
     graded = _graded(responses, verdicts, settings.samples_per_prompt)
     return Result(benchmark.name, graded, intervals.estimates(graded), tuple(texts))
 

@@ -136,9 +136,27 @@ def take(dataset: Dataset, cursor: int, n: int, *, seed: int) -> tuple[types.Pro
     return prompts, cursor + n
 
 
-def decode(tokenizer: transformers.PreTrainedTokenizerBase, tokens: Sequence[np.ndarray]) -> list[str]:
-    """The text of each token sequence i32[n], special tokens left out."""
-    return tokenizer.batch_decode([part.tolist() for part in tokens], skip_special_tokens=True)
+def decode(
+    tokenizer: transformers.PreTrainedTokenizerBase, responses: Sequence[np.ndarray], stop_ids: Sequence[int]
+) -> list[str]:
+    """The text of each response i32[n], with all special tokens but those that end or pad it.
+
+    Tags like `</think>` are special tokens of some tokenizers, and the verifier must see them. A special token inside an answer
+    must not vanish either: `4<|im_start|>2` is not 42.
+
+    Args:
+      stop_ids: token ids that end a response; those that are ordinary text are kept.
+    """
+    special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    special |= set(tokenizer.all_special_ids)
+    ending = special & {*stop_ids, tokenizer.eos_token_id, tokenizer.pad_token_id}
+    kept = []
+    for response in responses:
+        ids = response.tolist()
+        while ids and ids[-1] in ending:
+            del ids[-1]
+        kept.append(ids)
+    return tokenizer.batch_decode(kept, skip_special_tokens=False)
 
 
 @functools.lru_cache(maxsize=4)

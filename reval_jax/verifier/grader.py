@@ -21,8 +21,8 @@ from reval_jax.verifier import checkers, extraction, grading
 if TYPE_CHECKING:  # at run time a worker imports this file, and does not need pydantic
     from reval_jax import config as config_lib
 
-FAILURES = ("limit", "timeout", "crash")
-"""Verdicts for which grading itself failed."""
+FAILURES = ("timeout", "crash")
+"""Verdicts for which grading itself failed; with a function of the user's, `limit` is one too."""
 
 MAX_WORKERS = 16  # upper bound of the default; each worker imports its libraries
 
@@ -344,18 +344,21 @@ def check(settings: config_lib.Verifier) -> None:
         ) from error
 
 
-def check_failures(kinds: np.ndarray, *, max_share: float) -> None:
+def check_failures(kinds: np.ndarray, settings: config_lib.Verifier) -> None:
     """Refuses a round in which too many verdicts are failures.
+
+    The built-in grader gives `limit` to answers that are too large or too slow to compare, which is the responses' fault. With
+    `verifier.function` it counts as a failure, because a slow function reaches the limit whatever the response is.
 
     Args:
       kinds: i8[B], indices into types.VERDICTS.
-      max_share: largest allowed share of `limit`, `timeout` and `crash`.
 
     Raises:
-      UnreliableError: the share is larger.
+      UnreliableError: their share is larger than `verifier.max_failed_share`.
     """
-    counts = {kind: int(np.sum(kinds == types.VERDICTS.index(kind))) for kind in FAILURES}
-    failed = sum(counts.values())
+    failures = ("limit", *FAILURES) if settings.function else FAILURES
+    counts = {kind: int(np.sum(kinds == types.VERDICTS.index(kind))) for kind in failures}
+    failed, max_share = sum(counts.values()), settings.max_failed_share
     if failed > max_share * len(kinds):
         listed = ", ".join(f"{count} {kind}" for kind, count in counts.items())
         raise UnreliableError(

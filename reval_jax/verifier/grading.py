@@ -118,7 +118,7 @@ def _compare(answer: str, golds: Sequence[str]) -> Grade:
         return Grade(1.0, "ok", extracted, f"{_shorten(answer)} equals the gold answer", normal_form)
     if not readable:
         return Grade(
-            0.0, "limit", extracted, f"the gold answer is too long to read: {limits.too_long(golds[0])}", normal_form
+            0.0, "crash", extracted, f"the gold answer is too long to read: {limits.too_long(golds[0])}", normal_form
         )
     pairs = [
         (answer, gold) for gold, comparison in zip(readable, comparisons, strict=True) if comparison == structure.OPEN
