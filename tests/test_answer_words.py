@@ -38,6 +38,11 @@ def test_a_number_with_a_word_that_is_no_known_unit_or_noun_is_not_that_number(w
         ("5\\text{ thousand}", "5000"), ("4\\text{ hundred}", "400"), ("5\\text{ hundred thousand}", "500000"),
         ("7\\text{ trillion}", "7 \\cdot 10^{12}"), ("\\frac{1}{2}\\text{ million}", "500000"),
         ("5\\text{ quadrillion}", "5 \\cdot 10^{15}"), ("2\\text{ Million}", "2000000"),
+        # spelled numbers
+        ("\\text{five}", "5"), ("\\text{twenty-one apples}", "21"), ("\\text{four dozen}", "48"),
+        ("\\text{two thousand and five}", "2005"),
+        ("\\text{one hundred and twenty}", "120"), ("1", "\\text{one}"),
+        ("\\text{three million four hundred thousand}", "3400000"),
         # units of another size, compound units
         ("60\\text{ min}", "1\\text{ hour}"), ("5000\\text{ m}", "5\\text{ km}"), ("100\\text{ cm}", "1\\text{ meter}"),
         ("5\\text{ m/s}", "18\\text{ km/h}"), ("5\\text{ m}/\\text{s}", "18\\text{ km/h}"), ("2\\text{ feet}", "24\\text{ in}"),
@@ -64,7 +69,11 @@ def test_known_words_are_read(prediction: str, gold: str) -> None:
 @pytest.mark.parametrize(
     ("prediction", "gold"),
     [
-        ("5\\text{ million}", "5"), ("5", "5\\text{ million}"), ("5\\text{ million}", "5000"), ("3\\text{ dozen}", "3"),
+        ("5\\text{ million}", "5"), ("5", "5\\text{ million}"), ("\\text{six seven}", "6"), ("\\text{five or six}", "5"),
+        ("\\text{five halves}", "5"),
+        ("\\text{minus five}", "5"), ("\\text{five point five}", "5"), ("\\text{one and two}", "3"),
+        ("\\text{five wrong}", "5"),
+        ("\\text{twenty eleven}", "31"), ("\\text{one or more}", "1"), ("5\\text{ million}", "5000"), ("3\\text{ dozen}", "3"),
         ("60\\text{ min}", "60\\text{ hours}"), ("5\\text{ km}", "5\\text{ m}"), ("5\\text{ km}", "5000"), ("20°C", "20°F"),
         ("5\\text{ m}", "5\\text{ m}^2"), ("5\\text{ s}", "5\\text{ m}"), ("5\\text{ m/s}", "5\\text{ m s}"),
         ("5\\text{ red balls}", "5\\text{ blue balls}"), ("4000\\text{ bananas}", "4000\\text{ ml}"), ("5\\text{ MM}", "5"),
@@ -151,7 +160,8 @@ def test_a_gold_answer_may_hold_its_options_text() -> None:
         ("5\\text{ cm²}", "5\\text{ cm}^2"),
         ("⌊7.9⌋", "7"), ("2⋅3", "6"), ("3⁄4", "0.75"), ("x ∈ [0, ∞)", "[0, \\infty)"), ("4\u200b2", "42"), ("€5", "5"),
         # LaTeX
-        ("{5 \\choose 2}", "10"), ("5 \\choose 2", "10"), ("{1 \\over 2}", "0.5"), ("\\lg 100", "2"),
+        ("{5 \\choose 2}", "10"), ("5 \\choose 2", "10"), ("{{n} \\choose {k}}", "\\binom{n}{k}"), ("5^{o}", "5"),
+        ("(101)_2", "101_2"), ("{1 \\over 2}", "0.5"), ("\\lg 100", "2"),
         ("\\textcolor{red}{5}", "5"),
         ("\\color{red}5", "5"), ("{\\color{blue}5}", "5"), ("\\underline{5}", "5"), ("\\underline{\\underline{5}}", "5"),
         ("5,", "5"),

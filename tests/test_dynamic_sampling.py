@@ -62,7 +62,7 @@ def test_the_penalty_is_subtracted_before_groups_are_compared():
     np.testing.assert_allclose(shaped, [0.25, -0.25])
 
 
-def graded_by_chance(self, texts, answers, *, prompt_opens_think=False):
+def graded_by_chance(self, texts, answers, **_):
     """Verdicts that depend on the response's text alone: a third of them right."""
     reward = np.array([hashlib.sha256(text.encode()).digest()[0] % 3 == 0 for text in texts], np.float32)
     return types.Verdicts(reward, (reward == 0).astype(np.int8), ("",) * len(texts))

@@ -19,8 +19,6 @@ REFUSED = {
     ("\\boxed{1 > x > 0}", "(0,1)"),
     ("\\boxed{x>2 \\text{ and } x<5}", "(2,5)"),
 }
-# Of boxes, not of equality.
-BOXES = {"\\boxed{6}", "\\boxed{C}", "\\boxed{\\{3\\}}", "So $\\boxed 5$.", "The result is $\\fbox{5}$."}
 
 
 def reward(pair: dict[str, str]) -> float:
@@ -32,12 +30,6 @@ def reward(pair: dict[str, str]) -> float:
 @pytest.mark.skipif(not FAULTS.is_dir(), reason="no shared/faults beside the repository")
 def test_no_wrong_answer_is_accepted_and_few_right_ones_are_refused() -> None:
     pairs = [json.loads(line) for name in FILES for line in (FAULTS / name).read_text(encoding="utf-8").splitlines()]
-    pairs = [
-        pair
-        for pair in pairs
-        if not any(pair["prediction"].startswith(box + rest) for box in BOXES for rest in ("%", "\\iffalse", " (b)"))
-    ]
-    pairs = [pair for pair in pairs if pair["prediction"] not in BOXES]
     rewards = [reward(pair) for pair in pairs]
     accepted = [pair for pair, one in zip(pairs, rewards, strict=True) if one and not pair["expected"]]
     assert not accepted

@@ -170,6 +170,10 @@ def number(text: str) -> Number | None:
     Args:
       text: at most a few hundred digits.
     """
+    spelled = quantities.spelled(text) if text[:1].isalpha() else None
+    if spelled:
+        phrase = quantities.read(spelled[1])
+        return Number(Fraction(spelled[0] * phrase.multiplier), phrase.unit) if phrase else None
     match = _NUMBER.match(text)
     phrase = quantities.read(strip(text[match.end() :])) if match else None
     value = _fraction(match) if match and phrase is not None else None

@@ -29,6 +29,39 @@ _TEXT_TOKEN = re.compile(r"\s*(?:\^\s*\(?([+-]?[1-3])\)?|(/|\\cdot(?![A-Za-z]))|
 
 # Two letters without \text are a unit only if no one would mean a product of variables.
 _PLAIN_SHORT = frozenset("mm cm dm km in ft yd mg kg lb oz ml mL hr".split())  # noqa: SIM905
+_SPELLED = re.compile(r"\s*[A-Za-z]+(?:[ -][A-Za-z]+){0,15}\s*")
+_SMALL = {
+    word: value
+    for value, word in enumerate(
+        [
+            "zero",
+            "one",
+            "two",
+            "three",
+            "four",
+            "five",
+            "six",
+            "seven",
+            "eight",
+            "nine",
+            "ten",
+            "eleven",
+            "twelve",
+            "thirteen",
+            "fourteen",
+            "fifteen",
+            "sixteen",
+            "seventeen",
+            "eighteen",
+            "nineteen",
+        ]
+    )
+}
+_TENS = {
+    word: 10 * value
+    for value, word in enumerate("twenty thirty forty fifty sixty seventy eighty ninety".split(), start=2)  # noqa: SIM905
+}
+_SCALE_WORDS = {"thousand": 1000, "million": 10**6}
 _SCALES = {"C": "°C", "celsius": "°C", "centigrade": "°C", "F": "°F", "fahrenheit": "°F"}
 
 
@@ -57,6 +90,45 @@ def read(text: str) -> Phrase | None:
         return Phrase(multiplier, "")
     unit = _Reader(tokens).unit()
     return None if unit is None else Phrase(multiplier, unit)
+
+
+def spelled(text: str) -> tuple[int, str] | None:
+    """The number that a text like `twenty-one apples` begins with, and the rest of the text; None if it begins with none."""
+    if not _SPELLED.fullmatch(text):
+        return None
+    words, total, largest = re.split(r"[\s-]+", text.lower().strip()), 0, 10**9
+    is_read = False
+    while words:
+        group, rest = _below_thousand(words)
+        if group is None or (is_read and group == 0):
+            break
+        scale = _SCALE_WORDS.get(rest[0], 1) if rest else 1
+        if scale >= largest:
+            break
+        total, largest, words, is_read = total + group * scale, scale, rest[1:] if scale > 1 else rest, True
+        if scale > 1 and words[:1] == ["and"]:
+            words = words[1:]
+        if scale == 1:
+            break
+    # A second number after the first is not part of it: `six seven`.
+    is_one = is_read and not (words and (words[0] in _SMALL or words[0] in _TENS))
+    return (total, " ".join(words)) if is_one else None
+
+
+def _below_thousand(words: list[str]) -> tuple[int | None, list[str]]:
+    """The number below 1,000 that the words begin with, None if there is none, and the words after it."""
+    hundreds = 0
+    if len(words) > 1 and 0 < _SMALL.get(words[0], 0) < 10 and words[1] == "hundred":
+        hundreds, words = 100 * _SMALL[words[0]], words[2:]
+        after = words[1:] if words[:1] == ["and"] else words
+        if not (after and (after[0] in _SMALL or after[0] in _TENS)):
+            return hundreds, words
+        words = after
+    if words and words[0] in _TENS:
+        unit = _SMALL.get(words[1], 0) if len(words) > 1 else 0
+        has_unit = 0 < unit < 10
+        return hundreds + _TENS[words[0]] + (unit if has_unit else 0), words[1 + has_unit :]
+    return (hundreds + _SMALL[words[0]], words[1:]) if words and words[0] in _SMALL else (None, words)
 
 
 def factor(unit: str) -> Fraction:

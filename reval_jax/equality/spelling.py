@@ -45,7 +45,7 @@ _ROOTS = {"√": r"\sqrt", "∛": r"\sqrt[3]", "∜": r"\sqrt[4]"}
 # Commands that change the look only. After a digit they would join two numbers by an invisible product.
 _LOOK = re.compile(
     r"(?<![0-9])(?<![0-9]\s)(?:\\(?:bm|boldsymbol|pmb|underline|emph|texttt|mathtt|textsc|mathop|mathord)(?![A-Za-z])\s*(?=\{)"
-    r"|\\(?:textcolor|color|colorbox)\s*(?:\[[A-Za-z]*\])?\s*\{[A-Za-z0-9!, .]*\}"
+    r"|\\(?:textcolor|color|colorbox)\s*(?:\[[A-Za-z]*\])?\s*\{[A-Za-z0-9!, .#]*\}"
     r"|\\(?:bf|it|boldmath|normalsize|large|Large|huge|scriptstyle|mathstrut|strut)(?![A-Za-z])\s*)"
 )
 _PLAIN_NUMBER = re.compile(
@@ -54,7 +54,11 @@ _PLAIN_NUMBER = re.compile(
 _DOUBLE_BRACES = re.compile(r"\{\s*\{([^{}]*)\}\s*\}")
 _EMPTY_GROUP = re.compile(r"(?<![A-Za-z\]}^_])\{\s*\}")
 _SPACE = re.compile(r"\\(?:[hv]space\*?|[hv]?phantom)\s*\{[^{}]{0,20}\}")
-_DEGREE = re.compile(r"\^\s*\{\s*\\circ\s*\}|\^\s+\\circ(?![A-Za-z])")
+_DEGREE = re.compile(
+    r"\^\s*\{\s*\\circ\s*\}|\^\s+\\circ(?![A-Za-z])|(?<=[0-9])\^\s?(?:\{\s?o\s?\}|\\(?:text|mathrm)\{o\}|o(?![A-Za-z]))"
+)
+_BRACED_ARGUMENTS = re.compile(r"\{\s*\{([^{}]*)\}\s*\\(choose|over)(?![A-Za-z])\s*\{([^{}]*)\}\s*\}")
+_BASED = re.compile(r"(?<![\w)}])\(([0-9][0-9A-Fa-f]*)\)(?=_)")
 _NOT = re.compile(r"\\not\s*(=|\\in(?![A-Za-z]))")
 _INFIX = re.compile(r"\{([^{}]*)\\(choose|over)(?![A-Za-z])([^{}]*)\}")
 _WHOLE_INFIX = re.compile(r"\s*\$*([^{}$]*)\\(choose|over)(?![A-Za-z])([^{}$]*?)\$*\s*")
@@ -83,6 +87,7 @@ def rewrite(text: str) -> str:
     text = _PLAIN_NUMBER.sub(r"{\1}", text)
     text = _DOUBLE_BRACES.sub(r"{\1}", _DOUBLE_BRACES.sub(r"{\1}", text))
     text = _DEGREE.sub("°", _SPACE.sub(" ", _EMPTY_GROUP.sub("", text)))
+    text = _BASED.sub(r"\1", _BRACED_ARGUMENTS.sub(_written_first, text))
     whole = _WHOLE_INFIX.fullmatch(text)
     text = _written_first(whole) if whole else _INFIX.sub(_written_first, text)
     text = _DOTTED.sub(
