@@ -11,6 +11,7 @@ import re
 from typing import NamedTuple
 
 from reval_jax.equality import arithmetic, structure, values
+from reval_jax.equality.normal import canonical_text
 
 _REALS = re.compile(
     r"\\mathbb\s*(?:\{\s*R\s*\}|R)|\\mathbf\s*\{\s*R\s*\}|\\(?:R|Reals)(?![A-Za-z])|\u211d"
@@ -127,8 +128,8 @@ def _read_relation(node: structure.Node) -> tuple[str, list[_Piece]]:
     r"""`x \neq 2`, `|x - 1| \le 3`, `0 < |x - 1| < 3`."""
     sides, operators = [item.text for item in node.items], node.marks.split()
     if operators == ["\\neq"] and re.fullmatch("[a-z]", sides[0]):
-        end = _end(sides[1])
-        return sides[0], _difference([_REAL_LINE], [_Piece(end, True, end, True)])
+        ends = [_end(sides[1].replace("\\pm", sign)) for sign in (("", "-") if "\\pm" in sides[1] else ("",))]
+        return sides[0], _difference([_REAL_LINE], _union([_Piece(end, True, end, True) for end in ends], []))
     if operators[0] in (">", "\\ge"):
         sides, operators = sides[::-1], [{">": "<", "\\ge": "\\le"}.get(one, "") for one in operators[::-1]]
     if not set(operators) <= {"<", "\\le"}:
@@ -156,7 +157,7 @@ def _read_conditions(node: structure.Node) -> tuple[str, list[_Piece]]:
     r"""`x \neq 2, 3`, `x > 0, x \neq 1` and `x \in \mathbb{R}, x \neq 0`: all of them hold. One must be `\neq`."""
     excluded = [item for item in node.items if item.kind == "relation" and item.marks == "\\neq"]
     rest = [item for item in node.items if item not in excluded]
-    if not excluded:
+    if not excluded or structure.OR_WORD.search(node.text):
         raise _UncertainError
     if rest and all(item.kind == "scalar" and not item.name for item in rest) and node.items[0] in excluded[:1]:
         name, pieces = _read(excluded[0])
@@ -199,7 +200,9 @@ def _order(one: _End, other: _End) -> int:
     """-1, 0 or 1, as one end is below, at or above another."""
     if one.number is None or other.number is None:
         return (one.sign > other.sign) - (one.sign < other.sign)
-    if one.text == other.text or (one.number.exact is not None and one.number.exact == other.number.exact):
+    if one.number.exact is not None and one.number.exact == other.number.exact:
+        return 0
+    if canonical_text(one.text) == canonical_text(other.text):
         return 0
     if not values.is_different(one.number, other.number):
         raise _UncertainError

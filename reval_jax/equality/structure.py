@@ -35,7 +35,7 @@ _NEGATION = re.compile(r"\\(?:not|neg)(?![A-Za-z])|(?<![A-Za-z\\])(?:not?|non|no
 _AND = r"(?:and|or|AND|OR)(?![a-z])"
 _COMMA = re.compile(rf",\s*(?:{_AND})?|(?<![A-Za-z\\]){_AND}")
 _SPACED_COMMA = re.compile(rf",\s+(?:{_AND})?|(?<![A-Za-z\\]){_AND}")
-_OR_WORD = re.compile(r"(?<![A-Za-z\\])(?:or|OR)(?![a-z])")
+OR_WORD = re.compile(r"(?<![A-Za-z\\])(?:or|OR)(?![a-z])")
 _AND_WORD = re.compile(r"(?<![A-Za-z\\])(?:and|AND)(?![a-z])")
 _CAP = re.compile(r"\\cap(?![A-Za-z])")
 _SETMINUS = re.compile(r"\\(?:setminus|backslash|smallsetminus)(?![A-Za-z])|(?<=[\w)}\]])\s*-(?=\s*\\\{)")
@@ -101,7 +101,7 @@ def _is_name(side: str) -> bool:
 
 def _read_rounded(exact: str, rounded: list[str], text: str, depth: int) -> Node:
     r"""`x \approx 11` answers 11; `2\sqrt{30} \approx 10.95` answers its exact part."""
-    if not exact or _is_name(exact):
+    if not exact or (_is_name(exact) and exact != "e"):
         exact, *rounded = rounded
     value = read(exact, depth=depth + 1)
     sides = tuple(Node("scalar", side) for side in rounded)
@@ -126,7 +126,7 @@ def _read_list(items: Iterable[Node], text: str) -> Node:
     # `x < 1 or x > 5` is a union of intervals, `x > 1 and x < 5` an intersection.
     if flat and all(item.kind == "tuple" and item.name and item.text == "" for item in flat):
         name = flat[0].name
-        words = {pattern for pattern in (_OR_WORD, _AND_WORD) if _split(text, pattern)[1:]}
+        words = {pattern for pattern in (OR_WORD, _AND_WORD) if _split(text, pattern)[1:]}
         if all(item.name == name for item in flat) and len(words) < 2:
             kind = "intersection" if words == {_AND_WORD} else "union"
             marks = "" if words else ","
@@ -367,8 +367,8 @@ def _compare_names_with_tuple(prediction: Node, gold: Node, leaf_compare: LeafCo
 
 def _compare_lists(prediction: Node, gold: Node, leaf_compare: LeafCompare) -> Comparison:
     """Compares lists and sets. Values of different unknowns (`x = 1, y = 2`) are in the order of the gold answer."""
-    ours, theirs = ([item.name for item in node.items] for node in (prediction, gold))
-    if any(ours) and any(theirs):
+    ours, theirs = ([item.name for item in node.items if item.name] for node in (prediction, gold))
+    if ours and theirs:
         # `x = 1 or x = 2` has the values of x_1 and x_2.
         bases = {_base(name) for name in (*ours, *theirs)}
         if min(len(set(ours)), len(set(theirs))) == len(bases) == 1:
