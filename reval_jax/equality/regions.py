@@ -128,8 +128,8 @@ def _read_relation(node: structure.Node) -> tuple[str, list[_Piece]]:
     r"""`x \neq 2`, `|x - 1| \le 3`, `0 < |x - 1| < 3`."""
     sides, operators = [item.text for item in node.items], node.marks.split()
     if operators == ["\\neq"] and re.fullmatch("[a-z]", sides[0]):
-        ends = [_end(sides[1].replace("\\pm", sign)) for sign in (("", "-") if "\\pm" in sides[1] else ("",))]
-        return sides[0], _difference([_REAL_LINE], _union([_Piece(end, True, end, True) for end in ends], []))
+        points = [_end(sides[1].replace("\\pm", sign)) for sign in (("", "-") if "\\pm" in sides[1] else ("",))]
+        return sides[0], _difference([_REAL_LINE], _union([_Piece(point, True, point, True) for point in points], []))
     if operators[0] in (">", "\\ge"):
         sides, operators = sides[::-1], [{">": "<", "\\ge": "\\le"}.get(one, "") for one in operators[::-1]]
     if not set(operators) <= {"<", "\\le"}:
