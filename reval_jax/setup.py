@@ -195,20 +195,9 @@ def _prepare(
     store = checkpoint.Store(directory.checkpoints, config.checkpoint)
     latest, passed_over = store.newest_whole()
     start = _Start(config, algorithm, architecture, optimizer, meshes.learner)
-    if latest is None:
-        run = start.new()
-    else:
-        for note in passed_over:
-            console.log(f"note: {note}")
-        run = start.resumed(store, latest)
-        console.log(f"resuming {run_dir} after round {latest}")
-    for change in [*changes, *moved]:
-        console.log(f"resuming with {change}")
-    if provenance.may_change_bits(moved):
-        console.log("note: the run goes on validly, but not bit for bit as on the machine before")
+    run = start.new() if latest is None else start.resumed(store, latest)
     notes = _notes(config, architecture, meshes.learner)
-    for note in notes:
-        console.log(f"note: {note}")
+    _say_start(console, run_dir, latest, passed_over, changes, moved, notes)
     distributed.check_agreement({**fingerprints, **origin.inputs, "notes": str(notes), "last saved round": str(latest)})
     store.check_space(checkpoint_state(run))
     is_writer = jax.process_index() == 0
@@ -248,19 +237,48 @@ def _prepare(
         store=store,
         directory=directory,
         owner=held,
-        writer=metrics.Writer(
-            directory.metrics,
-            keep_bytes=run.progress.metrics_bytes,
-            round=run.progress.round,
-            is_active=is_writer,
-            log=console.log,
-        ),
+        writer=_writer(directory, run.progress, console),
         sinks=sinks.Sinks(opens if is_writer else {}, config, run_dir, log=console.log),
         clock=metrics.Clock(),
         console=console,
         row_lengths=set(),
     )
     return components, run
+
+
+def _writer(
+    directory: run_directory.RunDirectory, progress: checkpoint.Progress, console: console_lib.Console
+) -> metrics.Writer:
+    """The writer of metrics.jsonl, which goes on after the lines of these rounds; it writes in process 0 only."""
+    return metrics.Writer(
+        directory.metrics,
+        keep_bytes=progress.metrics_bytes,
+        round=progress.round,
+        is_active=jax.process_index() == 0,
+        log=console.log,
+    )
+
+
+def _say_start(
+    console: console_lib.Console,
+    run_dir: Path,
+    latest: int | None,
+    passed_over: list[str],
+    changes: list[str],
+    moved: list[str],
+    notes: list[str],
+) -> None:
+    """Prints what the run goes on from, which settings and surroundings have changed, and what the user may want to know."""
+    if latest is not None:
+        for note in passed_over:
+            console.log(f"note: {note}")
+        console.log(f"resuming {run_dir} after round {latest}")
+    for change in [*changes, *moved]:
+        console.log(f"resuming with {change}")
+    if provenance.may_change_bits(moved):
+        console.log("note: the run goes on validly, but not bit for bit as on the machine before")
+    for note in notes:
+        console.log(f"note: {note}")
 
 
 def _notes(config: config_lib.Config, architecture: model.Architecture, devices: jax.sharding.Mesh) -> list[str]:

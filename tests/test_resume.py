@@ -415,8 +415,9 @@ def test_an_update_that_is_skipped_is_no_use_of_its_rows(file, copy):
     components = components._replace(config=tiny_runs.with_overrides(file, {"update.max_skipped": 100}))
     broken = jax.tree.map(lambda leaf: leaf * np.float32("nan"), run.reference.params)
     run = run._replace(reference=run.reference._replace(params=broken, version=run.reference.version + 1))
+    preemption = distributed.Preemption()
     with jax.numpy_dtype_promotion("standard"):
-        after = train.play_round(components, run, rollout.synchronous(components, distributed.Preemption()))
+        after = train.play_round(components, run, rollout.synchronous(components, preemption), preemption)
     components.store.close()
     assert int(after.state.num_skipped) == 2
     before, now = run.buffer.trajectories, after.buffer.trajectories
