@@ -57,12 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             is_busy=args.busy,
             log=lambda text: print(text, flush=True),
         )
-        results = run(lab, args.parts, args.scale)
+        results = run(lab, args.parts, args.scale, file=args.json)
     finally:
         if args.directory is None:
             shutil.rmtree(directory, ignore_errors=True)
-    if args.json:
-        write(args.json, results)
     print(table(results))
     for each in results["broken"]:
         print(f"BROKEN: {each['part']} {each['name']}: {each['outcome']}: {each['detail']}")
@@ -97,8 +95,8 @@ def can_become_root() -> bool:
     return subprocess.run(["unshare", "-rm", "true"], stderr=subprocess.DEVNULL, check=False).returncode == 0
 
 
-def run(lab: Lab, parts: Sequence[str], scale: float) -> dict[str, Any]:
-    """Makes the attempts of the parts; the results, as they are written to the JSON file."""
+def run(lab: Lab, parts: Sequence[str], scale: float, *, file: Path | None = None) -> dict[str, Any]:
+    """Makes the attempts of the parts; the results, which are written to the JSON file after each part."""
     results: dict[str, Any] = {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
         "parts": {},
@@ -109,13 +107,15 @@ def run(lab: Lab, parts: Sequence[str], scale: float) -> dict[str, Any]:
         start = time.monotonic()
         attempts = PARTS[part](lab, scale)
         results["parts"][part] = {
-            "command": f"python -m benchmarks.chaos --scale {scale:g} --parts {part} --seed {lab.seed}",
+            "command": f"python -m benchmarks.chaos --scale {scale:g} --parts {part} --seed {lab.seed}{' --busy' * lab.is_busy}",
             "commit": commit(),
             "minutes": round((time.monotonic() - start) / 60, 1),
             **described(attempts),
         }
         lab.log(f"  {summary(results['parts'][part])}")
         results["broken"] += [attempt._asdict() for attempt in attempts if not attempt.is_kept]
+        if file:
+            write(file, results)
         shutil.rmtree(lab.directory / "runs", ignore_errors=True)
     return results
 

@@ -17,9 +17,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 
 from support import tiny_runs
 
+from reval_jax.checkpoint import saving
+
 # It warns of metadata that this project's checkpoints do not have.
 logging.getLogger("absl").setLevel(logging.ERROR)
-logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # of each array of a damaged checkpoint
+# Nor are the libraries to report every array of a damaged checkpoint.
+logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+saving.hush()
 
 LOCK = threading.Lock()
 """Orbax is not asked to restore in two threads at once."""

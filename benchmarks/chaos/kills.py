@@ -49,7 +49,7 @@ def live(lab: Lab, life: Life) -> Attempt:
         else:
             claimed(process, run_dir)
             finished = lines(run_dir)
-            target = source.randint(finished, ROUNDS)
+            target = source.randint(finished, ROUNDS + 1)  # the line of round 0 is the first
             while process.is_running() and lines(run_dir) < target:
                 time.sleep(0.005)
             wait(process, source.uniform(0, reference.round_s * (FIRST_ROUND if target == finished else 1)))
