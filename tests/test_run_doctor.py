@@ -111,6 +111,15 @@ def test_an_earlier_versions_run_is_not_verified_but_no_damage(run_dir, capsys):
     assert "has no checksums" in found["checkpoint of round 3"][0]
 
 
+def test_report_refuses_and_eval_names_damaged_metrics(run_dir, capsys):
+    flip(run_dir / "metrics.jsonl", 40)
+    assert cli.main(["report", "--run-dir", str(run_dir)]) == 2
+    assert "does not have its checksum" in capsys.readouterr().err
+    words = ("eval", "--run-dir", str(run_dir), "--eval.samples_per_prompt", "1", "--eval.max_prompts", "1")
+    assert cli.main(list(words)) == 0
+    assert "does not have its checksum" in "".join(capsys.readouterr())
+
+
 def test_a_living_owner_is_named(run_dir, capsys):
     held = owner.acquire(run_dir, log=print)
     result, is_fine = findings(run_dir, capsys, 0)["owner"]

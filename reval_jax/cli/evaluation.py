@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from reval_jax import config as config_lib
-from reval_jax import exit_codes, types
+from reval_jax import exit_codes, metrics, run_directory, types
 from reval_jax.cli import arguments, output, parsing
 
 if TYPE_CHECKING:
@@ -113,12 +113,18 @@ def _policies(
 
 
 def _notes(config: config_lib.Config, run_dirs: tuple[Path, ...], trained_with: list[config_lib.Config]) -> list[str]:
-    """Notes on runs whose prompts or grading in training differ from those of this evaluation."""
+    """Notes on runs whose prompts or grading in training differ from those of this evaluation, or whose metrics are damaged."""
     notes = []
     for run_dir, own in zip(run_dirs, trained_with, strict=True):
         changes = [each for each in config_lib.changed(own, config) if each.split(":")[0] in PROMPTING]
         if changes:
             notes.append(f"{run_dir} was trained with other settings ({'; '.join(changes)})")
+        record = run_directory.RunDirectory(run_dir).metrics
+        try:
+            if record.exists():
+                metrics.verify(record)
+        except ValueError as error:
+            notes.append(str(error))
     return notes
 
 

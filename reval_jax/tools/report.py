@@ -37,12 +37,13 @@ def write(run_dir: Path, output: Path) -> Path:
         cannot be written.
     """
     source = run_dir / "metrics.jsonl"
+    if source.is_file():
+        metrics.verify(source)
     lines = metrics.read(source) if source.is_file() else []
     if not lines:
         raise ValueError(
             f"{run_dir} has no metrics yet (metrics.jsonl). Name the directory of a run with at least one finished round."
         )
-    metrics.verify(source)
     panels = [*PANELS, *((f"Held-out {title}", _held_out(lines, kind)) for title, kind in HELD_OUT)]
     figures = [_figure(title, lines, names) for title, names in panels]
     config = (run_dir / "config.yaml").read_text(encoding="utf-8") if (run_dir / "config.yaml").is_file() else ""
