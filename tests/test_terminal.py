@@ -128,7 +128,7 @@ def test_a_log_probability_that_is_not_finite_is_null_in_a_rollouts_file(tmp_pat
 def test_every_json_that_the_package_writes_for_others_is_strict():
     """Outside the sandbox's pipes, hashes, the journal, and hand-overs between this package's processes: read by it alone."""
     inside = {"sandbox/pool.py", "sandbox/rendering.py", "sandbox/frames.py", "config/files.py", "owner.py"}
-    inside |= {"checkpoint/store.py", "checkpoint/manifest.py", "journal.py"}
+    inside |= {"checkpoint/store.py", "checkpoint/manifest.py", "journal.py", "verifier/grader.py"}
     loose = []
     for file in sorted((ROOT / "reval_jax").rglob("*.py")):
         name = str(file.relative_to(ROOT / "reval_jax"))
