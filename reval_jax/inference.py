@@ -30,8 +30,13 @@ class Policy(NamedTuple):
     value_head: model.Params | None = None  # that the run trained beside the policy
 
 
-def load_policy(config: config_lib.Config, run_dir: Path | None, *, round: int | None = None) -> Policy:
-    """The last checkpoint (or `round`'s) of a run; without a run, or for its round 0, the published weights.
+def load_policy(
+    config: config_lib.Config, run_dir: Path | None, *, round: int | None = None, is_checked: bool = False
+) -> Policy:
+    """The last whole checkpoint (or `round`'s) of a run; without a run, or for its round 0, the published weights.
+
+    Args:
+      is_checked: `round` comes from `checkpoint.Store.choose`, so its files are not read once more.
 
     Raises:
       ValueError: the run has no such checkpoint, or the model can't be read.
@@ -49,7 +54,7 @@ def load_policy(config: config_lib.Config, run_dir: Path | None, *, round: int |
         params = setup.place_params(weights.load(config.model.path).params, architecture, meshes.learner)
         return Policy(params, architecture, tokenizer, stop_ids, meshes, config.model.path, 0, date)
     store = checkpoint.Store.open(run_dir / "checkpoints")
-    chosen = store.choose(round)
+    chosen = round if is_checked and round is not None else store.choose(round)
     saved = dataclasses.replace(architecture, has_value_head=store.has_value_head(chosen))
     params = store.restore_params(chosen, update.abstract_params(saved, meshes.learner))
     store.close()

@@ -67,8 +67,7 @@ def collect(run_dir: Path, rounds: Sequence[int] = ()) -> Pool:
     task = config_lib.load(directory.config).task
     store = checkpoint.Store.open(directory.checkpoints)
     try:
-        store.choose(None)
-        chosen = sorted({store.choose(round) for round in rounds}) or store.rounds()
+        chosen = sorted({store.choose(round) for round in rounds}) or store.whole()
         buffers = replay.concatenate([store.restore_replay(round) for round in chosen])
     finally:
         store.close()

@@ -192,7 +192,7 @@ def _prepare(
     sampling = sampler.sampling_of(config.rollout, stop_ids, records_mean_log_prob="mean_log_prob" in algorithm.reads)
     optimizer = update.make_optimizer(config.optimizer, has_value_head=architecture.has_value_head)
     directory = run_directory.RunDirectory(run_dir)
-    store = checkpoint.Store(directory.checkpoints, config.checkpoint)
+    store = checkpoint.Store(directory.checkpoints, config.checkpoint, held=held, log=console.log)
     latest, passed_over = store.newest_whole()
     start = _Start(config, algorithm, architecture, optimizer, meshes.learner)
     run = start.new() if latest is None else start.resumed(store, latest)

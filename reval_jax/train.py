@@ -92,10 +92,11 @@ def train(config: config_lib.Config, run_dir: Path, *, console: console_lib.Cons
         error.filename = error.filename or str(run_dir)  # a failed write names no file
         raise
     finally:
-        components.grader.close()
-        components.store.close()
-        components.sinks.close()
-        components.owner.release()
+        with contextlib.ExitStack() as services:  # each is closed, whatever the end of another raises
+            services.callback(components.owner.release)
+            services.callback(components.sinks.close)
+            services.callback(components.store.close)
+            services.callback(components.grader.close)
     is_preempted = preemption.is_agreed and not is_done(config, run.progress)
     try:
         lines = metrics.read(components.directory.metrics)
@@ -428,7 +429,6 @@ def save(components: Components, run: RunState) -> None:
     Raises:
       owner.LostError: another run has taken the directory over.
     """
-    components.owner.check()
     components.store.save(run.progress.round, setup.checkpoint_state(run), components.config)
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from support import tiny_runs
 
-from reval_jax import checkpoint, cli, train
+from reval_jax import checkpoint, cli, owner, train
 from reval_jax.checkpoint import manifest, saving
 
 KEEP = {"checkpoint__every": 1, "checkpoint__keep": 2}
@@ -129,10 +129,14 @@ def test_with_no_whole_checkpoint_a_run_is_refused_and_nothing_changes(file, cop
     assert tiny_runs.tree_hash(copy) == before
 
 
-def test_readers_refuse_a_damaged_round_and_take_the_newest_whole_one(copy):
+def test_readers_refuse_a_damaged_round_and_take_the_newest_whole_one(copy, capfd):
     (copy / "checkpoints" / "4" / "notes" / "metadata").write_text("{}")
     store = checkpoint.Store.open(copy / "checkpoints")
+    capfd.readouterr()
     assert store.choose(None) == 3
+    assert "note: the checkpoint of round 4: notes/metadata is damaged" in capfd.readouterr().err
+    assert store.whole() == [3]
+    assert "note: the checkpoint of round 4: notes/metadata is damaged" in capfd.readouterr().err
     with pytest.raises(ValueError, match=r"round 4 .* is not whole: notes/metadata is damaged"):
         store.choose(4)
     store.close()
@@ -145,8 +149,12 @@ def test_checkpoints_of_an_earlier_version_are_used_and_said_to_be_unchecked(cop
     found, notes = chosen(copy)
     assert found == 4
     assert "has no checksums" in notes[0]
-    # Beside one with checksums, a checkpoint without has lost them.
+    # After one with checksums, a checkpoint without has lost them; before it, it may be older than they are.
     shutil.copy(straight / "checkpoints" / "3" / manifest.NAME, copy / "checkpoints" / "3")
+    assert chosen(copy)[0] == 3
+    (copy / "checkpoints" / "3" / manifest.NAME).unlink()
+    shutil.copy(straight / "checkpoints" / "4" / manifest.NAME, copy / "checkpoints" / "4")
+    (copy / "checkpoints" / "4" / "notes" / "metadata").write_text("")
     assert chosen(copy)[0] == 3
 
 
@@ -225,13 +233,50 @@ def test_a_save_that_hangs_ends_the_run_after_the_stated_time(file, tmp_path, mo
     stuck.set()
 
 
+def test_a_run_that_was_taken_over_commits_and_deletes_nothing_more(file, tmp_path, monkeypatch):
+    run_dir, write = tmp_path / "run", manifest.write
+
+    def taken_over(directory, round, **arguments):
+        write(directory, round, **arguments)
+        if round == 2:
+            content = json.loads((run_dir / "owner.json").read_text())
+            (run_dir / "owner.json").write_text(json.dumps(content | {"nonce": "f" * len(content["nonce"])}))
+
+    monkeypatch.setattr(manifest, "write", taken_over)
+    with pytest.raises(owner.LostError):
+        tiny_runs.play(file, run_dir, **KEEP)
+    assert tiny_runs.saved_rounds(run_dir) == [1]
+
+
+def test_an_old_checkpoint_that_cannot_be_deleted_is_said_and_the_run_goes_on(file, tmp_path, monkeypatch, capfd):
+    def fails(directory):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(directory))
+
+    monkeypatch.setattr(saving, "remove", fails)
+    words = ["train", "--config", str(file), "--run-dir", str(tmp_path / "run"), *options(KEEP), "--run.rounds", "3"]
+    assert reval(words) == 0
+    assert "note: the old checkpoint of round 1 was not deleted: Permission denied: " in capfd.readouterr().err
+    assert tiny_runs.saved_rounds(tmp_path / "run") == [1, 2, 3]
+
+
+def test_the_end_of_a_save_whose_directory_is_gone_is_an_error_of_the_save(tmp_path):
+    done = threading.Event()
+    checkpointer = SimpleNamespace(wait_until_finished=lambda: done.wait(1))
+    save = saving.Save(checkpointer, tmp_path / "no" / "1.saving", tmp_path / "no" / "1", before=None, after=None)
+    assert save.wait(stall_seconds=10.0) is None
+    save = saving.Save(
+        checkpointer, tmp_path / "no" / "1.saving", tmp_path / "no" / "1", before=None, after=lambda: None
+    )
+    assert isinstance(save.wait(stall_seconds=10.0), OSError)
+
+
 def test_a_clock_that_is_set_during_a_save_changes_nothing(tmp_path, monkeypatch):
     ticks = iter(np.cumsum(np.full(10_000, 86_400.0)))
     monkeypatch.setattr(time, "time", lambda: float(next(ticks)))
     done = threading.Event()
     checkpointer = SimpleNamespace(wait_until_finished=lambda: done.wait(3))
     (tmp_path / "1.saving").mkdir()
-    save = saving.Save(checkpointer, tmp_path / "1.saving", tmp_path / "1", lambda: None)
+    save = saving.Save(checkpointer, tmp_path / "1.saving", tmp_path / "1", before=None, after=lambda: None)
     assert save.wait(stall_seconds=10.0) is None
     assert (tmp_path / "1" / manifest.NAME).exists()
 

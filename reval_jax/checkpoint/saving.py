@@ -112,7 +112,13 @@ class Save:
     """A save whose arrays are copied, and that a thread commits; `poll` and `wait` report its end."""
 
     def __init__(
-        self, checkpointer: ocp.AsyncCheckpointer, saving: Path, final: Path, after: Callable[[], None] | None
+        self,
+        checkpointer: ocp.AsyncCheckpointer,
+        saving: Path,
+        final: Path,
+        *,
+        before: Callable[[], None] | None,
+        after: Callable[[], None] | None,
     ) -> None:
         """Starts the thread.
 
@@ -120,11 +126,13 @@ class Save:
           checkpointer: has begun to write.
           saving: the directory it writes.
           final: its name once it is whole, with checksums.
+          before: called in the thread before the commit, which does not take place if it raises.
           after: called in the thread after the commit; None in a process that does not commit.
         """
         hush()
         self.round = int(final.name)
-        self._checkpointer, self._saving, self._final, self._after = checkpointer, saving, final, after
+        self._checkpointer, self._saving, self._final = checkpointer, saving, final
+        self._before, self._after = before, after
         self._num_read = 0
         self._error: BaseException | None = None
         # A daemon: a save that hangs must not keep the process from ending.
@@ -159,6 +167,8 @@ class Save:
             self._checkpointer.wait_until_finished()
             if self._after is not None:
                 manifest.write(self._saving, self.round, on_read=self._count)
+                if self._before is not None:
+                    self._before()
                 self._saving.rename(self._final)
                 durable.sync_directory(self._final.parent)
                 self._after()
@@ -171,8 +181,12 @@ class Save:
     def _written(self) -> tuple[int, int, int]:
         """Numbers that change while the save goes on: files and bytes written, bytes read back."""
         num_files = num_bytes = 0
-        for entry in (each for each in os.scandir(self._final.parent) if each.name.startswith(self._saving.name)):
-            for parent, _, names in os.walk(entry.path):
+        try:
+            names_here = os.listdir(self._final.parent)
+        except OSError:  # gone, or out of reach
+            names_here = []
+        for entry in (each for each in names_here if each.startswith(self._saving.name)):
+            for parent, _, names in os.walk(self._final.parent / entry):
                 for name in names:
                     num_files += 1
                     try:

@@ -8,13 +8,14 @@ import json
 import logging
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from reval_jax import adaptation, distributed, model, replay, types
+from reval_jax import adaptation, console, distributed, model, owner, replay, types
 from reval_jax import config as config_lib
 from reval_jax.checkpoint import manifest, saving
 from reval_jax.checkpoint.state import CheckpointState, Progress
@@ -28,9 +29,22 @@ UNCHECKED = (
 class Store:
     """The checkpoints of one run directory."""
 
-    def __init__(self, directory: Path, settings: config_lib.Checkpoint | None) -> None:
-        """Open the checkpoints to write and read; without settings only to read, even while another process writes."""
-        self._directory, self._settings = directory.resolve(), settings
+    def __init__(
+        self,
+        directory: Path,
+        settings: config_lib.Checkpoint | None,
+        *,
+        held: owner.Owner | None = None,
+        log: Callable[[str], None] | None = None,
+    ) -> None:
+        """Open the checkpoints to write and read; without settings only to read, even while another process writes.
+
+        Args:
+          held: the run directory's owner, without whom nothing is committed or deleted any more.
+          log: gets notes for a person; by default they are printed on standard error.
+        """
+        self._directory, self._settings, self._held = directory.resolve(), settings, held
+        self._log = log or console.Console().log
         self._path, self._links = _literal(self._directory)
         # What fails is reported once, by SaveError.
         logging.getLogger("absl").addFilter(_is_not_orbax)
@@ -56,7 +70,7 @@ class Store:
         return cls(directory, None)
 
     def choose(self, round: int | None) -> int:
-        """The round, if its checkpoint is whole; for None the last round whose checkpoint is.
+        """The round, if its checkpoint is whole; for None the last round whose checkpoint is. What was passed over is said.
 
         Raises:
           ValueError: the round was not saved, or is not whole; the message lists those that were saved.
@@ -66,7 +80,9 @@ class Store:
             wanted = "any" if round is None else f"round {round}"
             raise ValueError(f"no checkpoint of {wanted} exists; saved rounds: {saved or 'none'}. Name one of those.")
         if round is None:
-            chosen, _ = self.newest_whole()
+            chosen, notes = self.newest_whole()
+            for note in notes:
+                self._log(f"note: {note}")
             return types.present(chosen)
         if (found := _problem(self._directory, round, saved)) and found != UNCHECKED:
             raise ValueError(
@@ -74,6 +90,19 @@ class Store:
                 f"({saved}), or restore the file from a copy."
             )
         return round
+
+    def whole(self) -> list[int]:
+        """The rounds whose checkpoints are whole, ascending. What was passed over is said.
+
+        Raises:
+          ValueError: no round was saved, or none is whole.
+        """
+        found = check(self._directory)
+        for round, reason in found.items():
+            if reason is not None:
+                self._log(f"note: the checkpoint of round {round}: {reason}")
+        whole = [round for round, reason in found.items() if reason in (None, UNCHECKED)]
+        return whole or [self.choose(None)]
 
     def newest_whole(self) -> tuple[int | None, list[str]]:
         """The newest round whose checkpoint is whole (None if nothing was saved), and a note on each one that was passed over.
@@ -138,7 +167,11 @@ class Store:
         }
         self.wait()
         self._check_space(round, arrays)
-        begun = self._path / f"{round}{saving.SAVING}"
+        tag = ""
+        if self._held is not None:
+            self._held.check()
+            tag = self._held.nonce  # another owner's unfinished save has another name
+        begun = self._path / f"{round}{saving.SAVING}{tag}"
         error: Exception | None = None
         try:
             self._checkpointer.save(
@@ -148,8 +181,13 @@ class Store:
             error = raised
         self._refuse(round, error)
         begun_here, final = self._directory / begun.name, self._directory / str(round)
+        is_committer = jax.process_index() == 0
         self._save = saving.Save(
-            self._checkpointer, begun_here, final, self._retire if jax.process_index() == 0 else None
+            self._checkpointer,
+            begun_here,
+            final,
+            before=self._held.check if self._held is not None else None,
+            after=self._retire if is_committer else None,
         )
         self._latest = round
 
@@ -258,7 +296,12 @@ class Store:
             self._save = None
 
     def close(self) -> None:
-        """Stop the background threads, after the save that they commit."""
+        """Stop the background threads, after the save that they commit, if the run directory is still this run's."""
+        if self._held is not None:
+            try:
+                self._held.check()
+            except owner.LostError:
+                self._is_stuck = True  # nothing more is committed, so there is nothing to wait for
         if self._save is not None and self._settings is not None and not self._is_stuck:
             self._save.wait(self._settings.stall_seconds)
         # Orbax would wait for a save that hangs.
@@ -268,19 +311,24 @@ class Store:
             self._links.cleanup()
 
     def _refuse(self, round: int, error: BaseException | None) -> None:
-        """Raises SaveError on every process if the save of this round failed on any: a collective call."""
+        """Raises SaveError, or owner.LostError, if the save of this round failed on any process: a collective call."""
         reasons = distributed.gather_bytes(saving.cause(error).encode() if error else b"")
         if any(reasons):
             self._is_stuck = True
+            if isinstance(error, owner.LostError):
+                raise error
             if jax.process_index() == 0:
                 _remove_begun(self._directory)
             reason = next(each for each in reasons if each).decode()
             raise saving.failure(self._directory, round, reason, self.rounds()) from error
 
     def _retire(self) -> None:
-        """Deletes the oldest checkpoints, but for the last `checkpoint.keep`."""
+        """Deletes the oldest checkpoints, but for the last `checkpoint.keep`; one that cannot be deleted is said."""
         for round in self.rounds()[: -types.present(self._settings).keep]:
-            saving.remove(self._directory / str(round))
+            try:
+                saving.remove(self._directory / str(round))
+            except OSError as error:
+                self._log(f"note: the old checkpoint of round {round} was not deleted: {saving.cause(error)}")
 
     def _replay_like(self, round: int) -> dict[str, np.ndarray]:
         """NumPy arrays of the saved shapes; as jax arrays, 64-bit ones would be narrowed."""
@@ -305,10 +353,10 @@ def _rounds(directory: Path) -> list[int]:
 
 
 def _problem(directory: Path, round: int, saved: list[int]) -> str | None:
-    """As `manifest.problem`; where no checkpoint has checksums, they may all be an earlier version's."""
+    """As `manifest.problem`; where none up to this one has checksums, an earlier version may have saved it."""
     path = directory / str(round)
     if (
-        any(manifest.is_present(directory / str(each)) for each in saved)
+        any(manifest.is_present(directory / str(each)) for each in saved if each <= round)
         or not (path / "_CHECKPOINT_METADATA").exists()
     ):
         return manifest.problem(path, round)

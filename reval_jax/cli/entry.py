@@ -52,7 +52,9 @@ def _run(words: list[str]) -> int:
         message = _message_of(error)
         if not message:
             raise
-        return _fail(message)
+        # A failed save says itself what stands.
+        standing = "" if type(error).__name__ == "SaveError" else signals.watch.standing()
+        return _fail(f"{message} {standing}".rstrip())
     except KeyboardInterrupt:
         print(signals.INTERRUPTED, file=sys.stderr)
         return exit_codes.INTERRUPTED
@@ -110,7 +112,7 @@ def _refuse(message: str) -> int:
 
 
 def _fail(message: str) -> int:
-    output.warn(" ".join(part for part in (f"reval: {message}", signals.watch.standing()) if part))
+    output.warn(f"reval: {message}")
     return exit_codes.FAILED
 
 

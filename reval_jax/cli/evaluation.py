@@ -147,7 +147,7 @@ def _measure(
     from reval_jax import evaluate, inference, verifier
 
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, path=evaluated.model_path))
-    policy = inference.load_policy(config, evaluated.run_dir, round=evaluated.round)
+    policy = inference.load_policy(config, evaluated.run_dir, round=evaluated.round, is_checked=True)
     date = date or policy.template_date
     benchmarks = evaluate.load(config, policy.tokenizer, date=date)
     if baselines:
