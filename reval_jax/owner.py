@@ -34,6 +34,7 @@ BEAT_S = 10.0
 """Seconds between two changes of the file by its owner."""
 
 _BEAT_DIGITS = 12
+_ABANDONED_S = 60.0  # a file beside it lives for milliseconds
 _PATIENCE_S = 2.0  # a newcomer that moved the file away by mistake puts it back within milliseconds
 
 State = Literal["alive", "gone", "unknown"]
@@ -172,6 +173,7 @@ def acquire(
             for path in created:
                 path.rmdir()
         raise
+    _sweep(directory, os.fstat(descriptor).st_ctime)
     held = Owner(directory, own.nonce, descriptor=descriptor, created=created)
     held.beat(beat_s)
     return held
@@ -254,6 +256,18 @@ def _create(directory: Path, own: Identity) -> int | None:
     return descriptor
 
 
+def _sweep(directory: Path, now: float) -> None:
+    """Removes what newcomers that were killed have left beside the file.
+
+    Args:
+      now: by the file system's clock.
+    """
+    with contextlib.suppress(OSError):
+        for path in directory.glob(f"{FILE}.*"):
+            if now - path.stat().st_ctime > _ABANDONED_S:
+                path.unlink(missing_ok=True)
+
+
 def _write_new(path: Path, content: bytes) -> int:
     descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
     try:
@@ -282,7 +296,7 @@ def _remove(path: Path, nonce: str) -> bool:
         except OSError:  # a file system without hard links
             moved.rename(path)
             return False
-    moved.unlink()
+    moved.unlink(missing_ok=True)
     return is_it
 
 
@@ -319,14 +333,18 @@ def _state(content: bytes) -> State:
     owner, here = _parse(content), _this_process()
     if owner is None or (owner.host, owner.machine) != (here.host, here.machine):
         return "unknown"
+    if not (owner.boot and here.boot):
+        return "unknown"
     if owner.boot != here.boot:
-        return "gone" if owner.boot and here.boot else "unknown"
+        return "gone"
     if owner.namespace != here.namespace:
         return "unknown"
     started = _started(owner.pid)
     if started is None:
         return "gone"
-    return "alive" if started == owner.started or not started or not owner.started else "gone"
+    if not (started and owner.started):
+        return "unknown"
+    return "alive" if started == owner.started else "gone"
 
 
 def _this_process() -> Identity:

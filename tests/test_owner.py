@@ -119,7 +119,7 @@ def test_an_owner_of_another_boot_is_gone_at_once(tmp_path):
     assert "taken over" in said[0]
 
 
-@pytest.mark.parametrize("facts", [{"host": "other"}, {"machine": "other"}, {"namespace": "other"}])
+@pytest.mark.parametrize("facts", [{"host": "other"}, {"machine": "other"}, {"namespace": "other"}, {"started": ""}])
 def test_an_owner_elsewhere_that_shows_no_sign_of_life_is_taken_over_after_a_watch(tmp_path, facts):
     first = acquire(tmp_path)
     pretend(tmp_path, **facts)
@@ -136,6 +136,27 @@ def test_an_owner_elsewhere_that_shows_no_sign_of_life_is_taken_over_after_a_wat
     first.release()
     second.check()
     second.release()
+
+
+def test_where_no_boot_is_known_an_owner_is_watched(tmp_path, monkeypatch):
+    """Two hosts that say nothing about themselves may look the same, and neither sees the other's processes."""
+    real = owner._text
+    monkeypatch.setattr(owner, "_text", lambda path: "" if "boot_id" in path else real(path))
+    acquire(tmp_path)
+    pretend(tmp_path, pid=2**22 + 1)
+    said = []
+    acquire(tmp_path, said).release()
+    assert "watching" in said[0]
+
+
+def test_what_killed_newcomers_left_is_removed_once_it_is_old(tmp_path, monkeypatch):
+    left = tmp_path / f"{owner.FILE}.0123456789abcdef"
+    left.write_text("{}")
+    acquire(tmp_path).release()
+    assert left.exists()
+    monkeypatch.setattr(owner, "_ABANDONED_S", -1.0)
+    acquire(tmp_path).release()
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_owner_elsewhere_that_beats_is_refused(tmp_path):
@@ -242,11 +263,11 @@ def test_a_run_that_comes_back_after_it_was_taken_over_writes_nothing_and_ends_w
     run_dir = tmp_path / "run"
     play, lines = tiny_runs.train.play_round, []
 
-    def taken_over(components, run, actor):
+    def taken_over(components, run, actor, preemption):
         if run.progress.round == 1:
             pretend(run_dir, nonce="another", pid=7, host="elsewhere")
             lines.append(tiny_runs.metrics_lines(run_dir))
-        return play(components, run, actor)
+        return play(components, run, actor, preemption)
 
     monkeypatch.setattr(tiny_runs.train, "play_round", taken_over)
     with tiny_runs.jax.numpy_dtype_promotion("standard"):
