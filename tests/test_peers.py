@@ -14,6 +14,7 @@ import pytest
 from support import tiny_runs
 
 from reval_jax import peers
+from reval_jax.peers import lines
 
 FACTS = {"jax": "1"}
 
@@ -95,6 +96,24 @@ def test_processes_meet_and_the_port_is_free_again():
     host, port = socket.gethostname(), free_port()
     assert meet([2, 0, 1], count=3, port=port) == [([host] * 3, [0]), ([host] * 3, [1, 2]), ([host] * 3, [0])]
     socket.create_server(("127.0.0.1", port)).close()
+
+
+def connected():
+    """The two ends of a TCP connection."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        end = socket.create_connection(server.getsockname())
+        return end, server.accept()[0]
+
+
+def test_messages_that_come_together_are_all_received():
+    one, other = map(lines.Connection, connected())
+    one.link.sendall(b'{"a": 1}\n{"a": 2}\n{"a": 3}\n')
+    assert other.first(time.monotonic() + 5) == {"a": 1}
+    assert other.receive() == [{"a": 2}, {"a": 3}]
+    one.send({"a": 4})
+    assert other.receive() == [{"a": 4}]
+    one.close()
+    other.close()
 
 
 def test_a_foreign_caller_does_not_disturb_a_meeting():

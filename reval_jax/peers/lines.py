@@ -23,6 +23,7 @@ class Connection:
         self.heard = time.monotonic()  # when the last byte arrived
         self.is_done = False  # the other process said that it has ended
         self._received = b""
+        self._waiting: list[dict[str, Any]] = []  # came together with the first
         self._lock = threading.Lock()
         link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         link.settimeout(5.0)
@@ -44,6 +45,9 @@ class Connection:
           ValueError: it is not this protocol.
           TimeoutError: nothing arrived.
         """
+        if self._waiting:
+            messages, self._waiting = self._waiting, []
+            return messages
         try:
             received = self.link.recv(1 << 16)
         except TimeoutError:
@@ -73,4 +77,5 @@ class Connection:
             messages = self.receive()
             if messages:
                 self.link.settimeout(5.0)
+                self._waiting = messages[1:]
                 return messages[0]
