@@ -78,6 +78,18 @@ def write(path: Path, content: bytes) -> None:
         file.write(content)
 
 
+def append(path: Path, content: bytes) -> None:
+    """Adds to the file's end; it is on disk when this returns.
+
+    Raises:
+      OSError: it cannot be written; a part may be.
+    """
+    with path.open("ab") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def sync_directory(path: Path) -> None:
     """Puts the names of new and renamed files on disk; file systems that cannot do it for a directory are left alone."""
     with contextlib.suppress(OSError):

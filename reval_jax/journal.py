@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import shutil
 import time
 import zlib
@@ -16,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from reval_jax import ragged, types
+from reval_jax import durable, ragged, types
 
 RAGGED = ("tokens", "log_prob", "truncated_log_prob")
 """Fields that every response has, of one number per token."""
@@ -34,16 +33,20 @@ Outcome = tuple[str, bool | float | str | None, str]
 """Kind, value and message of what a worker found, as `verifier.Memory` has them."""
 
 
+Log = Callable[[str, str], object]
+"""Receives the kind of a trouble, and one line on it."""
+
+
 class Journal:
     """One process's finished responses of one round, one file per decode window that finished any."""
 
-    def __init__(self, directory: Path, identity: str, *, log: Callable[[str], None] = lambda text: None) -> None:
+    def __init__(self, directory: Path, identity: str, *, log: Log = lambda kind, text: None) -> None:
         """Open the journal and delete those of other rounds or policies.
 
         Args:
           directory: of this process alone; created by the first `add`.
           identity: names everything that the responses depend on (settings, round, policy); a valid file name.
-          log: receives one line on what cannot be used. Nothing here stops a run: what is missing is sampled again.
+          log: receives what cannot be used. Nothing here stops a run: what is missing is sampled again.
         """
         self._path, self._log = directory / identity, log
         try:
@@ -51,7 +54,7 @@ class Journal:
                 if other.is_dir() and other != self._path:
                     shutil.rmtree(other)
         except OSError as error:
-            log(f"the journal {directory} cannot be cleared ({error}); the run goes on")
+            log("clear", f"the journal {directory} cannot be cleared ({error}); the run goes on")
 
     def verdicts(self) -> Verdicts:
         """The verdicts on the journal's responses."""
@@ -84,8 +87,9 @@ class Journal:
             finished |= {(response.prompt, response.sample): response for response in renumbered}
         if damaged:
             self._log(
+                "damage",
                 f"{len(damaged)} of {len(files)} files of the journal {self._path} are damaged ({damaged[0]} first): their "
-                "responses are sampled again"
+                "responses are sampled again",
             )
         return finished
 
@@ -96,30 +100,28 @@ class Journal:
           OSError: the file cannot be written.
         """
         self._path.mkdir(parents=True, exist_ok=True)
-        index = len(_files(self._path))
-        temporary = self._path / "writing.tmp"
+        # After the last one, whatever was deleted before it.
+        index = max((int(file.stem) for file in _files(self._path) if file.stem.isdecimal()), default=-1) + 1
         renumbered = [response._replace(prompt=response.prompt + first) for response in responses]
-        with temporary.open("wb") as file:
+        with durable.replacing(self._path / f"{index:06d}.npz") as file:
             np.savez(file, allow_pickle=False, **_joined(renumbered))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self._path / f"{index:06d}.npz")
 
 
 class Verdicts:
     """What workers have found of a round's answers, in lines of a file beside the responses, written about once a second."""
 
-    def __init__(self, path: Path, *, log: Callable[[str], None]) -> None:
+    def __init__(self, path: Path, *, log: Log) -> None:
         """Reads the file; a damaged line is left out, and its answer is graded again.
 
         Args:
-          log: receives one line on what cannot be read or written.
+          log: receives what cannot be read or written.
         """
         self.known, num_damaged = _read_verdicts(path)
         self._path, self._log, self._since = path, log, time.monotonic()
         self._waiting: list[bytes] = []
         if num_damaged:
-            log(f"{num_damaged} lines of the journal {path} are damaged: these answers are graded again")
+            text = f"{num_damaged} lines of the journal {path} are damaged: these answers are graded again"
+            log("damaged verdicts", text)
 
     def keep(self, key: str, outcome: Outcome) -> None:
         """Adds an outcome."""
@@ -135,12 +137,10 @@ class Verdicts:
             return
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("ab") as file:
-                file.write(b"\n" + b"".join(waiting))  # a killed process may have left half a line
-                file.flush()
-                os.fsync(file.fileno())
+            durable.append(self._path, b"\n" + b"".join(waiting))  # a killed process may have left half a line
         except OSError as error:
-            self._log(f"the journal {self._path} cannot be written ({error}); a resume may grade answers again")
+            text = f"the journal {self._path} cannot be written ({error}); a resume may grade answers again"
+            self._log("write verdicts", text)
 
 
 def _read_verdicts(path: Path) -> tuple[dict[str, Outcome], int]:

@@ -8,7 +8,6 @@ returns an `Actor`.
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
@@ -192,8 +191,11 @@ class _Round(NamedTuple):
         identity = f"{config_lib.results_hash(components.config)}_round_{round:06d}_policy_{self.policy_version}"
         of_process = f"process_{jax.process_index()}_of_{jax.process_count()}" + ("_greedy" if is_greedy else "")
         components.owner.check()
-        log_once = functools.partial(components.console.log_once, "journal")
-        return journal.Journal(components.directory.journal / of_process, identity, log=log_once)
+        directory = components.directory.journal / of_process
+        # Each kind once, so that damage that a resume finds doesn't hide that nothing can be written.
+        return journal.Journal(
+            directory, identity, log=lambda kind, text: components.console.log_once(f"journal: {kind}", text)
+        )
 
     def _responses(self, local: types.Prompts, wave: int, *, is_greedy: bool = False) -> list[types.Response] | None:
         """This process's responses, those that its journal holds among them; None if it was interrupted.
@@ -211,7 +213,7 @@ class _Round(NamedTuple):
                 finished.add(responses, first)
             except OSError as error:
                 text = f"the journal cannot be written ({error}); a resume will sample this round anew"
-                components.console.log_once("journal", text)
+                components.console.log_once("journal: write", text)
 
         sampling, what = components.sampling, "sampling"
         if is_greedy:

@@ -123,11 +123,36 @@ def test_a_flipped_byte_is_detected(tmp_path):
     assert store.read(0, 1000) == {}
 
 
+def test_a_new_file_follows_the_last_one_also_when_one_was_deleted(tmp_path):
+    responses, store = make([3, 4, 2]), journal.Journal(tmp_path, "a")
+    for start in range(2):
+        store.add(responses[start : start + 1], 0)
+    files_of(tmp_path)[0].unlink()
+    store.add(responses[2:], 0)
+    assert_same(store.read(0, 1000), responses[1:])
+
+
+def test_each_kind_of_trouble_has_its_name(tmp_path):
+    store = journal.Journal(tmp_path, "a")
+    store.add(make([3]), 0)
+    files_of(tmp_path)[0].write_bytes(b"")
+    (tmp_path / "a" / journal.VERDICTS).write_bytes(b"damaged\n")
+    kinds = []
+    store = journal.Journal(tmp_path, "a", log=lambda kind, text: kinds.append(kind))
+    store.read(0, 1000)
+    kept = store.verdicts()
+    (tmp_path / "a" / journal.VERDICTS).unlink()
+    (tmp_path / "a" / journal.VERDICTS).mkdir()
+    kept.keep("a", ("done", 1.0, ""))
+    kept.close()
+    assert kinds == ["damage", "damaged verdicts", "write verdicts"]
+
+
 def test_an_incomplete_write_is_not_read_and_is_overwritten(tmp_path, monkeypatch):
     store, responses = journal.Journal(tmp_path, "a"), make([3, 4])
     store.add(responses[:1], 0)
     with monkeypatch.context() as patch:
-        patch.setattr(journal.os, "fsync", lambda _: (_ for _ in ()).throw(OSError("no space")))
+        patch.setattr(journal.durable.os, "fsync", lambda _: (_ for _ in ()).throw(OSError("no space")))
         with pytest.raises(OSError, match="no space"):
             store.add(responses[1:], 0)
     again = journal.Journal(tmp_path, "a")
@@ -164,7 +189,7 @@ def test_no_flipped_bit_and_no_missing_byte_stops_a_read_or_changes_a_response(t
     journal.Journal(tmp_path / "process", "a").add(responses, 0)
     (file,) = files_of(tmp_path)
     whole = file.read_bytes()
-    store = journal.Journal(tmp_path / "process", "a", log=said.append)
+    store = journal.Journal(tmp_path / "process", "a", log=lambda kind, text: said.append(text))
     kinds = set()
     for index in range(len(whole)):
         is_structure = whole[index : index + 2] == b"PK" or whole[max(0, index - 30) : index].rfind(b"PK") >= 0
@@ -191,7 +216,7 @@ def test_a_file_or_directory_in_the_wrong_place_stops_nothing(tmp_path, place):
     else:
         path.write_text("")
     said = []
-    store = journal.Journal(tmp_path / "journal" / "process_0_of_1", "a", log=said.append)
+    store = journal.Journal(tmp_path / "journal" / "process_0_of_1", "a", log=lambda kind, text: said.append(text))
     assert store.read(0, 1000) == {}
     if place.endswith(".npz"):
         store.add(make([3]), 0)

@@ -66,7 +66,7 @@ def verifier_kind(name):
 
 def test_every_flipped_bit_of_a_verdict_is_left_out_and_said(tmp_path):
     path, said = tmp_path / "verdicts.jsonl", []
-    kept = journal.Verdicts(path, log=said.append)
+    kept = journal.Verdicts(path, log=lambda kind, text: said.append(text))
     outcomes = {"a": ("done", 0.1 + 0.2, ""), "b": ("limit", None, "1 s of CPU time"), "c": ("done", "ok", "")}
     for key, outcome in outcomes.items():
         kept.keep(key, outcome)
@@ -76,7 +76,7 @@ def test_every_flipped_bit_of_a_verdict_is_left_out_and_said(tmp_path):
     for index in range(1, len(whole) - 1):
         for bit in range(8):
             path.write_bytes(whole[:index] + bytes([whole[index] ^ 1 << bit]) + whole[index + 1 :])
-            found = journal.Verdicts(path, log=said.append).known
+            found = journal.Verdicts(path, log=lambda kind, text: said.append(text)).known
             assert found.items() < outcomes.items()
     assert "these answers are graded again" in said[0]
     path.write_bytes(whole[:-5])
@@ -84,17 +84,17 @@ def test_every_flipped_bit_of_a_verdict_is_left_out_and_said(tmp_path):
     assert torn.known.keys() == {"a", "b"}
     torn.keep("c", outcomes["c"])
     torn.close()
-    assert journal.Verdicts(path, log=said.append).known == outcomes
+    assert journal.Verdicts(path, log=lambda kind, text: said.append(text)).known == outcomes
 
 
 def test_outcomes_are_written_while_a_slow_batch_is_graded_and_a_full_disk_stops_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(journal, "FLUSH_S", -1.0)
     said = []
-    kept = journal.Verdicts(tmp_path / "deep" / "verdicts.jsonl", log=said.append)
+    kept = journal.Verdicts(tmp_path / "deep" / "verdicts.jsonl", log=lambda kind, text: said.append(text))
     kept.keep("a", ("done", 1.0, ""))
     assert journal.Verdicts(tmp_path / "deep" / "verdicts.jsonl", log=pytest.fail).known == {"a": ("done", 1.0, "")}
     (tmp_path / "file").write_text("")
-    kept = journal.Verdicts(tmp_path / "file" / "verdicts.jsonl", log=said.append)
+    kept = journal.Verdicts(tmp_path / "file" / "verdicts.jsonl", log=lambda kind, text: said.append(text))
     kept.keep("a", ("done", 1.0, ""))
     assert "cannot be written" in said[0]
 
