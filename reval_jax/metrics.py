@@ -13,7 +13,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -119,11 +119,11 @@ class Writer:
         if (self._path.stat().st_size if self._path.exists() else -1) != self.num_bytes:
             self._mend(int(values[ROUND]))
         line = (json.dumps({name: _plain(value) for name, value in values.items()}, allow_nan=False) + "\n").encode()
-        _append(self._path, line)
+        durable.append(self._path, line)
         self._digest.update(line)
         self.num_bytes += len(line)
         checksum = Checksum(int(values[ROUND]), self.num_bytes, self._digest.hexdigest())
-        _append(sidecar(self._path), _json_line(checksum._asdict()))
+        durable.append(sidecar(self._path), _json_line(checksum._asdict()))
 
     def _mend(self, round: int) -> None:
         is_there = self._path.exists()
@@ -144,7 +144,7 @@ class Writer:
 
     def _move_foreign(self, content: bytes) -> None:
         target = self._path.with_name("metrics.foreign.jsonl")
-        _append(target, content)
+        durable.append(target, content)
         self._log(
             f"something else than this run has written {len(content)} bytes into {self._path}; they are in {target} now"
         )
@@ -272,14 +272,22 @@ def _read_checksums(path: Path) -> Checksums | None:
         try:
             fields = json.loads(line)
             if number == 0 and fields.keys() == {"first_round"}:
-                first = int(fields["first_round"])
+                (first,) = _typed(fields.values(), [int])
             else:
-                lines.append(Checksum(**fields))
-        except (ValueError, TypeError, AttributeError) as error:
+                lines.append(Checksum(*_typed(Checksum(**fields), [int, int, str])))
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
             if not line.endswith(b"\n"):
                 break  # the end of a killed run
             raise _DamageError(f"cannot be checked: {path} is damaged in line {number + 1}") from error
     return Checksums(first, lines)
+
+
+def _typed(values: Iterable[Any], kinds: list[type]) -> list[Any]:
+    """The values; raises TypeError if they have other types: a changed digit may make a number an infinite one."""
+    found = list(values)
+    if [type(value) for value in found] != kinds:
+        raise TypeError
+    return found
 
 
 def verify(path: Path) -> bool:
@@ -296,10 +304,11 @@ def verify(path: Path) -> bool:
             return False
         end, content, digest = 0, path.read_bytes(), hashlib.sha256()
         for number, expected in enumerate(stored.lines, start=1):
-            digest.update(content[end : expected.end])
-            if digest.hexdigest() != expected.sha256:
+            line = content[end : content.find(b"\n", end) + 1]  # empty if its end is missing
+            digest.update(line)
+            end += len(line)
+            if Checksum(_round(line) or 0, end, digest.hexdigest()) != expected:
                 raise _DamageError(f"is damaged: line {number}, of round {expected.round}, does not have its checksum")
-            end = expected.end
         if content.count(b"\n", end) > 1:
             raise _DamageError("has lines at its end that the run has not written")
     except _DamageError as error:
@@ -309,14 +318,20 @@ def verify(path: Path) -> bool:
     return True
 
 
-def read(path: Path) -> list[dict[str, Any]]:
+def read(path: Path, *, drops_incomplete: bool = False) -> list[dict[str, Any]]:
     """The lines of a metrics file.
+
+    Args:
+      drops_incomplete: leave out what follows the last line's end, as the next start of a killed run does.
 
     Raises:
       ValueError: a line is incomplete. A run killed while it writes leaves such a line, and drops it when it resumes.
     """
     lines = []
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+    content = path.read_bytes()
+    if drops_incomplete:
+        content = content[: content.rfind(b"\n") + 1]
+    for number, line in enumerate(content.splitlines(), start=1):
         try:
             lines.append(json.loads(line))
         except ValueError as error:
@@ -324,13 +339,6 @@ def read(path: Path) -> list[dict[str, Any]]:
                 f"{path}:{number} is an incomplete line. Resume the run, which drops it, or delete that line."
             ) from error
     return lines
-
-
-def _append(path: Path, content: bytes) -> None:
-    with path.open("ab") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _json_line(values: Mapping[str, Any]) -> bytes:

@@ -168,6 +168,36 @@ def test_every_flipped_bit_of_the_checksums_is_noticed(saved):
         metrics.check(path, keep_bytes=end, round=3)
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [(b'"round": 2', b'"round": 7'), (b'"end": ', b'"end": 1e999, "x": '), (b'"end": ', b'"end": [["x"]], "x": '),
+     (b'"end": 36', b'"end": 36E0'), (b'{"round": 1', b'{"round": "1"')],
+)  # fmt: skip
+def test_checksums_that_say_something_else_are_one_message(saved, old, new):
+    path, _, _ = saved
+    content = metrics.sidecar(path).read_bytes()
+    assert old in content
+    metrics.sidecar(path).write_bytes(content.replace(old, new, 1))
+    with pytest.raises(ValueError, match=r"metrics\.jsonl .*(damaged|does not have its checksum)"):
+        metrics.verify(path)
+
+
+@pytest.mark.parametrize("number", ["1e999", "5E9", "[]"])
+def test_a_first_round_that_is_no_number_is_one_message(tmp_path, number):
+    path = tmp_path / "m.jsonl"
+    path.write_text("{}\n")
+    metrics.sidecar(path).write_text(f'{{"first_round": {number}}}\n')
+    with pytest.raises(ValueError, match="is damaged in line 1"):
+        metrics.verify(path)
+
+
+def test_the_last_lines_end_belongs_to_it(saved):
+    path, _, whole = saved
+    path.write_bytes(whole[:-1])
+    with pytest.raises(ValueError, match="does not have its checksum"):
+        metrics.verify(path)
+
+
 def test_lines_in_another_order_twice_or_left_out_are_noticed(saved):
     path, end, whole = saved
     rows = whole.splitlines(keepends=True)
