@@ -61,10 +61,8 @@ def collect(run_dir: Path, rounds: Sequence[int] = ()) -> Pool:
       ValueError: `run_dir` is not a run's, such a checkpoint does not exist, or no response in them is right.
     """
     directory = run_directory.RunDirectory(run_dir)
-    about = config_lib.read_yaml(directory.config).get("about")
-    if about is None:
-        raise ValueError(f"{run_dir} holds a config.yaml that no run wrote. Name the directory of a run.")
-    task = config_lib.load(directory.config).task
+    config, about, _ = run_directory.recorded(directory)
+    task = config.task
     store = checkpoint.Store.open(directory.checkpoints)
     try:
         chosen = sorted({store.choose(round) for round in rounds}) or store.whole()

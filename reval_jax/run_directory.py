@@ -52,11 +52,8 @@ class RunDirectory:
 
 def standing(run: RunDirectory) -> str:
     """What of a run a later start finds, in one sentence; reads only names, so that it may be called at any moment."""
-    try:
-        rounds = [int(name) for name in os.listdir(run.checkpoints) if name.isdigit()]  # an unfinished one has a suffix
-    except OSError:
-        rounds = []
-    saved = f"round {max(rounds)} is saved" if rounds else "no round is saved yet"
+    rounds = saved_rounds(run.checkpoints)
+    saved = f"round {rounds[-1]} is saved" if rounds else "no round is saved yet"
     return f"In {run.path} {saved}; finished responses of the round that began are in its journal."
 
 
@@ -86,7 +83,7 @@ def inspect(path: Path, config: config_lib.Config) -> list[str]:
             f"--run-dir {path} belongs to a run with other settings ({'; '.join(altered)}), and resuming would mix two "
             "experiments. Restore the settings, or start a new run with another --run-dir."
         )
-    if not saved_rounds(run) and _has_saved(run, old) and (last_round(run) or run.rollout_files()):
+    if not saved_rounds(run.checkpoints) and _has_saved(run, old) and (last_round(run) or run.rollout_files()):
         raise ValueError(
             f"{run.checkpoints} has no checkpoint, but the run has saved some: beginning again from round 0 would write over the "
             f"metrics and rollouts in {path}. Restore the checkpoints from a copy, start a new run with another --run-dir, or "
@@ -126,11 +123,14 @@ def recorded(run: RunDirectory) -> tuple[config_lib.Config, types.Json, list[str
       ValueError: no run wrote the file, or it and its copy are damaged.
     """
     config, about, problem = _read_config(run.config)
+    if not problem and not _has_checksum(run.config) and _has_checksum(run.config_copy):
+        # Cut off at a line's end it reads well. Of one that a user changed the copy is damaged as well, or was deleted.
+        problem = "" if _read_config(run.config_copy)[2] else "is damaged: it has lost its last line, the checksum"
     if not problem:
         return types.present(config), about, []
     if not run.config_copy.exists():
         advice = "Restore the file, or choose another directory."
-        if rounds := saved_rounds(run):
+        if rounds := saved_rounds(run.checkpoints):
             advice += f" The settings are in {run.checkpoints / str(rounds[-1])} as well."
         raise ValueError(f"--run-dir {run.path}: {run.config} {problem}. {advice}")
     config, about, also = _read_config(run.config_copy)
@@ -140,6 +140,13 @@ def recorded(run: RunDirectory) -> tuple[config_lib.Config, types.Json, list[str
             "one that you have changed yourself is read once you delete its last line, the checksum."
         )
     return types.present(config), about, [f"the copy of config.yaml, since that {problem}"]
+
+
+def _has_checksum(file: Path) -> bool:
+    try:
+        return _CHECKSUM in file.read_bytes()
+    except OSError:
+        return False
 
 
 def _read_config(file: Path) -> tuple[config_lib.Config | None, types.Json, str]:
@@ -161,10 +168,11 @@ def _read_config(file: Path) -> tuple[config_lib.Config | None, types.Json, str]
         return None, {}, f"is damaged ({error})"
 
 
-def saved_rounds(run: RunDirectory) -> list[int]:
-    """Rounds whose checkpoints were committed, ascending, whole or not."""
+def saved_rounds(checkpoints: Path) -> list[int]:
+    """Rounds whose checkpoints were committed, ascending, whole or not; none where there is no directory `checkpoints`."""
     try:
-        return sorted(int(entry.name) for entry in run.checkpoints.iterdir() if entry.name.isdecimal())
+        entries = [entry for entry in checkpoints.iterdir() if entry.name.isdecimal()]  # an unfinished one has a suffix
+        return sorted(int(entry.name) for entry in entries if str(int(entry.name)) == entry.name and entry.is_dir())
     except OSError:
         return []
 
@@ -175,7 +183,7 @@ def note_saved(run: RunDirectory) -> None:
     Raises:
       OSError: the record cannot be written.
     """
-    if not run.saved.exists() and (rounds := saved_rounds(run)):
+    if not run.saved.exists() and (rounds := saved_rounds(run.checkpoints)):
         durable.write(run.saved, (json.dumps({"first_saved_round": rounds[0]}, allow_nan=False) + "\n").encode())
 
 
@@ -187,7 +195,7 @@ def _has_saved(run: RunDirectory, old: config_lib.Config) -> bool:
 def last_round(run: RunDirectory) -> int:
     """The last round in metrics.jsonl; 0 where it has none."""
     try:
-        lines = run.metrics.read_bytes().splitlines()
+        lines = run.metrics.read_bytes().split(b"\n")[:-1]  # what a killed run left behind the last one is no round
     except OSError:
         return 0
     rounds = [re.search(rb'"training/round": (\d+)', line) for line in lines]
@@ -266,8 +274,8 @@ def claim(
             if before != _version(name)
         ]
         if changes:
-            with run.changes.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"round": round, "changes": changes}, allow_nan=False) + "\n")
+            line = json.dumps({"round": round, "changes": changes}, allow_nan=False) + "\n"
+            durable.append(run.changes, line.encode())
     path.mkdir(parents=True, exist_ok=True)
     about = {
         "config_hash": config_lib.results_hash(config),

@@ -104,7 +104,7 @@ def test_rollout_files_sort_by_round(tmp_path):
     assert names == sorted(names)
 
 
-@pytest.mark.parametrize("damage", ["empty", "torn", "flipped", "deleted", "text"])
+@pytest.mark.parametrize("damage", ["empty", "torn", "flipped", "deleted", "text", "unsealed", "cut"])
 def test_a_damaged_config_is_read_from_its_copy_and_written_again(tmp_path, damage):
     run = claim(tmp_path / "run", fingerprint="abc")
     whole = run.config.read_bytes()
@@ -112,7 +112,10 @@ def test_a_damaged_config_is_read_from_its_copy_and_written_again(tmp_path, dama
         run.config.unlink()
     else:
         at = whole.index(b"beta: ") + len(b"beta: ")
+        unsealed = whole[: whole.index(b"# sha256")]
+        cut = unsealed[: unsealed.rindex(b"\n", 0, -1) + 1]  # at the end of a line
         changed = {"empty": b"", "torn": whole[:99], "text": b"\xff", "flipped": whole[:at] + b"9" + whole[at + 1 :]}
+        changed |= {"unsealed": unsealed, "cut": cut}
         run.config.write_bytes(changed[damage])
     (note,) = run_directory.inspect(tmp_path / "run", SETTINGS)
     assert note.startswith("the copy of config.yaml, since that")
@@ -132,6 +135,16 @@ def test_a_config_whose_copy_is_damaged_as_well_is_refused_and_one_changed_on_pu
         run_directory.inspect(tmp_path / "run", SETTINGS)
     run.config.write_text("".join(run.config.read_text().splitlines(keepends=True)[:-1]))
     assert run_directory.inspect(tmp_path / "run", SETTINGS) == ["run.rounds: 651 -> 650"]
+
+
+def test_only_directories_with_a_rounds_number_are_saved_rounds(tmp_path):
+    run = run_directory.RunDirectory(tmp_path)
+    assert run_directory.saved_rounds(run.checkpoints) == []
+    for name in ("7", "12", "007", "²", "٣", "9.tmp", "x"):
+        (run.checkpoints / name).mkdir(parents=True)
+    (run.checkpoints / "30").touch()
+    assert run_directory.saved_rounds(run.checkpoints) == [7, 12]
+    assert "round 12 is saved" in run_directory.standing(run)
 
 
 def test_an_earlier_versions_config_without_checksum_and_copy_is_read(tmp_path):
@@ -205,6 +218,7 @@ def test_the_date_of_the_prompts_is_recorded_and_read_back(tmp_path):
     file = tmp_path / "run" / "config.yaml"
     lines = file.read_text().replace("2024-02-29", "yesterday").splitlines(keepends=True)
     file.write_text("".join(lines[:-1]))  # without its checksum, as a user edits it
+    (tmp_path / "run" / "config_copy.yaml").unlink()  # a whole copy would be read instead
     with pytest.raises(ValueError, match=r"about\.template_date='yesterday' is no date"):
         run_directory.template_date(tmp_path / "run")
 

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 from support import tiny_runs
 
 from reval_jax import cli, owner
@@ -62,11 +63,22 @@ def swap_rollouts(run_dir):
     (run_dir / "x").rename(second)
 
 
+def unseal(run_dir):
+    """Deletes the last line, the checksum."""
+    file = run_dir / "config.yaml"
+    file.write_bytes(file.read_bytes().partition(b"# sha256")[0])
+
+
+def cut(path, count):
+    path.write_bytes(path.read_bytes()[:-count])
+
+
 DAMAGES = {
     "config.yaml": (
         lambda run_dir: (run_dir / "config.yaml").write_text(""),
         lambda run_dir: flip(run_dir / "config.yaml", 40),
         lambda run_dir: (run_dir / "config.yaml").unlink(),
+        unseal,
     ),
     "checkpoint of round 2": (
         lambda run_dir: flip(next((run_dir / "checkpoints" / "2" / "arrays").rglob("d/*"))),
@@ -77,6 +89,7 @@ DAMAGES = {
         lambda run_dir: flip(run_dir / "metrics.jsonl", 40),
         lambda run_dir: (run_dir / "metrics.jsonl").unlink(),
         lambda run_dir: flip(run_dir / "metrics_checksums.jsonl", 40),
+        lambda run_dir: cut(run_dir / "metrics.jsonl", 1),
     ),
     "rollouts": (
         lambda run_dir: flip(run_dir / "rollouts" / "round_000002.jsonl.gz"),
@@ -109,6 +122,40 @@ def test_an_earlier_versions_run_is_not_verified_but_no_damage(run_dir, capsys):
     found = findings(run_dir, capsys, 0)
     assert "not verified" in found["metrics.jsonl"][0]
     assert "has no checksums" in found["checkpoint of round 3"][0]
+
+
+def test_a_run_killed_while_it_wrote_a_line_is_sound(run_dir, capsys):
+    with (run_dir / "metrics.jsonl").open("a") as file:
+        file.write('{"training/round": 4, "sco')
+    found = findings(run_dir, capsys, 0)
+    assert found["metrics.jsonl"][0] == "3 lines, and an incomplete one at the end, which the next start drops"
+    assert found["rollouts"] == ("3 files, whole", True)
+
+
+def test_a_run_that_kept_few_rollouts_once_is_sound(run_dir, capsys):
+    (run_dir / "rollouts" / "round_000001.jsonl.gz").unlink()
+    change = {"round": 2, "changes": ["run.max_rollouts_gib: 1.0 -> 0.0"]}
+    (run_dir / "config_changes.jsonl").write_text(json.dumps(change) + "\n")
+    assert findings(run_dir, capsys, 0)["rollouts"] == ("2 files, whole", True)
+
+
+@pytest.mark.parametrize("command", ["eval", "sample", "inspect", "export", "data pool"])
+def test_commands_read_the_copy_of_a_damaged_config_and_say_so(run_dir, capsys, tmp_path, command):
+    file = run_dir / "config.yaml"
+    content = file.read_text()
+    path = yaml.safe_load(content)["model"]["path"]
+    file.write_text(content.replace(path, "elsewhere"))
+    words = {
+        "eval": ["--eval.samples_per_prompt", "1", "--eval.max_prompts", "1"],
+        "sample": ["--prompt", "1+1=", "--rollout.max_response_tokens", "2"],
+        "inspect": ["--output", str(tmp_path / "tokens.jsonl")],
+        "export": ["--output", str(tmp_path / "exported")],
+    }.get(command, [])
+    code = cli.main([*command.split(), "--run-dir", str(run_dir), *words])
+    error = capsys.readouterr().err
+    assert "are read from the copy of config.yaml, since that is damaged" in error
+    assert "elsewhere" not in error
+    assert code == 0 or "no right response" in error
 
 
 def test_report_refuses_and_eval_names_damaged_metrics(run_dir, capsys):

@@ -68,7 +68,7 @@ def _show_text(
 def export(argv: list[str]) -> int:
     """Writes a checkpoint in the format of `transformers`."""
     args = parsing.parse(arguments.Export, "export", argv)
-    config = config_lib.load(args.run_dir / "config.yaml")
+    config = parsing.recorded(args.run_dir)
 
     from reval_jax import distributed, inference, weights
 

@@ -87,6 +87,7 @@ def _pool(argv: list[str]) -> int:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     from reval_jax import pool
 
+    parsing.recorded(args.run_dir)  # says so if they are the copy's
     collected = pool.collect(args.run_dir, args.round)
     pool.save(collected, path)
     counts = {"responses": collected.trajectories.size, "questions": collected.num_questions}

@@ -43,7 +43,7 @@ def eval(argv: list[str]) -> int:
             "--eval.benchmarks BENCHMARK [BENCHMARK ...]."
         )
     output.check_writable(args.json)
-    trained_with = [config_lib.load(run_dir / "config.yaml") for run_dir in args.run_dir]
+    trained_with = [parsing.recorded(run_dir) for run_dir in args.run_dir]
     to_evaluate = _policies(config, args.run_dir, args.round, [each.model.path for each in trained_with])
     for note in _notes(config, args.run_dir, trained_with):
         output.show(args.json, f"note: {note}")

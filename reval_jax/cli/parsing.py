@@ -13,7 +13,8 @@ from typing import Any
 import tyro
 
 from reval_jax import config as config_lib
-from reval_jax.cli import arguments
+from reval_jax import run_directory
+from reval_jax.cli import arguments, output
 
 
 def parse(dataclass: Any, command: str, argv: list[str], *, defaults: Any = None) -> Any:
@@ -132,8 +133,20 @@ def _load(configs: list[Path], run_dir: Path | None) -> config_lib.Config:
     if configs:
         return config_lib.load(*configs)
     if run_dir is not None:
-        return config_lib.load(run_dir / "config.yaml")
+        return recorded(run_dir)
     return config_lib.Config()
+
+
+def recorded(run_dir: Path) -> config_lib.Config:
+    """The settings of a run; says on standard error where they come from if config.yaml is damaged.
+
+    Raises:
+      ValueError: it isn't a run's, or its copy is damaged as well.
+    """
+    config, _, notes = run_directory.recorded(run_directory.RunDirectory(run_dir))
+    for note in notes:
+        output.warn(f"reval: note: the settings of {run_dir} are read from {note}")
+    return config
 
 
 def checked(settings: config_lib.Config) -> config_lib.Config:

@@ -51,11 +51,13 @@ def _metrics(run: run_directory.RunDirectory) -> Finding:
         return Finding(name, "not there, though rounds were saved" if is_lost else "no round finished yet", not is_lost)
     try:
         is_verified = metrics.verify(run.metrics)
-        lines = metrics.read(run.metrics)
+        lines = metrics.read(run.metrics, drops_incomplete=True)
     except ValueError as error:
         return Finding(name, str(error), False)
     checksums = "" if is_verified else ", not verified: an earlier version wrote no checksums, or they are gone"
-    return Finding(name, f"{len(lines)} lines{checksums}", True)
+    is_cut = not run.metrics.read_bytes().endswith(b"\n")
+    cut = ", and an incomplete one at the end, which the next start drops" if lines and is_cut else ""
+    return Finding(name, f"{len(lines)} lines{cut}{checksums}", True)
 
 
 def _rollouts(run: run_directory.RunDirectory, config: config_lib.Config | None) -> Finding:
@@ -67,11 +69,16 @@ def _rollouts(run: run_directory.RunDirectory, config: config_lib.Config | None)
         except ValueError as error:
             problems.append(str(error))
     last = run_directory.last_round(run)
-    is_bounded = config is not None and config.run.max_rollouts_gib > 0
+    is_bounded = config is None or config.run.max_rollouts_gib > 0 or _was_bounded(run)
     first = min(files, default=last + 1) if is_bounded else 1
     if missing := [str(round) for round in range(first, last + 1) if round not in files]:
         problems.append(f"no file of round {', '.join(missing)}")
     return Finding(run.rollouts.name, "; ".join(problems) or f"{len(files)} files, whole", not problems)
+
+
+def _was_bounded(run: run_directory.RunDirectory) -> bool:
+    """Whether the setting that deletes files was another one before."""
+    return run.changes.exists() and b"run.max_rollouts_gib:" in run.changes.read_bytes()
 
 
 def _journal(run: run_directory.RunDirectory) -> Finding:

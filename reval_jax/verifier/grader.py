@@ -364,6 +364,6 @@ def check_failures(kinds: np.ndarray, settings: config_lib.Verifier) -> None:
         raise UnreliableError(
             f"grading failed for {failed} of {len(kinds)} responses ({listed}), more than "
             f"verifier.max_failed_share={max_share:g} allows: such rewards say little about the answers. "
-            "Look at the responses in the run's rollouts/, repair your verifier.function if you use one, "
-            "or raise verifier.wall_limit (timeout) or verifier.max_failed_share."
+            "Look at the responses in the run's rollouts/. Raise verifier.wall_limit (timeout) or verifier.max_failed_share; or "
+            "repair your verifier.function if you use one, and start with a new --run-dir: a run keeps its function as it was."
         )
