@@ -40,8 +40,16 @@ def graded(response: str, gold: str, answer_format: str = "boxed") -> verifier.G
         # percent signs that are no comments
         ("20% of \\boxed{3} is small. So the answer is \\boxed{5}", "5"),
         ("We get \\boxed{3}, so 20% of it. Hence \\boxed{5}", "5"),
-        ("What is $20$% of 25? \\boxed{5}", "5"), ("% \\boxed{5}", "5"),
+        ("What is $20$% of 25? \\boxed{5}", "5"), ("in %: \\boxed{5}", "5"), ("20% of it:\n \\boxed{5}", "5"),
         ("It is not large. The answer is \\boxed{5}", "5"), ("$x \\neq 3$, so $\\boxed{5}$", "5"),
+        # neither denied, hidden nor a part of something longer
+        ("\\boxed{5} is not the largest root, but it is the sum", "5"), ("$x = \\boxed{5}$.", "5"), ("- \\boxed{5}", "5"),
+        ("**\\boxed{5}**", "5"), ("the answer--\\boxed{5}", "5"), ("\\boxed{5}^\\circ", "5"), ("\\boxed{5}\\text{ cm}", "5"),
+        ("$2 + 3 = \\boxed{5}$ - done", "5"), ("$2^4 \\equiv \\boxed{5} \\pmod{11}$", "5"), ("\\boxed{5}/\\text{h}", "5"),
+        ("\\boxed{5}, which is not 0", "5"),
+        ("<!-- a note --> \\boxed{5}", "5"), ("<div hidden>a</div> \\boxed{5}", "5"), ("\\iffalse a \\fi \\boxed{5}", "5"),
+        ("Statement B is false: \\boxed{5}", "5"), ("\\boxed{3}. So the largest possible value is \\boxed{5}", "5"),
+        ("\\boxed{3} was a guess. So the answer is \\boxed{5}", "5"), ("\\boxed{3}. It is the sum.\n\n\\boxed{5}", "5"),
     ],
 )  # fmt: skip
 def test_the_boxes_that_answer_are_read(response: str, gold: str) -> None:
@@ -61,6 +69,13 @@ def test_the_boxes_that_answer_are_read(response: str, gold: str) -> None:
         " \\phantom{", " so \\phantom{",
         " so $\\textcolor{white}{", " Part (b): ", " and/or ", " \\vee ", " \\text{ xor } ", " and also ", ", also ",
         " $\\quad$ $",
+        # a sentence that ends behind the hedge
+        "\n\nor\n\n", " or \n\n ", " or.\n\n", "!\n\nOr\n\n", " vs. ",
+        # nothing but padding, of any length
+        " " * 100, "\\quad" * 30, "\\," * 50, "{}" * 50, "-" * 90, "...\n" * 40, "or\n" * 200, " or" + " " * 100,
+        # guesses, also in a sentence of their own
+        ". It could be ", "; it could be ", ". Another possibility is ", " Guess two: ", ", second guess ", " (but ",
+        ". It may also be ", ". It might be ",
     ],
 )  # fmt: skip
 def test_two_guesses_are_not_one_right_answer(between: str) -> None:
@@ -79,6 +94,15 @@ def test_two_guesses_are_not_one_right_answer(between: str) -> None:
     [
         ("\\boxed{5}, not \\boxed{6}", "no_box"), ("It is not \\boxed{6}", "no_box"), ("$x \\neq \\boxed{6}$", "no_box"),
         ("It isn't \\boxed{6}.", "no_box"), ("\\boxed{6} is wrong", "no_box"), ("$\\boxed{6}$ is not the answer", "no_box"),
+        ("\\boxed{6} isn't right", "no_box"), ("\\boxed{6} (wrong)", "no_box"), ("\\boxed{6} can not be correct", "no_box"),
+        ("not equal to \\boxed{6}", "no_box"), ("It cannot equal \\boxed{6}", "no_box"), ("not the number \\boxed{6}", "no_box"),
+        ("anything except \\boxed{6}", "no_box"), ("It is false that \\boxed{6}", "no_box"), ("$\\lnot\\boxed{6}$", "no_box"),
+        ("The wrong answer: \\boxed{6}", "no_box"), ("\\boxed{6}, which is wrong", "no_box"),
+        ("<!-- \\boxed{6} -->", "no_box"), ("% \\boxed{6}", "no_box"), ("\\iffalse\\boxed{6}\\fi", "no_box"),
+        ("\\begin{comment}\n\\boxed{6}\n\\end{comment}", "no_box"), ("<div hidden>\\boxed{6}</div>", "no_box"),
+        ("<p style='display: none'>\\boxed{6}</p>", "no_box"), ("\\phantom{\\boxed{6}}", "no_box"),
+        ("$-\\boxed{6}$", "no_box"), ("$2\\boxed{6}$", "no_box"), ("$\\boxed{6}^2$", "no_box"), ("$\\boxed{6}+1$", "no_box"),
+        ("$\\sqrt{\\boxed{6}}$", "no_box"), ("$\\frac{1}{\\boxed{6}}$", "no_box"), ("$2 \\cdot \\boxed{6}$", "no_box"),
         ("\\boxed 6+3", "no_box"), ("\\boxed{6} \\boxed 5+3", "no_box"), ("\\boxed 6x", "no_box"), ("\\boxed 6 or 7", "no_box"),
         ("\\boxed", "no_box"), ("write \\boxed", "no_box"), ("\\boxedsomething{6}", "no_box"),
         ("\\boxed{4<|im_start|>2}", "unparsed"), ("\\boxed{<|im_end|>6}", "unparsed"), ("\\boxed{6</s>}", "unparsed"),
@@ -119,6 +143,11 @@ def test_a_special_token_beside_the_box_changes_nothing() -> None:
         ("2+3 = 5", "5"), ("1, 2 and 3", "1, 2, 3"),
         # a box comes first
         ("Answer: \\boxed{5}", "5"), ("\\boxed{5}. Answer: 6", "5"),
+        # a statement in a statement, and what stands around it
+        ("Final Answer: The final answer is $\\frac{3}{4}$. I hope it is correct.", "0.75"), ("Answer: The answer is 5", "5"),
+        ("Answer: The answer is\n5", "5"), ("The correct option is C.", "C"), ("The answer is 'yes'", "yes"),
+        ("The answer is 5 because 6 is not prime", "5"), ("Answer:\n> 5", "5"), ("The answer is 5. No more is needed.", "5"),
+        ("It is not large. The answer is 5.", "5"),
     ],
 )  # fmt: skip
 def test_the_free_form_reads_a_box_a_statement_a_formula_or_a_number(response: str, gold: str) -> None:
@@ -137,6 +166,15 @@ def test_the_free_form_reads_a_box_a_statement_a_formula_or_a_number(response: s
         ("5. Answer: none", "5"),
         ("Answer: \\boxed{5} or \\boxed{6}", "6"), ("\\boxed{5", "5"), ("It is $5$, $6$", "6"), ("5, 6", "6"),
         ("Answer: 5 wrong", "5"),
+        ("It is not $5$.", "5"), ("It isn't $5$.", "5"), ("It cannot be $5$.", "5"), ("Not 5", "5"), ("never 5", "5"),
+        ("The answer isn't 5", "5"), ("I don't think the answer is 5", "5"), ("The wrong answer is 5", "5"),
+        ("An incorrect answer is 5", "5"), ("It is false that the answer is 5", "5"), ("The answer is 5, which is wrong", "5"),
+        ("The answer is 5 so it is not 5", "5"), ("Answer: 5. Actually, 6.", "5"), ("Answer: 5. Correction: 6.", "5"),
+        ("Answer: 5? Maybe 6", "5"), ("The answer is 5. Or maybe 6.", "5"), ("The answer is 5\nor 6", "5"),
+        ("The answer is 5... or 6", "5"), ("Answer: A. No, B", "A"), ("Answer: >5", "5"),
+        ("The answer is 5 as well as 6", "5"), ("Possible answer: 3\nPossible answer: 5", "5"),
+        ("It may be 3, it may be 5", "5"), ("$3$ $\\text{or}$ $5$", "5"), ("Answer: The answer is 5 or 6", "5"),
+        ("Answer: 6 or the answer is 5", "5"),
         ("Answer: the opposite of 5", "5"), ("$5$ or $6$", "5"), ("Answer: anything but 5", "5"),
     ],
 )  # fmt: skip
@@ -158,7 +196,22 @@ def test_nested_boxes_count_as_their_outermost() -> None:
 
 @pytest.mark.parametrize(
     "piece",
-    ["Answer: ", "$", "$$", "\\[", "$1$ ", "#### ", "answer is ", "%\\boxed{1}", "\\iffalse\\boxed{1}\\fi ", "\n% "],
+    [
+        "Answer: ",
+        "$",
+        "$$",
+        "\\[",
+        "$1$ ",
+        "#### ",
+        "answer is ",
+        "Answer: the ",
+        "<a hidden ",
+        "~\\,",
+        "or ",
+        "%\\boxed{1}",
+        "\\iffalse\\boxed{1}\\fi ",
+        "\n% ",
+    ],
 )
 def test_a_long_text_is_scanned_in_linear_time(piece: str) -> None:
     # The test passes by ending: a quadratic scan of so many characters would take minutes.

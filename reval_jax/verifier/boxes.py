@@ -10,7 +10,7 @@ import re
 from typing import NamedTuple
 
 MAX_PARTS = 40  # parts of one answer; what stands before them is not looked at
-MAX_BETWEEN = 80  # characters between two parts of one answer
+MAX_BETWEEN = 80  # characters between two parts of one answer; in a response, of words that say something, and numbers
 
 _BOX = r"\\{1,2}(?:boxed|fbox|framebox)(?![A-Za-z])"
 _ENDS = r"(?=[^\S\n]{0,20}[.,;]?[^\S\n]{0,20}(?:\$|\\[)\]]|\n|\Z|\\{1,2}f?box)|[.]\s)"
@@ -73,20 +73,26 @@ _COMMAND = re.compile(r"\\[A-Za-z]+")
 _SENTENCE_END = re.compile(r"[.!?](?=\s)|\n\s*\n")
 _HEDGES = frozenset(
     """or either maybe perhaps possibly alternatively otherwise else nor unless if versus vs xor not
-    never""".split()  # noqa: SIM905
+    never guess""".split()  # noqa: SIM905
 )
 _CORRECTIONS = frozenset("rather actually instead wait no correction sorry corrected precisely".split())  # noqa: SIM905
 _FILLERS = frozenset(
-    """and also both the an other another second third next with as well plus part case question problem respectively solution
+    """and but also both the an other another second third next with as well plus part case question problem respectively solution
     solutions value values root roots together""".split()  # noqa: SIM905
 )
+_UNCOUNTED = _HEDGES | _FILLERS
 _CONCLUSIONS = frozenset(
     """so thus hence therefore then finally final which gives giving total sum answer equals makes implies yields result
     means meaning simplifies becomes get obtain""".split()  # noqa: SIM905
 )
 _REPLACES_NOTHING = re.compile(r"\b(?:rather\s+than|instead\s+of)\b")
+# `The largest possible value` is no guess.
+_GUESS = re.compile(
+    r"\b(?:(?:could|may|might)(?:\s+also)?\s+(?:be|equal)|possibility|(?:another|other|is)\s+(?:also\s+)?possible|possible\s+answer)\b|\bpossible\s*\Z"
+)
 # Text that LaTeX or a browser does not show: how it begins and ends.
 _HIDING = (("\\iffalse", "\\fi"), ("\\if0", "\\fi"), ("<!--", "-->"), ("\\begin{comment}", "\\end{comment}"))
+_HIDDEN_TAG = re.compile(r"<(?P<name>[a-z]{1,20})\s[^<>]{0,200}?(?:\bhidden\b|display:\s?none)[^<>]{0,200}>")
 _INVISIBLE = re.compile(r"(?:\\[hv]?phantom|\\(?:text)?color\s?\{white\})\s?\{?[\s$]{0,5}\Z")
 # A percent sign begins a comment unless a number or a word stands before it.
 _COMMENT = re.compile(r"(?<![\\0-9A-Za-z)])(?<![0-9][ $])(?<![0-9] \$)(?<![0-9]\$ )%")
@@ -106,18 +112,20 @@ def joins(between: str, *, needs_separator: bool = False) -> bool:
     """Whether the text between two statements makes them one answer in parts, or two guesses.
 
     It does if it has no words; if it is one sentence with a word like `or`, `maybe` or `not` that corrects nothing (`or rather`),
-    or with `and` or a comma at its end that concludes nothing; if it is no more than `Or maybe` in a sentence of its own; or if
-    it hides the second statement (a comment in LaTeX).
+    or with `and` or a comma at its end that concludes nothing; if its last sentence is no more than `Or maybe`, or is a guess
+    (`it could be`); or if it hides the second statement (a comment in LaTeX).
 
     Args:
       needs_separator: without words, only a comma or a semicolon joins.
     """
     if _is_hidden(between):
         return True
-    if len(between) > MAX_BETWEEN:
-        return False
     plain = _PART_NAME.sub(" ", _DELIMITERS.sub(" ", _SPACES.sub(" ", between)))
     plain = _REPLACES_NOTHING.sub("or", _COMMAND.sub(" ", plain).lower())
+    plain = _GUESS.sub("guess", plain)
+    # Words that say nothing, spaces and signs are not counted, so that none of them can push two guesses apart.
+    if len(" ".join(word for word in re.findall(r"\w+", plain) if word not in _UNCOUNTED)) > MAX_BETWEEN:
+        return False
     pieces = [re.findall("[a-z]{2,}", piece) for piece in _SENTENCE_END.split(plain)]
     words = {word for piece in pieces for word in piece}
     if not words:
@@ -125,7 +133,9 @@ def joins(between: str, *, needs_separator: bool = False) -> bool:
     if words <= _FILLERS:
         return True
     if len(pieces) > 1:
-        last = set(pieces[-1])
+        last = set(next(piece for piece in reversed(pieces) if piece))
+        if "guess" in last:
+            return not last & (_CORRECTIONS | _CONCLUSIONS)
         return bool(last & (_HEDGES | {"and"})) and last <= _HEDGES | _FILLERS
     if words & _HEDGES:
         return not words & _CORRECTIONS
@@ -135,22 +145,61 @@ def joins(between: str, *, needs_separator: bool = False) -> bool:
 
 def _is_hidden(between: str) -> bool:
     """Whether what follows the text would not be shown."""
-    is_open = any(between.rfind(opener) > between.rfind(closer) for opener, closer in _HIDING)
-    return is_open or bool(_INVISIBLE.search(between[-30:]) or _COMMENT.search(between[between.rfind("\n") + 1 :]))
+    return _is_enclosed(between) or bool(_COMMENT.search(between[between.rfind("\n") + 1 :]))
 
 
+def _is_enclosed(before: str) -> bool:
+    is_open = any(before.rfind(opener) > before.rfind(closer) for opener, closer in _HIDING)
+    if is_open or _INVISIBLE.search(before[-30:]):
+        return True
+    tags = list(_HIDDEN_TAG.finditer(before))
+    return bool(tags) and f"</{tags[-1]['name']}" not in before[tags[-1].end() :]
+
+
+_RIGHT = (
+    r"(?:right|correct|true|it|(?:the|my)\s+(?:(?:right|correct|final|actual)\s+)?(?:answer|solution|result|one))\b"
+)
 _DENIED_BEFORE = re.compile(
-    r"(?:(?<![A-Za-z])(?:not|never)|n['’]t|\\neq?|≠|\\not\s*=?|!=)(?:\s+be)?(?:\\?[\s$(\[{:*]|\\text\{)*\Z"
+    r"(?:(?<![A-Za-z])(?:not|never|cannot|anything\s+(?:but|except)|(?:false|wrong|incorrect)\s+that"
+    r"|(?:wrong|incorrect)\s+(?:answer|result)(?:\s+is)?)"
+    r"|n['’]t|\\neq?|≠|\\not\s*=?|!=|\\lnot|\\neg)"
+    r"(?:\s+(?:be|equal(?:\s+to)?|think|believe|say)(?:\s+that)?)?(?:\s+the(?:\s+(?:number|value|answer(?:\s+is)?))?)?"
+    r"(?:\\?[\s$(\[{:*]|\\text\{)*\Z",
+    re.IGNORECASE,
 )
 _DENIED_AFTER = re.compile(
-    r"(?:[\s$)\]}*]|\\[)\]]|\\text\s*\{)*(?:(?:is|was|would\s+be)\s+)?(?:wrong|incorrect|false|not\s+(?:the|right|correct|it))\b"
+    r"(?:[\s$()\]}*]|\\[)\]]|\\text\s*\{)*(?:[.,;]?\s*(?:so\s+|because\s+|since\s+|as\s+|but\s+)?(?:which|that|this|it)\s+)?"
+    rf"(?:(?:(?:is|was|would\s+be)\s+)?(?:wrong|incorrect|false|not\s+{_RIGHT})\b|(?<=so it )is\s+not\s+[$\\]?[0-9]"
+    rf"|(?:(?:is|was|could|would|ca)n['’]t|(?:can|could|would)\s*not)\s+(?:be\s+)?{_RIGHT})"
 )
-_NEAR = 40  # characters
+_NEAR = 60  # characters
+# A sign or digit that touches the box makes it a part of something longer: `-\boxed{5}`, `\boxed{5}^2`. A list's bullet, a
+# double dash, emphasis and a degree sign do not.
+_OPERATOR_BEFORE = re.compile(
+    r"(?:(?<!-)[-\u2212]|[+/^0-9]|\^\{|\\(?:times|cdot|div|pm|mp)\s*|\\sqrt\s*(?:\[[0-9]{1,9}\])?\{?"
+    r"|\\[dtc]?frac\s*(?:\{[^{}]{0,20}\}\s*)?\{)\Z"
+)
+_OPERATOR_AFTER = re.compile(
+    r"\s?\^(?!\s?\{?\s?\\(?:circ|degree))|[0-9]|[-+/\u2212][^\S\n]?(?:[0-9(]|\\(?!text|mathrm|mbox)|[A-Za-z](?![A-Za-z]))|\s?\\(?:times|cdot|div|pm|mp)(?![a-z])"
+)
 
 
-def is_denied(text: str, boxes: Boxes) -> bool:
-    r"""Whether the words next to the last box deny it: `not \boxed{5}`, `\boxed{5} is wrong`."""
+def is_withdrawn(text: str, boxes: Boxes) -> bool:
+    r"""Whether the last box is denied, hidden or a part of a longer formula: `not \boxed{5}`, `<!-- \boxed{5}`, `-\boxed{5}`."""
     begin, end = boxes.outsides[-1]
+    near = text[max(0, begin - _NEAR) : begin]
+    return (
+        is_denied(text, begin, end)
+        or _OPERATOR_BEFORE.search(near) is not None
+        or _OPERATOR_AFTER.match(text[end : end + _NEAR]) is not None
+        # Elsewhere in a line a percent sign may be one of prose: `in %: \boxed{5}`.
+        or text[text.rfind("\n", 0, begin) + 1 : begin].lstrip().startswith("%")
+        or _is_enclosed(text[:begin])
+    )
+
+
+def is_denied(text: str, begin: int, end: int) -> bool:
+    r"""Whether the words next to a part of the text deny it: `not \boxed{5}`, `\boxed{5} is wrong`."""
     return bool(
         _DENIED_BEFORE.search(text[max(0, begin - _NEAR) : begin]) or _DENIED_AFTER.match(text[end : end + _NEAR])
     )

@@ -57,7 +57,7 @@ def extract(text: str, *, answer_format: str, prompt_opens_think: bool) -> Extra
 def _extract_box(text: str) -> Extraction:
     """The last balanced box, joined with the boxes before it that are parts of the same answer.
 
-    If a later box is never closed, or the words beside the last one deny it, the response has no answer.
+    If a later box is never closed, or the last one is denied, hidden or a part of a longer formula, the response has no answer.
     """
     return _of_boxes(text, boxes.find(text))
 
@@ -67,8 +67,10 @@ def _of_boxes(text: str, found: boxes.Boxes) -> Extraction:
         return Extraction(None, "no_box", "the last \\boxed{ of the response is never closed")
     if not found.contents:
         return Extraction(None, "no_box", "the response holds no \\boxed{...}")
-    if boxes.is_denied(text, found):
-        return Extraction(None, "no_box", "the response says that its last box is not the answer")
+    if boxes.is_withdrawn(text, found):
+        return Extraction(
+            None, "no_box", "the response denies or hides its last box, or makes it a part of a longer formula"
+        )
     return Extraction(_joined(boxes.join(text, found)), "", "")
 
 
@@ -77,13 +79,12 @@ def _extract_free(text: str) -> Extraction:
     found = boxes.find(text)
     if found.contents or found.is_open:
         return _of_boxes(text, found)
-    if stated := free.statements(text):
-        answer = _joined([free.clean(part) for part in free.join(text, stated, needs_separator=False)])
-    elif formulas := free.formulas(text):
-        answer = _joined(free.join(text, formulas, needs_separator=True))
-    else:
-        numbers = [(*match.span(), *match.span()) for match in _NUMBER.finditer(text)]
-        answer = _joined(free.join(text, numbers, needs_separator=True)) if numbers else ""
+    stated = free.statements(text)
+    spans = stated or free.formulas(text) or [(*match.span(), *match.span()) for match in _NUMBER.finditer(text)]
+    if spans and (boxes.is_denied(text, spans[-1][0], spans[-1][3]) or free.is_replaced(text, spans[-1][3])):
+        return Extraction(None, "unparsed", "the response denies its last answer, or names another one after it")
+    parts = free.join(text, spans, needs_separator=not stated) if spans else [""]
+    answer = _joined([free.clean(part) for part in parts] if stated else parts)
     if not answer.strip():
         return Extraction(None, "unparsed", "the response states no answer, and holds no formula and no number")
     return Extraction(answer, "", "")

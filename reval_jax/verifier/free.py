@@ -9,18 +9,27 @@ from reval_jax.verifier import boxes
 MAX_STATEMENT = 1500  # characters of a statement that are read; more than an answer may have
 
 _STATEMENT = re.compile(
-    r"(?<![A-Za-z])answer[*_]{0,3}(?:\s(?:to|for|of)\s[^.:\n]{1,60}?)?[*_\s]{0,4}(?:(?<=[\s*_])is(?![A-Za-z])[*_\s]{0,4}:?|[:=])"
+    r"(?<![A-Za-z])(?:answer|(?:correct|right) (?:option|choice))"
+    r"[*_]{0,3}(?:\s(?:to|for|of)\s[^.:\n]{1,60}?)?[*_\s]{0,4}(?:(?<=[\s*_])is(?![A-Za-z])[*_\s]{0,4}:?|[:=])"
     r"|^\s{0,3}####(?!#)|^[#*_ ]{0,6}(?:final[ ])?answer[*_ ]{0,4}$",
     re.IGNORECASE | re.MULTILINE,
 )
 # What may stand between `is` and the answer itself.
 _LEAD = re.compile(
-    r"(?:[\s*_}>]|:(?!\))|(?:therefore|thus|simply|just|indeed|clearly|hence|given\s+by|equal\s+to)(?![A-Za-z]),?)*",
+    r"(?:[\s*_}]|(?<=\n)>|:(?!\))|(?:therefore|thus|simply|just|indeed|clearly|hence|given\s+by|equal\s+to)(?![A-Za-z]),?)*",
     re.IGNORECASE,
 )
 _DELIMITER = re.compile(
-    r"\\.|\$\$?|\n|[.?](?=\s|\Z|[*_]+(?:\s|\Z))|[,;]?\s(?=(?:because|since|which|where|so|as)\s)", re.DOTALL
+    r"\\.|\$\$?|\n|[.?](?=\s|\Z|[*_]+(?:\s|\Z))|[,;]?\s(?=(?:because|since|which|where|so|as(?!\swell\s))\s)", re.DOTALL
 )
+# What may stand between a statement and one inside it, which then is the one that counts: `Final answer: The answer is 5`.
+_REPEATED = re.compile(r"(?:[\s*_:]|(?:so|thus|therefore|the|my|final|correct)(?![A-Za-z]),?)*", re.IGNORECASE)
+_REPLACED = re.compile(
+    r"[.?!…,;]*[\s*_$)]*(?:(?:or(?!\s+equivalently)|maybe|perhaps|actually|correction|wait)(?![A-Za-z])|no[,.:;!])",
+    re.IGNORECASE,
+)
+# A formula that is only a word between two others.
+_CONJUNCTION = re.compile(r"\s*\\(?:text|textbf|mbox|mathrm)\s*\{\s*(?:or|and|and/or|maybe|vs\.?)\s*\}\s*")
 _CLOSERS = {"$": "$", "$$": "$$", "\\(": "\\)", "\\[": "\\]"}
 
 
@@ -28,12 +37,15 @@ def statements(text: str) -> list[tuple[int, int, int, int]]:
     """Each statement `the answer is …`, `Answer: …` or `#### …`, in order: begin and end of its answer, and of the whole."""
     found: list[tuple[int, int, int, int]] = []
     for match in _STATEMENT.finditer(text):
-        if found and match.start() < found[-1][3]:
-            continue
+        start, known_end = match.start(), 0
+        if found and start < found[-1][3]:
+            if not _REPEATED.fullmatch(text, found[-1][0], start):
+                continue
+            _, known_end, start, _ = found.pop()
         lead = _LEAD.match(text, match.end(), match.end() + MAX_STATEMENT)
         begin = lead.end() if lead else match.end()
-        end = _end_of_statement(text, begin)
-        found.append((begin, end, match.start(), end))
+        end = known_end if begin < known_end else _end_of_statement(text, begin)
+        found.append((begin, end, start, end))
     return found
 
 
@@ -66,7 +78,7 @@ def formulas(text: str) -> list[tuple[int, int, int, int]]:
                 opener = token
         elif symbol in _CLOSERS and (opener is None or symbol != "$") and not _is_currency(text, token):
             opener = token
-    return [span for span in found if text[span[0] : span[1]].strip()]
+    return [span for span in found if text[span[0] : span[1]].strip() and not _CONJUNCTION.fullmatch(text, *span[:2])]
 
 
 def _is_currency(text: str, token: re.Match[str]) -> bool:
@@ -91,4 +103,11 @@ def join(text: str, spans: list[tuple[int, int, int, int]], *, needs_separator: 
 
 def clean(answer: str) -> str:
     """A statement's answer without emphasis, code quotes and the punctuation around it."""
-    return re.sub(r"\*\*|__|`", "", answer).strip().strip("*_ \t\n").removesuffix(".").strip()
+    plain = re.sub(r"\*\*|__|`", "", answer).strip().strip("*_ \t\n").removesuffix(".").strip()
+    quoted = re.fullmatch(r"'([^']*)'|\"([^\"]*)\"|[“‘]([^”’]*)[”’]", plain)
+    return quoted[quoted.lastindex or 0] if quoted else plain
+
+
+def is_replaced(text: str, end: int) -> bool:
+    """Whether the words after an answer begin another one: `Answer: 5. Or maybe 6`."""
+    return _REPLACED.match(text, end) is not None
