@@ -96,6 +96,9 @@ EQUAL = [
     ("e^{2\\pi i/3}", "-\\frac12+\\frac{\\sqrt3}{2}i"), ("\\cos\\frac{2\\pi}{3}+i\\sin\\frac{2\\pi}{3}", "e^{2\\pi i /3}"),
     ("6.02 \\times 10^{23}", "602\\times 10^{21}"), ("30^\\circ+45^\\circ", "75^\\circ"),
     ("\\sin 45\\text{ degrees}", "\\frac{\\sqrt2}{2}"), ("5\\sin 30^\\circ\\text{ cm}", "2.5\\text{ cm}"),
+    ("\\sqrt{x^2}", "|x|"), ("|x-1|", "|1-x|"), ("\\ln(x^2)", "2\\ln|x|"), ("\\lfloor x\\rfloor+1", "\\lfloor x+1\\rfloor"),
+    ("x+\\ln(1+e^{-x})", "\\ln(e^x+1)"), ("\\sqrt{\\frac{GM}{r}}", "\\frac{\\sqrt{GM}}{\\sqrt r}"),
+    ("\\arctan x+x", "x+\\arctan x"), ("\\sqrt{x+1}+1", "1+\\sqrt{1+x}"), ("y=\\sqrt{x+1}", "\\sqrt{1+x}-y=0"),
 ]  # fmt: skip
 DIFFERENT = [
     ("2^{2024}", "2^{2024}-1"), ("2^{2024}+1", "2^{2024}-1"), ("2023!-1", "2023!"),
@@ -150,12 +153,25 @@ DIFFERENT = [
     ("x^{2/3}", "\\sqrt[3]{x}"), ("n!", "n"), ("\\binom{n}{2}", "\\frac{n(n+1)}{2}"), ("\\sin(\\pi n)", "0"),
     ("5%", "\\log 5"), ("x2", "2x"), ("6/2(1+2)", "9"), ("6/2(1+2)", "1"), ("a/bc", "\\frac{a}{bc}"),
     ("\\tan(60)^\\circ", "\\tan 60"),
+    # functions that are equal near zero, or for one sign, only
+    ("|x+1|", "x+1"), ("|x+5|", "x+5"), ("|2x+9|", "2x+9"), ("\\sqrt{(a+3)^2}", "a+3"), ("y=|x+100|", "y=x+100"),
+    ("\\frac{\\sqrt{(x+50)^2}}{x+50}", "1"), ("2\\ln(x+100)", "\\ln|x+100|"), ("|t-60|", "60-t"),
+    ("\\lfloor x+0.001\\rfloor", "\\lfloor x\\rfloor"), ("\\arcsin(\\sin(x/100))", "x/100"), ("|x+10^7|", "x+10^7"),
+    ("|x+123456789|", "x+123456789"), ("|x-y+100|", "x-y+100"), ("|(x-2)(x-3)|", "(x-2)(x-3)"),
+    ("\\begin{pmatrix} |x+9| \\\\ 1 \\end{pmatrix}", "\\begin{pmatrix} x+9 \\\\ 1 \\end{pmatrix}"),
+    ("((x+100)^2)^{1/2}", "x+100"), ("\\max(x,-100)", "x"), ("\\sum_{k=1}^{3} k|x+100|", "6(x+100)"),
+    ("2^3^2", "64"), ("2^3^2", "512"), ("x^{2}^{3}", "x^6"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("one", "other"), EQUAL)
 def test_two_spellings_of_one_value_are_equal_in_either_order(one: str, other: str) -> None:
     assert (verdict(one, other), verdict(other, one)) == ("ok", "ok")
+
+
+def test_many_bars_are_refused_at_once() -> None:
+    assert verdict("|x|" * 30, "x^{30}") == "limit"
+    assert verdict("|x||y||z|", "|xyz|") == "ok"
 
 
 @pytest.mark.parametrize(("prediction", "gold"), DIFFERENT)

@@ -57,6 +57,16 @@ def test_a_number_with_a_word_that_is_no_known_unit_or_noun_is_not_that_number(w
         ("2\\text{ pennies}", "2\\text{ penny}"),
         ("9\\text{ soccer balls}", "9"), ("5\\text{ cups of flour}", "5"), ("5\\text{ dollars per ticket}", "5"),
         ("40\\text{ ordered triples}", "40\\text{ ordered triples}"), ("6\\sqrt{3}\\text{ cm}^2", "6\\sqrt{3}"),
+        ("9\\text{ divisors}", "9"),
+        ("9\\text{ subsets}", "9"), ("4\\text{ zeros}", "4"), ("4\\text{ primes}", "4"),
+        ("5\\text{ ordered pairs}", "5"), ("5\\text{ complex numbers}", "5"), ("3\\text{ dimes}", "3"),
+        ("6\\text{ committees}", "6"), ("12\\text{ bacteria}", "12"), ("5\\text{ kg m s}^{-2}", "5\\text{ N}"),
+        # signs of money
+        ("\\$5", "5"), ("5", "\\$5"), ("\\$5", "500\\text{ cents}"), ("\\$5\\text{ dollars}", "5"), ("$5", "5\\text{ dollars}"),
+        ("-\\$5", "-5"),
+        ("\\$12, \\$13", "12, 13"), ("x=\\$5", "5"), ("\\$\\frac34", "0.75"), ("\\$2x+3", "2x+3"),
+        ("5€", "€5"),
+        ("\\$5\\text{ per hour}", "5"),
         # names of quantities
         ("\\text{Area} = 5", "5"), ("\\text{total area}=5", "5"), ("\\text{AB} = 5", "5"), ("\\text{minimum} = 5", "5"),
         ("\\text{number of ways} = 5", "5"), ("\\text{not} = 5", "\\text{not} = 5"),
@@ -80,7 +90,17 @@ def test_known_words_are_read(prediction: str, gold: str) -> None:
         ("5\\text{ K}", "5"), ("5\\text{ M}", "5"), ("3\\text{ of } 5", "3"), ("5\\text{ in}^4", "5"), ("5m", "5"),
         ("\\text{not} = 5", "5"), ("\\text{wrong}=5", "5"), ("not = 5", "5"), ("\\not = 5", "5"), ("\\neg = 5", "5"),
         ("\\text{not area} = 5", "5"), ("\\text{opposite} = 5", "5"), ("\\text{nothing} = 5", "5"),
-        ("\\text{not} \\approx 5", "5"),
+        ("\\text{not} \\approx 5", "5"), ("5\\text{ pairs}", "5"), ("5\\text{ zero}", "5"), ("5\\text{ complex}", "5"),
+        # signs of money are units
+        ("\\$5", "5\\text{ cents}"), ("5\\text{ cents}", "\\$5"), ("5\\%", "\\$5"),
+        ("\\$5", "5\\%"), ("\\$5", "5\\text{ cm}"),
+        ("\\$5", "5\\text{ euros}"), ("€5", "$5"), ("€5", "\\$5"), ("\\pounds 5", "¥5"),
+        ("\\$5\\text{ cents}", "5"), ("\\$\\$5", "5"),
+        # units that do not multiply
+        ("5\\%\\%", "5"), ("5^\\circ^\\circ", "5"), ("5^\\circ\\%", "5"), ("5\\text{ percent percent}", "5"),
+        ("5\\text{ hours minutes}", "5"), ("5\\text{ m s kg}", "5"), ("5\\text{ dollars cents}", "5"),
+        ("5\\text{ cm}\\%", "5"),
+        ("5\\text{ boys girls}", "5"), ("x^2\\%\\%", "x^2"), ("5 \\mod 7", "5"), ("5 \\mod 7", "5 \\mod 8"),
     ],
 )  # fmt: skip
 def test_a_unit_a_multiplier_or_a_name_of_another_meaning_is_refused(prediction: str, gold: str) -> None:
@@ -100,7 +120,8 @@ def test_every_word_of_the_vocabulary_is_read_and_no_word_that_changes_a_number_
         ("\\text{ cm}", "1/100 m^1"), ("\\text{ km/h}", "5/18 m^1 s^-1"), (" dogs", "1 dog^1"), ("", ""),
         ("\\text{ m/s/s}", "1 m^1 s^-2"),
         ("\\text{ square feet}", "145161/1562500 m^2"), ("\\text{ J}", "1000 g^1 m^2 s^-2"), ("\\%", None), ("%", "1 %^1"),
-        ("\\text{ m per}", None), ("\\text{ / m}", None), ("\\text{ dogs cats}", "1 dog_cat^1"), ("\\text{ m dogs}", None),
+        ("\\text{ m per}", None), ("\\text{ / m}", None), ("\\text{ dog cats}", "1 dog_cat^1"),
+        ("\\text{ dogs cats}", None), ("\\text{ m dogs}", None),
     ],
 )  # fmt: skip
 def test_the_unit_of_a_phrase(unit: str, meaning: str | None) -> None:
@@ -164,7 +185,8 @@ def test_a_gold_answer_may_hold_its_options_text() -> None:
         ("(101)_2", "101_2"), ("{1 \\over 2}", "0.5"), ("\\lg 100", "2"),
         ("\\textcolor{red}{5}", "5"),
         ("\\color{red}5", "5"), ("{\\color{blue}5}", "5"), ("\\underline{5}", "5"), ("\\underline{\\underline{5}}", "5"),
-        ("5,", "5"),
+        ("5,", "5"), ("10:30", "10{:}30"),
+        ("\\begin{aligned} 5 \\end{aligned}", "5"), ("5 \\mod 7", "5 \\bmod 7"),
         ("5;", "5"), ("\\bm{5}", "5"), ("\\boldsymbol{x}", "x"), ("x=\\mathbf{5}", "5"), ("5{}^\\circ", "5"),
         ("\\nicefrac{1}{2}", "0.5"),
         ("\\textbf{\\underline{5}}", "5"), ("\\frac{\\textcolor{blue}{1}}{2}", "0.5"), ("5\\hspace{1cm}", "5"),

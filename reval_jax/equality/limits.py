@@ -9,6 +9,7 @@ from reval_jax.equality import normal
 
 MAX_CHARS = 1000  # characters of an extracted answer; a longer one gets the verdict `limit`
 MAX_DIGITS = 600  # digits of an extracted answer; Python may refuse to convert more than 640
+MAX_BARS = 16  # bars of absolute values, which may open or close: reading them takes exponential time
 MAX_NESTING = 32  # brackets inside brackets
 MAX_TOWER = 2  # exponents on exponents
 MAX_EXPONENT = 9999
@@ -36,7 +37,12 @@ def too_long(answer: str) -> str | None:
 def too_big(answer: str) -> str | None:
     """Why an answer is too big for algebra, as a clause for a person; None if it is not."""
     # A power may be written in Unicode, and a binomial as \choose, so the canonical text is measured too.
-    return too_long(answer) or _Scan().reason(answer) or _Scan().reason(normal.canonical_latex(answer))
+    reason = too_long(answer) or _Scan().reason(answer)
+    if reason:
+        return reason
+    text = normal.canonical_latex(answer)
+    num_bars = text.count("|")
+    return f"it has {num_bars} bars, and at most {MAX_BARS} are read" if num_bars > MAX_BARS else _Scan().reason(text)
 
 
 class _Bracket(NamedTuple):

@@ -20,12 +20,13 @@ _CLOSES = {"(": ")", "{": "}", "[": "]"}
 _MAX_SCIENTIFIC = 400  # largest power of ten that is expanded
 
 _SPELLINGS = {
-    r"\!": "", r"\$": "", "$": "", r"\(": "", r"\)": "", r"\[": "", r"\]": "", r"\left.": "", r"\right.": "",
+    r"\!": "", r"\$": "＄", "$": "", r"\(": "", r"\)": "", r"\[": "", r"\]": "", r"\left.": "", r"\right.": "",
     r"\left": "", r"\right": "", r"\big": "", r"\Big": "", r"\bigl": "", r"\bigr": "", r"\Bigl": "", r"\Bigr": "",
     r"\displaystyle": "", r"\textstyle": "", r"\limits": "", r"\boxed": "", r"\fbox": "", r"\rm": "",
     r"\bigg": "", r"\Bigg": "", r"\biggl": "", r"\biggr": "", r"\Biggl": "", r"\Biggr": "", r"\middle": "", r"\nolimits": "",
     r"\nicefrac": r"\frac", r"\sfrac": r"\frac", r"\enspace": " ", r"\thinspace": "\u2009", r"\medspace": " ",
-    r"\thickspace": " ", r"\space": " ", r"\textdegree": "°", r"\textdollar": "", r"\pounds": "", r"\euro": "", r"\colon": ":",
+    r"\thickspace": " ", r"\space": " ", r"\textdegree": "°", r"\textdollar": "＄", r"\pounds": "£", r"\euro": "€", r"\yen": "¥",
+    r"\colon": ":", "{:}": ":", r"\mod": r"\bmod",
     r"\lg": r"\log_{10} ", r"\varepsilon": r"\epsilon", r"\varphi": r"\phi",
     r"\dfrac": r"\frac", r"\tfrac": r"\frac", r"\cfrac": r"\frac", r"\dbinom": r"\binom", r"\tbinom": r"\binom",
     r"\,": "\u2009", r"\;": " ", r"\:": " ", r"\ ": " ", "~": " ", "\u00a0": " ", r"\quad": " ", r"\qquad": " ",
@@ -48,6 +49,7 @@ _SPELLING = re.compile(
         for spelling in sorted(_SPELLINGS, key=len, reverse=True)
     )
 )
+_ALIGNED = re.compile(r"\s*\\begin\{aligned\}((?:(?!\\\\|&|\\begin).)*)\\end\{aligned\}\s*")  # one line
 _ESCAPED_COMMAND = re.compile(r"\\\\(?=[A-Za-z{}%$])")
 _ROW_DISTANCE = re.compile(r"\\\\\s?\[\s?-?[0-9.]{1,6}\s?(?:pt|em|ex|mm|cm|in|mu|px)\s?\]")
 _THOUSANDS = re.compile(r"(?<=[0-9])(?:\{\s*,\s*\}|,\\!)\s*(?=[0-9]{3}(?![0-9]))")
@@ -73,8 +75,12 @@ _NUMBER = re.compile(
     # 3, 3.5, 1,000, 7/2
     rf"|(?P<plain>{_SIGNED})(?:\s*/\s*(?P<divisor>{_SIGNED}))?"
 )
+_ANGLE = re.compile(r"\\(?:sin|cos|tan|sec|csc|cot)(?![A-Za-z])")
+# An amount of money begins with its sign. ＄ stands for `\$`, because a bare `$` delimits formulas.
+_MONEY = re.compile(r"\s*([+-]?)\s*([＄€£¥₹])\s*(?![＄€£¥₹])")
+_LONE_DOLLAR = re.compile(r"\s*([+-]?)\s*\$(?=\s?[0-9.])([^$]*)")
 _LAST_UNIT = re.compile(
-    rf"(?<=[\w)}}\]°])\s*(?:(?:{_TEXT}\s*(?:\^\s*[23]|\^\s*\{{\s*-?[1-3]\s*\}})?(?:\s*(?:/|\\cdot)\s*(?={_TEXT}))?\s*)+|%|°(?:\s*[CF])?)$"
+    rf"(?<=[\w)}}\]°%＄€£¥₹])\s*(?:(?:{_TEXT}\s*(?:\^\s*[23]|\^\s*\{{\s*-?[1-3]\s*\}})?(?:\s*(?:/|\\cdot)\s*(?={_TEXT}))?\s*)+|[%＄€£¥₹]|°(?:\s*[CF])?)$"
 )
 
 
@@ -91,6 +97,8 @@ def canonical_latex(answer: str) -> str:
     if "\\begin" not in answer:
         answer = _ESCAPED_COMMAND.sub(lambda _: "\\", answer)
     answer = _ROW_DISTANCE.sub(lambda _: r"\\ ", answer)
+    answer = aligned[1] if (aligned := _ALIGNED.fullmatch(answer)) else answer
+    answer = _LONE_DOLLAR.sub(r"\1＄\2", answer) if _LONE_DOLLAR.fullmatch(answer) else answer
     text = _THOUSANDS.sub("", spelling.rewrite(answer))
     text = _SPELLING.sub(lambda match: _SPELLINGS.get(match.group(), match.group()), text)
     text = _PRIMES.sub(lambda match: "'" * match.group().count("prime"), text)
@@ -174,10 +182,17 @@ def number(text: str) -> Number | None:
     if spelled:
         phrase = quantities.read(spelled[1])
         return Number(Fraction(spelled[0] * phrase.multiplier), phrase.unit) if phrase else None
+    text, sign = _without_money(text)
     match = _NUMBER.match(text)
-    phrase = quantities.read(strip(text[match.end() :])) if match else None
+    phrase = quantities.read(strip(text[match.end() :]), money=sign) if match else None
     value = _fraction(match) if match and phrase is not None else None
     return None if value is None or phrase is None else Number(value * phrase.multiplier, phrase.unit)
+
+
+def _without_money(text: str) -> tuple[str, str]:
+    """An amount without the sign of money that it begins with, and that sign; "" for none."""
+    money = _MONEY.match(text)
+    return (money[1] + text[money.end() :], money[2]) if money else (text, "")
 
 
 def is_same_number(one: Number, other: Number) -> bool:
@@ -190,7 +205,14 @@ def is_same_number(one: Number, other: Number) -> bool:
 
 def without_unit(text: str) -> tuple[str, str]:
     r"""A text in canonical LaTeX without the unit at its end (`\text{ cm}^2`, `%`, `°`), and that unit; "" for none."""
-    match = _LAST_UNIT.search(text)
+    body, sign = _without_money(text)
+    match = _LAST_UNIT.search(body)
+    if sign and not match:
+        return body, quantities.money(sign)
+    # `5%%` and an amount with a second unit are no quantities.
+    inner = _LAST_UNIT.search(body[: match.start()].rstrip()) if match else None
+    if match and (sign or (inner and not (inner.group().strip() == "°" and _ANGLE.search(body)))):
+        return text, ""
     phrase = quantities.read(strip(text[match.start() :])) if match else None
     is_unit = phrase is not None and phrase.unit and phrase.multiplier == 1
     return (text[: match.start()].strip(), phrase.unit) if match and phrase and is_unit else (text, "")

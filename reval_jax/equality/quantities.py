@@ -16,6 +16,7 @@ from fractions import Fraction
 from typing import NamedTuple
 
 from reval_jax.equality import vocabulary
+from reval_jax.types import present
 
 TEXT = r"\\(?:text|textbf|textit|textrm|textsf|textnormal|mathrm|mathbf|mathit|mathsf|mbox|operatorname)\s*\{([^{}]*)\}"
 """Pattern of words in LaTeX; its group is the words."""
@@ -23,9 +24,9 @@ TEXT = r"\\(?:text|textbf|textit|textrm|textsf|textnormal|mathrm|mathbf|mathit|m
 MAX_CHARS = 200  # characters of a phrase; a longer one is no unit
 
 _TOKEN = re.compile(
-    rf"\s*(?:{TEXT}|\^\s*(?:([1-3])|\{{\s*([+-]?[1-3])\s*\}})|(\\cdot(?![A-Za-z])|/)|([A-Za-z]+|%|''?|°(?:\s*[CF](?![A-Za-z]))?)\.?)"
+    rf"\s*(?:{TEXT}|\^\s*(?:([1-3])|\{{\s*([+-]?[1-3])\s*\}})|(\\cdot(?![A-Za-z])|/)|([A-Za-z]+|[%＄€£¥₹]|''?|°(?:\s*[CF](?![A-Za-z]))?)\.?)"
 )
-_TEXT_TOKEN = re.compile(r"\s*(?:\^\s*\(?([+-]?[1-3])\)?|(/|\\cdot(?![A-Za-z]))|((?:°\s?)?[A-Za-z]+|%|°)\.?)")
+_TEXT_TOKEN = re.compile(r"\s*(?:\^\s*\(?([+-]?[1-3])\)?|(/|\\cdot(?![A-Za-z]))|((?:°\s?)?[A-Za-z]+|[%＄€£¥₹]|°)\.?)")
 
 # Two letters without \text are a unit only if no one would mean a product of variables.
 _PLAIN_SHORT = frozenset("mm cm dm km in ft yd mg kg lb oz ml mL hr".split())  # noqa: SIM905
@@ -78,14 +79,21 @@ class _Token(NamedTuple):
     is_in_text: bool
 
 
-def read(text: str) -> Phrase | None:
-    """The phrase that a text in canonical LaTeX consists of; None if any of it is unknown. A blank text is no unit."""
+def read(text: str, *, money: str = "") -> Phrase | None:
+    """The phrase that a text in canonical LaTeX consists of; None if any of it is unknown. A blank text is no unit.
+
+    Args:
+      money: the sign of money before the number, "" for none. It is a unit after the multipliers.
+    """
     tokens = _tokens(text) if len(text) <= MAX_CHARS else None
     if tokens is None:
         return None
     multiplier = 1
     while tokens and (times := vocabulary.multiplier(tokens[0].text)):
         multiplier, tokens = multiplier * times, tokens[1:]
+    # `$5 dollars` says the same twice.
+    if money and not (tokens and vocabulary.unit(tokens[0].text) == vocabulary.UNITS[money]):
+        tokens = [_Token("word", money, False), *tokens]
     if not tokens:
         return Phrase(multiplier, "")
     unit = _Reader(tokens).unit()
@@ -129,6 +137,11 @@ def _below_thousand(words: list[str]) -> tuple[int | None, list[str]]:
         has_unit = 0 < unit < 10
         return hundreds + _TENS[words[0]] + (unit if has_unit else 0), words[1 + has_unit :]
     return (hundreds + _SMALL[words[0]], words[1:]) if words and words[0] in _SMALL else (None, words)
+
+
+def money(sign: str) -> str:
+    """The unit that a sign of money stands for."""
+    return present(read("", money=sign)).unit
 
 
 def factor(unit: str) -> Fraction:
@@ -189,9 +202,13 @@ class _Reader:
         return self.tokens[self.index].text if is_word else ""
 
     def unit(self) -> str | None:
-        sign, is_joined = 1, True
+        sign, is_joined, before = 1, True, list[frozenset[str]]()
         while self.index < len(self.tokens):
+            known = self.dimension_ahead()
             is_unit = self.measure(sign)
+            before = [known] if is_joined else [*before, known]
+            if is_unit and len(before) > 1 and not self.may_follow(before):
+                return None
             # Units follow each other (`kg m`); things are joined to others by `per` only.
             if not is_unit and not (is_joined and self.things(sign)):
                 return None
@@ -235,6 +252,19 @@ class _Reader:
             self.add(name, sign * exponent * power)
         return True
 
+    def dimension_ahead(self) -> frozenset[str]:
+        """The basic units of the unit at this position."""
+        begin = self.index
+        self.index += self.word().lower() in vocabulary.UNIT_POWERS
+        meaning, self.index = self.known_unit(), begin
+        return frozenset(meaning.dimension if meaning else ())
+
+    def may_follow(self, units: list[frozenset[str]]) -> bool:
+        """Whether the last of juxtaposed units may follow: `kg m` is a product, `hours minutes` and `m s kg` are none."""
+        has_power = self.tokens[self.index - 1].kind == "power"
+        is_alone = any(unit & vocabulary.ALONE for unit in units)
+        return not is_alone and units[-1] not in units[:-1] and (len(units) < 3 or has_power)
+
     def known_unit(self) -> vocabulary.Unit | None:
         word = self.word()
         if not word:
@@ -246,13 +276,18 @@ class _Reader:
 
     def things(self, sign: int) -> bool:
         """Reads modifiers and the noun that they end with; with a `sign` of 0 after `of`, where a substance may stand."""
-        names, last = [], ""
+        names, last, is_plural = list[str](), "", False
         while word := self.word():
             token, lower = self.tokens[self.index], word.lower()
             singular = vocabulary.noun(word) if token.is_in_text or len(word) > 2 else None
+            if names[-1:] in (["ordered"], ["unordered"]) and vocabulary.singular(lower) in vocabulary.ORDERED:
+                singular = vocabulary.singular(lower)
             is_modifier = lower in vocabulary.MODIFIERS or lower in vocabulary.DROPPED_MODIFIERS
             if singular is None and not is_modifier and not (sign == 0 and lower in vocabulary.SUBSTANCES):
                 break
+            if last and is_plural:
+                return False  # `boys girls`: only the last noun of a compound is a plural
+            is_plural = singular is not None and singular != lower and not is_modifier
             last = singular or (lower if lower in vocabulary.SUBSTANCES else "")
             if lower not in vocabulary.DROPPED_MODIFIERS:
                 names.append(singular or lower)

@@ -17,7 +17,7 @@ _CHARACTERS = {
     "∖": r"\setminus ", "⊂": r"\subset ", "⊆": r"\subseteq ", "→": r"\to ", "∑": r"\sum ", "∏": r"\prod ", "∫": r"\int ",
     "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "ℕ": r"\mathbb{N}", "ℚ": r"\mathbb{Q}", "ℂ": r"\mathbb{C}", "∠": r"\angle ",
     "△": r"\triangle ", "⩽": r"\le ", "⩾": r"\ge ", "≦": r"\le ", "≧": r"\ge ", "∧": r"\wedge ", "∨": r"\vee ", "¬": r"\neg ",
-    "µ": r"\mu ", "∆": r"\Delta ", "Ω": r"\Omega ", "。": ".", "、": ", ", "€": "", "£": "", "¥": "", "₹": "",
+    "µ": r"\mu ", "∆": r"\Delta ", "Ω": r"\Omega ", "。": ".", "、": ", ", "￥": "¥",
     "\u200b": "", "\u2060": "", "\u2061": "", "\u2062": "", "\ufeff": "", "\u00ad": "",
     "α": r"\alpha ", "β": r"\beta ", "γ": r"\gamma ", "δ": r"\delta ", "ε": r"\epsilon ", "ϵ": r"\epsilon ", "ζ": r"\zeta ",
     "η": r"\eta ", "θ": r"\theta ", "κ": r"\kappa ", "λ": r"\lambda ", "μ": r"\mu ", "ν": r"\nu ", "ξ": r"\xi ", "ρ": r"\rho ",
@@ -25,8 +25,8 @@ _CHARACTERS = {
     "Γ": r"\Gamma ", "Δ": r"\Delta ", "Θ": r"\Theta ", "Λ": r"\Lambda ", "Σ": r"\Sigma ", "Φ": r"\Phi ", "Ψ": r"\Psi ",
 }  # fmt: skip
 _CHARACTERS |= dict.fromkeys("\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u200a\u202f\u205f\u3000", " ")
-# Full-width ASCII, except the comma and the semicolon, which separate the parts of a list.
-_CHARACTERS |= {chr(code): chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F) if chr(code) not in "，；"}
+# Full-width ASCII, except the comma and the semicolon, which separate the parts of a list, and the dollar, which is money.
+_CHARACTERS |= {chr(code): chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F) if chr(code) not in "，；＄"}
 _CHARACTERS |= {
     character: rf"\frac{{{top}}}{{{bottom}}}"
     for character, top, bottom in (

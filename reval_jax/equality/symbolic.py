@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import re
 import zlib
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any, Literal, NamedTuple
 
@@ -48,6 +49,48 @@ def _points() -> list[arithmetic.Point]:
 
 
 _POINTS = _points()
+# Functions that are piecewise, or inverses on a part of the numbers: they may agree with another near zero only.
+_PIECEWISE = re.compile(
+    r"\||\\(?:sqrt|abs|floor|ceil|lfloor|lceil|ln|log|lg|max|min|arc[a-z]+|[lr]?vert)(?![A-Za-z])"
+    r"|\^\s*\{?\s*\(?\s*-?\s*(?:[0-9]*\.|[0-9]+\s*/|\\frac)|\\(?:sin|cos|tan|sec|csc|cot)h?\s*\^\s*\{\s*-"
+)
+_NUM_FAR_SIGNS = 4  # choices of the signs of several variables, each with its opposite
+
+
+@functools.cache
+def _far_points(num_digits: int) -> tuple[arithmetic.Point, ...]:
+    """Points on all sides of the kinks of piecewise functions: far from zero, near it, and between small integers.
+
+    Args:
+      num_digits: digits of the longest numeral in the texts; the farthest points are far beyond it.
+    """
+
+    def far(exponent: int, bit: int | None, sign: int, name: str) -> Fraction:
+        code = zlib.crc32(name.encode())
+        if bit is not None and code >> bit & 1:
+            sign = -sign
+        # Just below an integer, where a floor shows the least shift.
+        return sign * Fraction(10) ** exponent * (1 + Fraction(code % 1000, 1000)) - Fraction(1, 10**7)
+
+    def between(integer: int, name: str) -> Fraction:
+        return integer + Fraction(1, 2) + Fraction(zlib.crc32(name.encode()), 2**34)
+
+    farthest = 5 + max(num_digits, 1)
+    signs = [(exponent, None, sign) for exponent in (3, farthest, -3) for sign in (1, -1)]
+    mixed = [(farthest if bit % 2 else 3, 3 * bit, sign) for bit in range(_NUM_FAR_SIGNS) for sign in (1, -1)]
+    return (
+        *(functools.partial(far, *choice) for choice in [*signs, *mixed]),
+        *(functools.partial(between, integer) for integer in range(-4, 5)),
+    )
+
+
+def _extra_points(*texts: str) -> tuple[arithmetic.Point, ...]:
+    """The points beside _POINTS at which texts must agree too; none unless one is piecewise."""
+    if not any(map(_PIECEWISE.search, texts)) or any(map(_DISCRETE.search, texts)):
+        return ()
+    return _far_points(max((len(digits) for text in texts for digits in re.findall("[0-9]+", text)), default=1))
+
+
 _WORD = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{4,}")
 # Notation that the grammar would misread: signs, functions of `notation` that only our reader knows, an antiderivative (it has
 # a constant), infinity anywhere but in _BOUNDS; and what people read in two ways, `1/2x` and `x2`.
@@ -55,6 +98,7 @@ _UNREAD = re.compile(
     r"\\(?:pm|mp|abs|floor|ceil|cbrt|ldots|infty)(?![A-Za-z])|[°%]|\\int(?![A-Za-z])(?!\s*(?:\\limits)?\s*[_^])"
     r"|/\s*(?:[0-9.]+|[A-Za-z](?!\s*\())\s*(?:[A-Za-z(]|\\(?:frac|sqrt|pi|sin|cos|tan|ln|log|theta|alpha|beta)(?![A-Za-z]))"
     r"|(?<![A-Za-z\\_^])[A-Za-z]\s*[0-9]"
+    r"|\^\s*(?:\{(?:[^{}]|\{[^{}]*\})*\}|\\?\w+)\s*\^"  # 2^3^2: LaTeX has no such form
 )
 _BOUND = r"\s*[_^]\s*(?:\{[^{}]*\}|-?\\infty(?![A-Za-z])|\w)"
 _BOUNDS = re.compile(rf"\\(?:lim|(?:sum|prod|int)(?:{_BOUND})?)(?:{_BOUND})")
@@ -124,7 +168,7 @@ def _compare_leaves(prediction: structure.Node, gold: structure.Node) -> structu
         agreement = _texts_agree(prediction.text, gold.text)
         if agreement is None:
             texts = _grammar_text(prediction.text), _grammar_text(gold.text)  # both, before the slow parsing of either
-            agreement = _is_same_expression(_parse(texts[0]), _parse(texts[1]))
+            agreement = _is_same_expression(_parse(texts[0]), _parse(texts[1]), _extra_points(*texts))
         is_same = agreement
     return structure.EQUAL if is_same else structure.DIFFERENT
 
@@ -133,27 +177,39 @@ def _texts_agree(prediction: str, gold: str) -> bool | None:
     """Like `_expressions_agree`, but without SymPy and ten times as fast. None if `arithmetic` cannot read both texts."""
     bodies = [arithmetic.split_unit(text)[0] for text in (prediction, gold)]
     num_equal = 0
-    for index in _INTEGER_ROWS if any(map(_DISCRETE.search, bodies)) else range(len(_COORDINATES)):
-        actual, expected = (_closed(body, index) for body in bodies)
+    extra = _extra_points(*bodies)
+    near = [_POINTS[index] for index in _INTEGER_ROWS] if any(map(_DISCRETE.search, bodies)) else _POINTS
+    for point in (*near, *extra):
+        actual, expected = (_closed(body, point) for body in bodies)
         if expected(separation.calculator()) is None:
+            continue
+        if point in extra:
+            if _differ(actual, expected):
+                return False
             continue
         is_equal = separation.is_equal(actual, expected)
         if not is_equal:
             return is_equal
         num_equal += 1
-        if num_equal > values.MIN_POINTS:
+        if num_equal > values.MIN_POINTS and not extra:
             break
     return True if num_equal >= values.MIN_POINTS else None
 
 
-def _closed(text: str, index: int) -> separation.Closed:
-    """Computes the value of a text at the point of that index."""
-    return lambda calculator: _text_value(text, index, calculator.bits)
+def _differ(one: separation.Closed, other: separation.Closed) -> bool:
+    """Whether both numbers are known and certainly different, without more digits: far from zero a proof may take long."""
+    left, right = one(separation.calculator()), other(separation.calculator())
+    return left is not None and right is not None and values.is_different(left, right)
+
+
+def _closed(text: str, point: arithmetic.Point) -> separation.Closed:
+    """Computes the value of a text at a point."""
+    return lambda calculator: _text_value(text, point, calculator.bits)
 
 
 @functools.lru_cache(maxsize=4096)
-def _text_value(text: str, index: int, bits: int) -> values.Value | None:
-    return arithmetic.value(text, calculator=separation.calculator(bits), point=_POINTS[index])
+def _text_value(text: str, point: arithmetic.Point, bits: int) -> values.Value | None:
+    return arithmetic.value(text, calculator=separation.calculator(bits), point=point)
 
 
 def _grammar_text(text: str) -> str:
@@ -200,18 +256,18 @@ def _parse(text: str) -> Any:
     return parsed.subs(dict.fromkeys(units, sympy.I)) if units else parsed
 
 
-def _is_same_expression(one: Any, other: Any) -> bool:
+def _is_same_expression(one: Any, other: Any, extra: Sequence[arithmetic.Point]) -> bool:
     """Whether two parsed objects are equal: matrices cell by cell, expressions by their values, else by their form."""
     if one == other:
         return True
     if isinstance(one, sympy.MatrixBase) and isinstance(other, sympy.MatrixBase):
         cells = zip(one, other, strict=False)
-        return one.shape == other.shape and all(_is_same_expression(*pair) for pair in cells)
+        return one.shape == other.shape and all(_is_same_expression(*pair, extra) for pair in cells)
     has_values = all(isinstance(side, sympy.Expr) and not side.has(sympy.MatrixSymbol) for side in (one, other))
-    return has_values and bool(_expressions_agree(one, other))
+    return has_values and bool(_expressions_agree(one, other, extra))
 
 
-def _expressions_agree(one: sympy.Expr, other: sympy.Expr) -> bool | None:
+def _expressions_agree(one: sympy.Expr, other: sympy.Expr, extra: Sequence[arithmetic.Point]) -> bool | None:
     """Whether two expressions have equal values at every point where the second is real; None if too few are known.
 
     If the second contains the imaginary unit, its complex values count too.
@@ -219,35 +275,42 @@ def _expressions_agree(one: sympy.Expr, other: sympy.Expr) -> bool | None:
     one, other = _carry_out(one), _carry_out(other)
     if one == other or (one.is_Rational and other.is_Rational):
         return bool(one == other)
-    points = _substitutions(one, other)
+    points = _substitutions(one, other, extra)
+    num_near = len(points) - len(extra)
     is_real = not other.has(sympy.I)
     num_equal = 0
-    for point in points:
+    for index, point in enumerate(points):
         expected = expressions.value(other, point, separation.calculator())
         if expected is None or (is_real and abs(expected.near.imag) > expected.error):
             continue
-        if not separation.is_equal(_placed(one, point), _placed(other, point)):
+        sides = _placed(one, point), _placed(other, point)
+        if index >= num_near:
+            if _differ(*sides):
+                return False
+            continue
+        if not separation.is_equal(*sides):
             return False
         num_equal += 1
-    return True if num_equal >= min(values.MIN_POINTS, len(points)) else None
+    return True if num_equal >= min(values.MIN_POINTS, num_near) else None
 
 
 def _placed(expression: sympy.Expr, point: dict[Any, Fraction]) -> separation.Closed:
     return lambda calculator: expressions.value(expression, point, calculator)
 
 
-def _substitutions(one: sympy.Expr, other: sympy.Expr) -> list[dict[Any, Fraction]]:
-    """Points for the variables of both expressions, identified by name; one empty point if there are no variables."""
+def _substitutions(one: sympy.Expr, other: sympy.Expr, extra: Sequence[arithmetic.Point]) -> list[dict[Any, Fraction]]:
+    """Points for the variables of both expressions, identified by name; the `extra` ones come last."""
     symbols = one.free_symbols | other.free_symbols
     names = sorted({symbol.name for symbol in symbols})
     columns = {symbol: names.index(symbol.name) for symbol in symbols}
     is_discrete = any(side.has(sympy.factorial, sympy.binomial) for side in (one, other))
     rows = [_COORDINATES[index] for index in _INTEGER_ROWS] if is_discrete else _COORDINATES
     # From the fifth variable on, the four columns repeat with an offset, so that no two variables are always equal.
-    return [
+    near = [
         {symbol: Fraction(row[column % 4]) + 2 * (column // 4) for symbol, column in columns.items()}
         for row in (rows if symbols else rows[:1])
     ]
+    return near + [{symbol: point(symbol.name) for symbol in symbols} for point in extra]
 
 
 def _carry_out(expression: sympy.Expr) -> sympy.Expr:
@@ -304,12 +367,18 @@ def _sides(node: structure.Node) -> _Sides | None:
 def _ratio_sign(one: _Sides, other: _Sides) -> int:
     """The sign of the constant ratio of the two differences; 0 if it is not constant, or if neither difference varies."""
 
-    def text_difference(sides: _Sides, index: int) -> separation.Closed:
-        left, right = (_closed(arithmetic.split_unit(side)[0], index) for side in (sides.left, sides.right))
+    def text_difference(sides: _Sides, point: arithmetic.Point) -> separation.Closed:
+        left, right = (_closed(arithmetic.split_unit(side)[0], point) for side in (sides.left, sides.right))
         return separation.difference(left, right)
 
-    indices = range(len(_COORDINATES))
-    sign = separation.ratio_sign([(text_difference(one, index), text_difference(other, index)) for index in indices])
+    def float_difference(sides: _Sides, point: arithmetic.Point) -> values.Value | None:
+        left, right = (arithmetic.value(side, point=point) for side in (sides.left, sides.right))
+        return None if left is None or right is None else arithmetic.FLOATS.add(left, arithmetic.FLOATS.negate(right))
+
+    extra = _extra_points(*one, *other)
+    if values.is_out_of_proportion([(float_difference(one, at), float_difference(other, at)) for at in extra]):
+        return 0
+    sign = separation.ratio_sign([(text_difference(one, at), text_difference(other, at)) for at in _POINTS])
     if sign is not None:
         return sign
     differences = []
@@ -318,5 +387,5 @@ def _ratio_sign(one: _Sides, other: _Sides) -> int:
         if not isinstance(left, sympy.Expr) or not isinstance(right, sympy.Expr):
             return 0
         differences.append(_carry_out(left - right))
-    points = _substitutions(*differences)
+    points = _substitutions(differences[0], differences[1], extra)
     return separation.ratio_sign([(_placed(differences[0], at), _placed(differences[1], at)) for at in points]) or 0

@@ -64,12 +64,13 @@ month months = 1 month
 yr yrs year years = 12 month
 decade decades = 120 month
 century centuries = 1200 month
-dollar dollars USD usd buck bucks = 1 dollar
+＄ dollar dollars USD usd buck bucks = 1 dollar
 cent cents = 1/100 dollar
-euro euros EUR eur = 1 euro
+€ euro euros EUR eur = 1 euro
+£ = 1 sterling
 yuan RMB CNY = 1 yuan
-yen JPY = 1 yen
-rupee rupees Rs INR = 1 rupee
+¥ yen JPY = 1 yen
+₹ rupee rupees Rs INR = 1 rupee
 peso pesos = 1 peso
 franc francs = 1 franc
 pence = 1 penny
@@ -153,6 +154,9 @@ UNITS = _read_units()
 UNIT_POWERS = {"sq": 2, "square": 2, "cubic": 3, "cu": 3}
 """Words before a unit that raise it to a power."""
 
+ALONE = frozenset("% ° °C °F rad sr dollar euro sterling yen yuan rupee peso franc penny".split())  # noqa: SIM905
+"""Basic units that stand beside no other unit without `per`."""
+
 AFTER_POWERS = {"squared": 2, "cubed": 3}
 """Words after a unit that raise it to a power."""
 
@@ -169,7 +173,7 @@ MODIFIERS = frozenset(
     """red blue green yellow white black orange purple pink brown gray grey gold silver golden big small large little tall
     short long new old young male female adult right isosceles equilateral scalene acute obtuse congruent similar regular
     positive nonnegative prime composite even odd real rational irrational ordered unordered consecutive valid good bad
-    license lattice chess soccer football baseball basketball tennis hockey playing business school high college
+    license lattice complex chess soccer football baseball basketball tennis hockey playing business school high college
     math science history english french spanish art music paper plastic wooden glass metal steel fruit vegetable
     chocolate vanilla strawberry lemon birthday wedding pine oak maple apple cherry peach postage phone cell
     parking swimming bus train hot cold fresh empty wooly wild sea sports trading gift candy potato tomato""".split()  # noqa: SIM905
@@ -200,6 +204,9 @@ _IRREGULAR = {
     "licenses": "license", "purchases": "purchase", "premises": "premise", "mazes": "maze", "prizes": "prize",
     "sizes": "size", "bronzes": "bronze", "caches": "cache", "headaches": "headache", "avalanches": "avalanche",
     "clauses": "clause", "hoses": "hose", "doses": "dose", "mousses": "mousse", "pauses": "pause", "causes": "cause",
+    "bacteria": "bacterium", "octahedra": "octahedron", "tetrahedra": "tetrahedron",
+    # Nouns in the plural only: `5 prime` is 5', `5 zero` is 50.
+    "primes": "primes", "zeros": "zeros", "zeroes": "zeros",
 }  # fmt: skip
 
 # Nouns that are counted, in the singular.
@@ -253,9 +260,16 @@ trail train trapezoid tray treat tree trial triangle tricycle trip trolley troph
 turn turtle twig uncle unicorn uniform university vaccine value van vehicle verse vertex vest video village vine virus visit
 visitor vote voter waffle wagon waiter waitress wall wallet walnut walrus watch watermelon wavelength way website weed weekend
 whale wheel wife window wing winner wire wolf woman word worker worm wrap wreath wrench writer yarn zebra zoo
+anagram automorphism berry bit bone bounce bouquet bug coloring colouring committee cricket decoration dime divisor dot entry
+eye factor factorization flavor flavour fruit gnome goldfish guppy hole hotdog isomer leg meatball monomial multiple nickel
+octahedron outfit pairing palindrome partition pattern pen primes root route seashell serving spot subgroup subsequence subset
+substring switch tetrahedron tiling vector vegetable widget zeros
 """
 NOUNS = frozenset(_NOUNS.split())
 """The counted nouns in the singular."""
+
+ORDERED = frozenset("pair triple quadruple quintuple".split())  # noqa: SIM905
+"""Nouns after `ordered` only, in the singular: `5 pairs` may be ten things."""
 
 _LABELS = """
 answer result solution value total sum difference product quotient remainder ratio average mean median mode range variance
