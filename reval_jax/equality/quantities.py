@@ -16,7 +16,6 @@ from fractions import Fraction
 from typing import NamedTuple
 
 from reval_jax.equality import vocabulary
-from reval_jax.types import present
 
 TEXT = r"\\(?:text|textbf|textit|textrm|textsf|textnormal|mathrm|mathbf|mathit|mathsf|mbox|operatorname)\s*\{([^{}]*)\}"
 """Pattern of words in LaTeX; its group is the words."""
@@ -141,7 +140,9 @@ def _below_thousand(words: list[str]) -> tuple[int | None, list[str]]:
 
 def money(sign: str) -> str:
     """The unit that a sign of money stands for."""
-    return present(read("", money=sign)).unit
+    reader = _Reader([_Token("word", sign, False)])
+    reader.measure(1)
+    return reader.written()
 
 
 def factor(unit: str) -> Fraction:
