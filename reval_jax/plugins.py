@@ -43,7 +43,9 @@ def load(setting: str, name: str, *, directory: str = "", directory_setting: str
     importlib.invalidate_caches()
     try:
         function: Any = functools.reduce(getattr, function_name.split("."), importlib.import_module(module_name))
-    except Exception as error:  # a module of the user's may fail in any way
+        if not callable(function):
+            raise TypeError(f"{function_name} is of type {type(function).__name__}, not a function")
+    except (Exception, SystemExit) as error:  # a module of the user's may fail in any way
         remedy = f"set {directory_setting} to the module's directory" if directory_setting else "start in its directory"
         raise ValueError(
             f"{setting}={name} cannot be loaded: {type(error).__name__}: {error} (looked for in {path}, then where Python finds "

@@ -32,6 +32,9 @@ def test_prompts_from_a_prepared_directory_resume_from_one_integer(tmp_path: Pat
     assert by_kind[0].texts == by_kind[1].texts
     assert by_kind[0].fingerprint == by_kind[1].fingerprint
     assert data.rows.label(str(tmp_path / "Sums-10")) == "sums_10"
+    for damaged in ("[]", "{}", "[" * 100_000):
+        (tmp_path / "Sums-10" / "dataset_info.json").write_text(damaged)
+        assert data.rows.label(str(tmp_path / "Sums-10")) == "Sums-10"
     whole, _ = prompts.take(by_kind[0], 0, 40, seed=3)
     for cursor in (37, 0, 12, 25):  # in any order: nothing is remembered
         taken, behind = prompts.take(by_kind[1], cursor, 3, seed=3)

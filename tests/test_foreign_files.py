@@ -98,6 +98,8 @@ def copied(prepared: Path, target: Path) -> Path:
         ),
         (described(more={"pythonClassName": "tensorflow_datasets.testing.x.Y"}), "tensorflow_datasets.testing.x.Y"),
         ([], "the feature class None"),
+        ({"pythonClassName": DICTIONARY, "featuresDict": []}, "a FeaturesDict that is not described by an object"),
+        ({"pythonClassName": DICTIONARY, "featuresDict": {"features": [1]}}, "not described by an object"),
     ],
 )
 @pytest.mark.parametrize("is_in_info", [False, True])

@@ -46,6 +46,7 @@ ECHO = "{{ messages[0]['content'] }}"
         ("{{ 'x' * 10 ** 10 }}", "more than 512 MiB"),
         ("{{ 'x' * (messages | length * 10 ** 10) }}", "more than 512 MiB"),
         ("{{ '%09999999999d' % 1 }}", "more than 512 MiB|OverflowError|ValueError"),
+        ("{{ '\\ud800' }}", "UnicodeEncodeError: .*surrogates not allowed"),
         ("{{ 'x' * 2000000 }}", "2000000 characters"),
     ],
 )

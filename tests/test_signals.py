@@ -36,6 +36,12 @@ PLAYING = "signals.watch.begin_rounds(grace_seconds=3, standing=lambda: 'Round 4
 READY = "import threading; threading.Timer(0.5, print, ('ready',), {'flush': True}).start()\n"
 
 
+def default_signals() -> None:
+    """In the child: a shell's background jobs ignore these, and their children inherit that."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def start(program: str, **settings) -> subprocess.Popen[str]:
     """Starts a Python program, and waits until it has printed `ready`."""
     process = subprocess.Popen(
@@ -43,7 +49,7 @@ def start(program: str, **settings) -> subprocess.Popen[str]:
         cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,
-        **{"stderr": subprocess.PIPE, **settings},
+        **{"stderr": subprocess.PIPE, "preexec_fn": default_signals, **settings},
     )
     assert process.stdout.readline() == "ready\n"
     return process

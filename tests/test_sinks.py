@@ -106,6 +106,17 @@ def test_a_sink_that_does_not_exist_is_refused(name, message):
         sinks.choose([name])
 
 
+@pytest.mark.parametrize(
+    ("text", "reason"), [("import sys; sys.exit(3)", "SystemExit: 3"), ("f = 3", "TypeError: f is of type int")]
+)
+def test_a_module_that_exits_or_has_no_function_is_refused(text, reason, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = f"odd_sink_{len(text)}"
+    (tmp_path / f"{name}.py").write_text(text)
+    with pytest.raises(ValueError, match=f"run.sinks={name}:f cannot be loaded: {reason}"):
+        sinks.choose([f"{name}:f"])
+
+
 def test_the_example_writes_a_table(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tiny_runs.TESTS.parent / "docs" / "examples")
     opened = open_sinks(tmp_path, **sinks.choose(["own_sink:table"]))

@@ -48,6 +48,9 @@ def test_an_unreachable_hub_id_is_refused_with_one_message():
         ({"sliding_window": 64}, "sliding_window=64"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
+        ({"layer_types": 5}, "layer_types=5"),
+        ({"rope_theta": 10**400}, "rope_theta=10000"),
+        ({"rms_norm_eps": 10**400}, "rms_norm_eps=10000"),
         ({"logit_scale": 2.0}, "'logit_scale'"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequenceClassification"),
         ({"hidden_size": "32"}, "hidden_size='32'"),
@@ -197,6 +200,7 @@ def remove_weights(directory):
 
 def copy_weights(directory):
     shutil.copy(directory / "model.safetensors", directory / "other.safetensors")
+    (directory / "model.safetensors").rename(directory / "another.safetensors")
 
 
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
@@ -352,6 +356,32 @@ def test_an_export_fills_an_empty_directory(tmp_path):
         weights.load(hf_checkpoints.tiny_checkpoint(tmp_path / "empty")).architecture
         == hf_checkpoints.tiny_architecture()
     )
+
+
+@pytest.mark.parametrize("name", ["consolidated", "adapter_model", "optimizer", "model.fp16", "._model"])
+def test_model_safetensors_is_read_whatever_lies_beside_it(name, checkpoint):
+    (checkpoint / f"{name}.safetensors").write_bytes(b"another")
+    assert weights.load(str(checkpoint)).architecture == hf_checkpoints.tiny_architecture()
+
+
+def test_rotary_frequencies_that_the_index_does_not_name_are_left_out(checkpoint):
+    two_shards(checkpoint)
+    name = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    weight_files.edit_tensors(checkpoint, lambda each: each.update({name: np.ones(4, np.float32)}), SECOND)
+    assert weights.load(str(checkpoint)).architecture == hf_checkpoints.tiny_architecture()
+
+
+@pytest.mark.parametrize("changes", [{"rope_theta": None}, {"rope_scaling": {"rope_type": "default", "factor": 1.0}}])
+def test_rope_settings_that_say_nothing_are_read(changes, checkpoint):
+    weight_files.edit_config(checkpoint, **changes)
+    assert weights.load(str(checkpoint)).architecture.rope_scaling is None
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a": ' + "1" * 5000 + "}"])
+def test_json_that_python_cannot_hold_is_refused_by_name(text, checkpoint):
+    (checkpoint / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=r"config\.json was read as JSON, but it is unreadable"):
+        weights.load(str(checkpoint))
 
 
 @pytest.mark.parametrize(("file", "added"), [(FIRST, 0), (SECOND, 7)])

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import reprlib
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,9 @@ MAY_CHANGE_FIELDS = (
     ("verifier", "tasks_per_worker"),
     ("verifier", "max_failed_share"),
 )
+
+_SHOWN = reprlib.Repr()
+_SHOWN.maxstring = _SHOWN.maxother = 300
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -154,6 +158,6 @@ def _explain(problem: Any) -> str:
         nearest = difflib.get_close_matches(where, known, n=1, cutoff=0.0)[0]
         return f"unknown key '{where}'. Did you mean '{nearest}'?"
     if problem["type"] in ("dataclass_type", "dataclass_exact_type"):
-        return f"{where} is a section with fields, but its value is {problem['input']!r}"
+        return f"{where} is a section with fields, but its value is {_SHOWN.repr(problem['input'])}"
     reason = problem["msg"].removeprefix("Value error, ")
-    return f"{where}={problem['input']!r}: {reason[0].lower()}{reason[1:]}"
+    return f"{where}={_SHOWN.repr(problem['input'])}: {reason[0].lower()}{reason[1:]}"

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+_MAX_ALIASES = 20  # each may stand for a list of others: this many can make some 1,500 values, and 90 a billion
 _FIRST = "-+.0123456789"
 # The core schema, https://yaml.org/spec/1.2.2/#1032-tag-resolution: tag, its plain texts, and the characters they begin with.
 _CORE = (
@@ -26,15 +27,34 @@ _CORE = (
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads the core schema, and refuses a key that stands twice."""
+    """Reads the core schema, and refuses a key that stands twice, tags, and more than a few aliases."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  # yaml's own name and type
+    aliases = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        line = event.start_mark.line + 1
+        if getattr(event, "tag", None) is not None:
+            # A value that its tag does not fit would fail inside yaml in many ways.
+            raise ValueError(f"has the tag {event.tag!r} in line {line}, and tags are not read. Leave it out")
+        self.aliases += isinstance(event, yaml.AliasEvent)
+        if self.aliases > _MAX_ALIASES:
+            raise ValueError(
+                f"has more than {_MAX_ALIASES} aliases (*name), the next in line {line}. Write the values out"
+            )
+        node: yaml.Node | None = super().compose_node(parent, index)
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         first: dict[Any, int] = {}
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             line = key_node.start_mark.line + 1
+            if key == "<<":
+                raise ValueError(
+                    f"has the merge key '<<' in line {line}, which YAML 1.2 does not know. Write the fields out"
+                )
             if isinstance(key, str) and key in first:
                 raise ValueError(f"has '{key}' twice, in lines {first[key]} and {line}. Keep one of them")
             if isinstance(key, str):
@@ -44,7 +64,9 @@ class _Loader(yaml.SafeLoader):
     def construct_int(self, node: yaml.ScalarNode) -> int:
         text = str(self.construct_scalar(node))
         try:
-            return int(text, 0) if text.startswith(("0o", "0x")) else int(text)
+            value = int(text, 0) if text.startswith(("0o", "0x")) else int(text)
+            str(value)  # of 0x and 0o only this has a limit, and messages show values
+            return value
         except ValueError as error:  # Python's limit of digits
             raise ValueError(f"has a number of {len(text)} digits in line {node.start_mark.line + 1}") from error
 
@@ -65,7 +87,8 @@ def parse(text: str) -> Any:
     """The content of a YAML document.
 
     Raises:
-      ValueError: the text is not YAML, has a key twice, or is nested too deeply; the message follows the file's name.
+      ValueError: the text is not YAML, has a key twice, tags, merge keys or many aliases, or is nested too deeply; the message
+        follows the file's name.
     """
     try:
         return yaml.load(text, _Loader)  # noqa: S506  # a SafeLoader

@@ -91,8 +91,10 @@ def label(dataset: str) -> str:
     if procedural.is_procedural(dataset):
         return procedural.label(dataset)
     if path.is_dir():
-        info = path / tfds_directory.INFO
-        return str(json.loads(info.read_text(encoding="utf-8"))["name"]) if info.is_file() else path.resolve().name
+        try:
+            return str(json.loads((path / tfds_directory.INFO).read_text(encoding="utf-8"))["name"])
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):  # absent, or damaged, which `read` refuses
+            return path.resolve().name
     return path.stem
 
 
@@ -105,7 +107,7 @@ def only_split(dataset: str) -> str:
                 "splits"
             ]
         ]
-    except (OSError, ValueError, KeyError, TypeError):  # not a directory, or a damaged one, which `read` refuses
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # none, or a damaged one, which `read` refuses
         return ""
     return splits[0] if len(splits) == 1 else ""
 
@@ -282,7 +284,7 @@ def check_manifest(dataset: str, split: str, rows: list[Row], *, names: SettingN
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         expected = manifest["fingerprint"] if manifest["split"] == split else None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
             f"{path / MANIFEST} can't be read ({error}), so the rows can't be checked. Prepare it again."
         ) from error

@@ -79,8 +79,11 @@ def _check(feature: Any, where: str) -> None:
             "are)"
         )
     described = feature.get(content, {})
+    parts = described.get("features", {}) if isinstance(described, dict) else None
+    if not isinstance(parts, dict):
+        raise ValueError(f"{where} has a {_short(str(name))} that is not described by an object")
     if content == "featuresDict":
-        for part in described.get("features", {}).values():
+        for part in parts.values():
             _check(part, where)
     elif content == "sequence":
         _check(described.get("feature"), where)

@@ -240,6 +240,7 @@ def _answer(
             (text,), _ = utils.render_jinja_template(
                 [chat], chat_template=template, add_generation_prompt=add_generation_prompt, **variables
             )
+            text.encode()  # a lone surrogate is an error here: no tokenizer takes it
             reply = {"text": text}
             if len(text) > MAX_CHARACTERS:
                 reply = {"error": f"the prompt has {len(text)} characters, more than {MAX_CHARACTERS}"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from reval_jax.weights import families, layout, rope
 
 INDEX = "model.safetensors.index.json"
 _DTYPES = ("F32", "F16", "BF16")
+_RECOMPUTED = re.compile(r"rotary_emb\.inv_freq$")  # old Llama checkpoints contain the rotary frequencies as buffers
 
 # Keys that become part of the Architecture or are checked against it.
 _HANDLED = frozenset(
@@ -101,7 +103,7 @@ def read_json(file: Path) -> types.Json:
         raise ValueError(
             f"{file.parent} was read as a Hugging Face model, but it has no {file.name}. Name the directory that has it."
         ) from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: also a number of too many digits
         raise ValueError(
             f"{file} was read as JSON, but it is unreadable or not JSON ({error}). Download it again."
         ) from error
@@ -141,7 +143,9 @@ def parse_config(config: types.Json, file: Path) -> model.Architecture:
 
     def number(key: str, *, default: int | None = None, kind: type = int) -> Any:
         value = config.get(key) if config.get(key) is not None else default
-        if isinstance(value, bool) or not isinstance(value, (int, kind)):
+        # An integer may be too large for a float.
+        is_huge = kind is float and isinstance(value, int) and value > sys.float_info.max
+        if is_huge or isinstance(value, bool) or not isinstance(value, (int, kind)):
             raise ValueError(
                 f"{file}: {key}={value!r}, but the model needs a number of type {kind.__name__} there. Correct the file."
             )
@@ -193,7 +197,8 @@ def _refuse_unhandled(config: types.Json, family: families.Family, file: Path) -
     # Qwen configurations contain a window size that `use_sliding_window: false` disables; Llama's have no such key.
     is_disabled = "use_sliding_window" in family.only_values and not config.get("use_sliding_window", False)
     has_window = config.get("sliding_window") is not None and not is_disabled
-    if has_window or any(kind != "full_attention" for kind in config.get("layer_types") or ()):
+    kinds = config.get("layer_types") or []
+    if has_window or not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds):
         raise ValueError(
             f"{file}: sliding_window={config.get('sliding_window')!r} with layer_types={config.get('layer_types')!r},"
             " but only full attention is implemented. Use a model without sliding windows."
@@ -251,7 +256,11 @@ def _weight_map(directory: Path) -> dict[str, str] | None:
 
 
 def _single_file(directory: Path) -> str:
-    names = sorted(file.name for file in directory.glob("*.safetensors"))
+    """The file of a model in one file: model.safetensors, as transformers reads it, or the only one."""
+    # macOS writes a file ._NAME beside NAME.
+    names = sorted(file.name for file in directory.glob("*.safetensors") if not file.name.startswith("."))
+    if "model.safetensors" in names:
+        return "model.safetensors"
     if len(names) > 1:
         raise ValueError(
             f"{directory} has {len(names)} safetensors files but no {INDEX}, which says which of them belong"
@@ -291,7 +300,9 @@ def _open_tensors(directory: Path, stack: contextlib.ExitStack) -> dict[str, tup
             raise ValueError(
                 f"{directory / INDEX} says that {name} has the tensor {tensor}, but it has not. Download the files again."
             )
-    unnamed = sorted(set().union(*tensors.values()) - weight_map.keys())
+    unnamed = sorted(
+        name for name in set().union(*tensors.values()) - weight_map.keys() if not _RECOMPUTED.search(name)
+    )
     if unnamed:
         raise ValueError(
             f"{directory / INDEX} does not name the tensor {unnamed[0]}, which one of its files has. Download the files again."
@@ -303,8 +314,7 @@ def read_params(directory: Path, architecture: model.Architecture, *, dtype: npt
     """The parameter tree in a directory's safetensors files, on the host, in `dtype`."""
     with contextlib.ExitStack() as stack:
         shards = _open_tensors(directory, stack)
-        # Rotary frequencies are recomputed; old Llama checkpoints contain them as buffers.
-        names = {name for name in shards if not re.search(r"rotary_emb\.inv_freq$", name)}
+        names = {name for name in shards if not _RECOMPUTED.search(name)}
 
         def read(name: str) -> np.ndarray:
             file, shard = shards[name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
 
 from reval_jax import model, types
@@ -34,7 +35,7 @@ def from_config(
             raise ValueError(f"{file}: the RoPE settings are {form!r}, but an object was expected. Correct the file.")
     # A form without a theta has the one beside it, or the other form's.
     inside = [theta for form in reversed(forms) if (theta := form.get("rope_theta")) is not None]
-    given = config.get("rope_theta", (inside or [default_theta])[0])
+    given = config["rope_theta"] if config.get("rope_theta") is not None else (inside or [default_theta])[0]
     read = [_normal(form, given) for form in forms] or [_normal({}, given)]
     if read[0] != read[-1]:
         raise ValueError(
@@ -67,6 +68,8 @@ def _normal(form: types.Json, theta: object) -> tuple[object, object, types.Json
     theta = settings.pop("rope_theta", theta)
     if settings.get("partial_rotary_factor") == 1:
         del settings["partial_rotary_factor"]
+    if kind == "default" and settings.get("factor") == 1:
+        del settings["factor"]
     return kind, theta, settings
 
 
@@ -113,7 +116,7 @@ def _yarn_attention_factor(factor: float, numbers: dict[str, float]) -> float:
 
 
 def _number(value: object, key: str, file: Path) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= sys.float_info.max:
         raise ValueError(f"{file}: {key}={value!r}, but RoPE needs a positive number there. Correct the file.")
     return float(value)
 
