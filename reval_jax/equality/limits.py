@@ -9,7 +9,7 @@ from reval_jax.equality import normal
 
 MAX_CHARS = 1000  # characters of an extracted answer; a longer one gets the verdict `limit`
 MAX_DIGITS = 600  # digits of an extracted answer; Python may refuse to convert more than 640
-MAX_BARS = 16  # bars of absolute values, which may open or close: reading them takes exponential time
+MAX_BARS = 12  # bars of absolute values, which may open or close: reading them takes exponential time
 MAX_NESTING = 32  # brackets inside brackets
 MAX_TOWER = 2  # exponents on exponents
 MAX_EXPONENT = 9999

@@ -183,7 +183,7 @@ def _texts_agree(prediction: str, gold: str) -> bool | None:
         actual, expected = (_closed(body, point) for body in bodies)
         if expected(separation.calculator()) is None:
             continue
-        if point in extra:
+        if num_equal > values.MIN_POINTS or point in extra:
             if _differ(actual, expected):
                 return False
             continue
