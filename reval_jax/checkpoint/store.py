@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from reval_jax import adaptation, console, distributed, model, owner, replay, types
+from reval_jax import adaptation, console, distributed, model, owner, replay, run_directory, types
 from reval_jax import config as config_lib
 from reval_jax.checkpoint import manifest, saving
 from reval_jax.checkpoint.state import CheckpointState, Progress
@@ -126,7 +126,7 @@ class Store:
 
     def rounds(self) -> list[int]:
         """The saved rounds, ascending, whole or not."""
-        return _rounds(self._directory)
+        return run_directory.saved_rounds(self._directory)
 
     def latest(self) -> int | None:
         """The round that was restored or saved last, or None."""
@@ -342,14 +342,8 @@ class Store:
 
 def check(directory: Path) -> dict[int, str | None]:
     """Of every checkpoint in the directory, by round ascending: why it is not whole, or None. Writes nothing."""
-    saved = _rounds(directory)
+    saved = run_directory.saved_rounds(directory)
     return {round: _problem(directory, round, saved) for round in saved}
-
-
-def _rounds(directory: Path) -> list[int]:
-    """The rounds whose checkpoints are named in the directory, ascending."""
-    names = os.listdir(directory) if directory.is_dir() else []
-    return sorted(int(name) for name in names if name.isdecimal() and str(int(name)) == name)
 
 
 def _problem(directory: Path, round: int, saved: list[int]) -> str | None:
