@@ -178,7 +178,7 @@ BROKEN = {
     "no such module": (None, "no_such_objective:loss", "cannot be loaded: ModuleNotFoundError"),
     "no such function": ("", "toy_objective:absent", "cannot be loaded: AttributeError"),
     "a module that fails": ("1 / 0", "toy_objective:make", "cannot be loaded: ZeroDivisionError"),
-    "not a function": ("make = 3", "toy_objective:make", "'int' object is not callable"),
+    "not a function": ("make = 3", "toy_objective:make", "make is of type int, not a function"),
     "a wrong signature": (
         "def make(scores, rows): pass",
         "toy_objective:make",
@@ -188,6 +188,11 @@ BROKEN = {
         "def make(config): return 0.0",
         "toy_objective:make",
         "returned float. An objective is a function",
+    ),
+    "a function that ends the process": (
+        "def make(config): raise SystemExit(3)",
+        "toy_objective:make",
+        "toy_objective:make raised SystemExit: 3",
     ),
     "settings it refuses": (
         "def make(config): raise ValueError('use a larger update.beta')",

@@ -70,7 +70,7 @@ def _call(name: str, function: Callable[..., Any], *arguments: Any) -> Any:
         return function(*arguments)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
-    except Exception as error:  # the user's code may fail in any way
+    except (Exception, SystemExit) as error:  # the user's code may fail in any way
         raise ValueError(f"{name} raised {type(error).__name__}: {str(error)[:500]}. {_CONTRACT}") from error
 
 

@@ -35,7 +35,7 @@ def from_config(
             raise ValueError(f"{file}: the RoPE settings are {form!r}, but an object was expected. Correct the file.")
     # A form without a theta has the one beside it, or the other form's.
     inside = [theta for form in reversed(forms) if (theta := form.get("rope_theta")) is not None]
-    given = config["rope_theta"] if config.get("rope_theta") is not None else (inside or [default_theta])[0]
+    given = config.get("rope_theta", (inside or [default_theta])[0])
     read = [_normal(form, given) for form in forms] or [_normal({}, given)]
     if read[0] != read[-1]:
         raise ValueError(
