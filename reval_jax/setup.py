@@ -197,7 +197,6 @@ def _prepare(
     start = _Start(config, algorithm, architecture, optimizer, meshes.learner)
     run = start.new() if latest is None else start.resumed(store, latest)
     notes = _notes(config, architecture, meshes.learner)
-    _say_start(console, run_dir, latest, passed_over, changes, moved, notes)
     distributed.check_agreement({**fingerprints, **origin.inputs, "notes": str(notes), "last saved round": str(latest)})
     store.check_space(checkpoint_state(run))
     is_writer = jax.process_index() == 0
@@ -213,8 +212,9 @@ def _prepare(
             changes=moved,
             round=run.progress.round,
         )
-        for note in store.begin():
-            console.log(f"note: {note}")
+        passed_over += store.begin()
+    # After the last refusal, which is then the only message.
+    _say_start(console, run_dir, latest, passed_over, changes, moved, notes)
     scores_tokens = algorithm.fill is not None or stored is not None
     scorer = token_scores.make_scorer(architecture, meshes.learner, config=config) if scores_tokens else None
     components = Components(
