@@ -302,8 +302,8 @@ def test_the_reason_of_a_failed_save_is_not_lost_behind_a_long_path():
     assert saving.cause(ValueError(text)) == "No space left on device"
 
 
-def test_what_other_writes_of_a_failed_save_print_is_kept_quiet_and_nothing_else(monkeypatch, caplog):
-    shown = []
+def test_what_other_writes_of_a_failed_save_print_is_kept_quiet_and_nothing_else(monkeypatch):
+    shown, records = [], []
     monkeypatch.setattr(sys, "unraisablehook", shown.append)
     saving.hush.__wrapped__()
     late = SimpleNamespace(object=None, exc_value=RuntimeError("Event loop is closed"))
@@ -318,6 +318,11 @@ def test_what_other_writes_of_a_failed_save_print_is_kept_quiet_and_nothing_else
     of_orbax = (
         "future: <Task coro=<async_serialize_from_host() done, defined at site-packages/orbax/checkpoint/x.py:126>"
     )
+    # A handler of its own: other tests of the process may have set up logging.
+    logger, handler = logging.getLogger("asyncio"), logging.Handler()
+    monkeypatch.setattr(handler, "emit", records.append)
+    monkeypatch.setattr(logger, "handlers", [handler])
+    monkeypatch.setattr(logger, "disabled", False)
     for coroutine in (of_orbax, "future: <Task coro=<users_own() done, defined at own.py:1>"):
-        logging.getLogger("asyncio").error("Task exception was never retrieved\n%s", coroutine)
-    assert [("users_own" in record.getMessage()) for record in caplog.records] == [True]
+        logger.error("Task exception was never retrieved\n%s", coroutine)
+    assert [("users_own" in record.getMessage()) for record in records] == [True]
