@@ -72,9 +72,9 @@ def test_the_record_has_the_documented_keys_and_no_others(compared):
 def test_all_policies_of_an_evaluation_answer_the_prompts_of_the_first_ones_date(run_dir, files, tmp_path):
     later = tmp_path / "later"
     shutil.copytree(run_dir, later)
-    lines = (
-        (later / "config.yaml").read_text().splitlines(keepends=True)[:-1]
-    )  # without the checksum, as a user edits it
+    # Without the checksum and the copy, as a user edits it.
+    (later / "config_copy.yaml").unlink()
+    lines = (later / "config.yaml").read_text().splitlines(keepends=True)[:-1]
     (later / "config.yaml").write_text(re.sub("template_date: .*", "template_date: '2024-02-29'", "".join(lines)))
     today = yaml.safe_load((run_dir / "config.yaml").read_text())["about"]["template_date"]
     assert evaluated(tmp_path / "a.json", "--run-dir", later, run_dir)["protocol"]["template_date"] == "2024-02-29"
