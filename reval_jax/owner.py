@@ -35,6 +35,7 @@ BEAT_S = 10.0
 
 _BEAT_DIGITS = 12
 _ABANDONED_S = 60.0  # a file beside it lives for milliseconds
+_SETTLE_S = 0.2  # after a takeover, until it is certain that no other newcomer's has crossed it
 _PATIENCE_S = 2.0  # a newcomer that moved the file away by mistake puts it back within milliseconds
 
 State = Literal["alive", "gone", "unknown"]
@@ -166,7 +167,9 @@ def acquire(
     directory.mkdir(parents=True, exist_ok=True)
     try:
         own = _this_process()
-        while (descriptor := _create(directory, own)) is None:
+        is_contested = False
+        while (descriptor := _settled(directory, own, is_contested=is_contested)) is None:
+            is_contested = True
             _clear(directory, log=log, on_wait=on_wait, watch_s=watch_s)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -228,6 +231,21 @@ def _clear(directory: Path, *, log: Callable[[str], None], on_wait: Callable[[],
         log(f"{directory} is taken over from {_named(first)}, which has ended without releasing it")
 
 
+def _settled(directory: Path, own: Identity, *, is_contested: bool) -> int | None:
+    """As `_create`; where others may be taking over too, only if the file is still this process's a moment later.
+
+    Another newcomer may have moved it away by mistake, and a third have made its own before it was put back.
+    """
+    descriptor = _create(directory, own)
+    if descriptor is not None and is_contested:
+        time.sleep(_SETTLE_S)
+        found = _read(directory / FILE)
+        if found is None or _nonce(found) != own.nonce:
+            os.close(descriptor)
+            return None
+    return descriptor
+
+
 def _create(directory: Path, own: Identity) -> int | None:
     """An open descriptor of the directory's new file; None if there is one already, which stays as it is."""
     path, temporary = directory / FILE, directory / f"{FILE}.{own.nonce}"
@@ -283,6 +301,9 @@ def _write_new(path: Path, content: bytes) -> int:
 def _remove(path: Path, nonce: str) -> bool:
     """Removes the file if it has this nonce; moved first, since a newer one may have come since it was read."""
     moved = path.with_name(f"{FILE}.{uuid.uuid4().hex}")
+    found = _read(path)
+    if found is None or _nonce(found) != nonce:
+        return False
     try:
         path.rename(moved)
     except FileNotFoundError:
