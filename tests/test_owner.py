@@ -103,17 +103,10 @@ def test_a_killed_process_loses_its_directory_at_once_even_before_its_parent_has
         held.release()
 
 
-def test_another_process_with_the_old_number_is_not_the_owner(tmp_path):
+@pytest.mark.parametrize("facts", [{"started": "1"}, {"boot": "another boot"}])
+def test_an_owner_whose_number_another_process_has_or_of_another_boot_is_gone_at_once(tmp_path, facts):
     acquire(tmp_path)
-    pretend(tmp_path, started="1")
-    said = []
-    acquire(tmp_path, said, watch_s=60.0).release()
-    assert "taken over" in said[0]
-
-
-def test_an_owner_of_another_boot_is_gone_at_once(tmp_path):
-    acquire(tmp_path)
-    pretend(tmp_path, boot="another boot")
+    pretend(tmp_path, **facts)
     said = []
     acquire(tmp_path, said, watch_s=60.0).release()
     assert "taken over" in said[0]

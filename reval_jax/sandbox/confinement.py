@@ -95,6 +95,15 @@ def confine(*, memory_bytes: int, may_compile: bool) -> None:
     sys.addaudithook(_hook(may_compile))
 
 
+def address_space() -> int:
+    """Bytes of this process's address space; 0 if the system does not report it."""
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            return int(file.read().split()[0]) * resource.getpagesize()
+    except OSError:
+        return 0
+
+
 def has_call_filter() -> bool:
     """Whether this system has the system call filter, not only Python's audit hook."""
     return sys.platform == "linux" and sys.byteorder == "little" and platform.machine() in _AUDIT_ARCHITECTURE

@@ -17,6 +17,14 @@ MAX_REPLY = 1 << 16  # bytes of a reply from a worker or child
 _HEADER = 4
 
 
+def describe(error: BaseException) -> str:
+    """The error's kind and text, cut, for a message to the program; a text that cannot be made is left out."""
+    try:
+        return f"{type(error).__name__}: {error}"[:500]
+    except Exception:
+        return type(error).__name__
+
+
 def encode(content: Any) -> bytes:
     """The encoded message."""
     body = json.dumps(content).encode("ascii")

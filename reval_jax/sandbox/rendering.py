@@ -13,7 +13,6 @@ import datetime
 import json
 import os
 import random
-import resource
 import select
 import signal
 import subprocess
@@ -210,9 +209,9 @@ def main() -> None:
 
             # Imports jinja2, which opens files.
             chat_template_utils.render_jinja_template([[]], chat_template="{{ messages | length }}")
-            confinement.confine(memory_bytes=_address_space() + MEMORY, may_compile=True)
+            confinement.confine(memory_bytes=confinement.address_space() + MEMORY, may_compile=True)
         except Exception as error:
-            frames.write(replies, frames.encode({"error": _describe(error)}))
+            frames.write(replies, frames.encode({"error": " ".join(frames.describe(error).split())}))
             return
         frames.write(replies, frames.encode({"ready": ""}))
         while select.select([requests], [], [], IDLE_SECONDS)[0] and (request := frames.read(requests)) is not None:
@@ -248,7 +247,7 @@ def _answer(
             has_memory = False
             reply = {"error": f"it needs more than {MEMORY >> 20} MiB of memory"}
         except BaseException as error:
-            reply = {"error": _describe(error)}
+            reply = {"error": " ".join(frames.describe(error).split())}
         frames.write(replies, frames.encode(reply))
         if "error" in reply:
             break
@@ -266,19 +265,3 @@ def _clock(date: str) -> type[datetime.datetime]:
             return cls(day.year, day.month, day.day, tzinfo=tz)
 
     return Clock
-
-
-def _describe(error: BaseException) -> str:
-    try:
-        return " ".join(f"{type(error).__name__}: {error}"[:300].split())
-    except Exception:
-        return type(error).__name__
-
-
-def _address_space() -> int:
-    """Bytes of this process's address space; 0 if the system does not report it."""
-    try:
-        with open("/proc/self/statm", "rb") as file:
-            return int(file.read().split()[0]) * resource.getpagesize()
-    except OSError:
-        return 0

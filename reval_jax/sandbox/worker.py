@@ -90,7 +90,7 @@ def _serve(settings: WorkerSettings, requests: int, replies: int) -> None:
         if settings.num_arguments:
             _check_signature(function, settings)
     except BaseException as error:  # sys.exit() in a module's import too
-        frames.write(replies, frames.encode({"refused": _describe(error)}))
+        frames.write(replies, frames.encode({"refused": frames.describe(error)}))
         return
     # Children share these objects; frozen ones are not touched by the collector, so their pages are not copied.
     gc.collect()
@@ -151,7 +151,7 @@ def _confinement_problem(settings: WorkerSettings) -> str | None:
             os._exit(code)
     code = os.WEXITSTATUS(os.waitpid(pid, 0)[1])
     if code == 1:
-        return f"verifier.memory_limit is too small: {_address_space() >> 20} MiB are in use before the first answer"
+        return f"verifier.memory_limit is too small: {confinement.address_space() >> 20} MiB are in use before the first answer"
     return "a process cannot be confined here: this kernel refuses a limit or the system call filter" if code else None
 
 
@@ -301,7 +301,7 @@ def _child_main(function: Callable[..., Any], settings: WorkerSettings, tasks: i
     os.closerange(keep[0] + 1, keep[1])
     os.closerange(keep[1] + 1, keep[1] + 4096)
     confinement.confine(memory_bytes=settings.memory_limit, may_compile=settings.may_compile)
-    before = _address_space()
+    before = confinement.address_space()
     while (arguments := frames.read(tasks)) is not None:
         message = _call(function, arguments, settings, before)
         frames.write(replies, message)
@@ -317,10 +317,10 @@ def _call(function: Callable[..., Any], arguments: list[Any], settings: WorkerSe
     except RecursionError:
         reply = {"kind": "limit", "message": "the recursion limit was reached"}
     except BaseException as error:  # any exception, even SystemExit, is the verdict `crash`
-        reply = {"kind": "crash", "message": _describe(error)}
+        reply = {"kind": "crash", "message": frames.describe(error)}
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
-    has_grown = _address_space() - before > settings.memory_limit // GROWTH_SHARE
+    has_grown = confinement.address_space() - before > settings.memory_limit // GROWTH_SHARE
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return frames.encode({**reply, "peak": peak, "is_last": has_grown})
 
@@ -344,19 +344,3 @@ def _to_json(value: Any) -> bool | float | str:
     if not math.isfinite(number):
         raise ValueError(f"the function returned {number}, not a finite number")
     return number
-
-
-def _describe(error: BaseException) -> str:
-    try:
-        return f"{type(error).__name__}: {error}"[:500]
-    except Exception:
-        return type(error).__name__
-
-
-def _address_space() -> int:
-    """Bytes of this process's address space; 0 if the system does not report it."""
-    try:
-        with open("/proc/self/statm", "rb") as file:
-            return int(file.read().split()[0]) * resource.getpagesize()
-    except OSError:
-        return 0
