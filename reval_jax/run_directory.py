@@ -188,8 +188,11 @@ def note_saved(run: RunDirectory) -> None:
 
 
 def _has_saved(run: RunDirectory, old: config_lib.Config) -> bool:
-    """Whether the run has had a checkpoint; earlier versions did not record it, but waited for a save before the next."""
-    return run.saved.exists() or last_round(run) >= 2 * old.checkpoint.every
+    """Whether the run has had a checkpoint; earlier versions did not record it, but waited for a save before the next.
+
+    The line of the round of the second save is written before that wait; the line after it proves the first save.
+    """
+    return run.saved.exists() or last_round(run) > 2 * old.checkpoint.every
 
 
 def last_round(run: RunDirectory) -> int:
