@@ -1,4 +1,4 @@
-"""What an experiment is: tasks × variants × seeds, the learning rates that are searched, and the comparisons decided beforehand."""
+"""An experiment: tasks × variants × seeds, a search for learning rates, and comparisons that are decided before the runs."""
 
 from __future__ import annotations
 
