@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
-Outcome = Literal["log_t95", "area", "final", "held_out"]
-"""The logarithm of the first round whose three-round mean score is 0.95 or more (censored at the last round); the mean score over
-all rounds; the mean score of the last five rounds; the last held-out accuracy."""
+Outcome = Literal[
+    "log_t95", "log_updates", "area", "early", "final", "slope", "collapsed", "held_out", "kl_ref", "catch_up"
+]
+"""What `outcomes.outcome` computes of a run: its docstring defines each."""
+
+Expected = Literal["greater", "less", "equal"]
 
 LEARNING_RATES = (3e-5, 6e-5, 1.2e-4, 2.4e-4, 4.8e-4)
 """Searched for every method alike; extended where the best is at an edge."""
 
 TUNING_SEEDS = (100, 101)
-"""Of the search, on the task `tuning`; neither is reported."""
+"""Of the search, on the figure's `tuning` task; neither is reported."""
+
+SEARCH_ROUNDS = 40
+"""Of every run of the search, whatever the figure's own number is, so that figures share the search of a common method."""
+
+START_SECONDS = 1.5
+"""Of a run that finds its programs compiled: two cores."""
+ROUND_SECONDS = {"tuning": 0.05, "many": 0.06, "long": 0.12}
+UPDATE_SECONDS = {"tuning": 0.025, "many": 0.025, "long": 0.05}
+"""Of a round's sampling and verdicts, and of an update, by task; others are as `tuning`. Estimates, for `cost`."""
 
 
 class Variant(NamedTuple):
@@ -25,15 +37,38 @@ class Variant(NamedTuple):
     rate_factor: float = 1.0  # of the searched learning rate
 
 
-class Contrast(NamedTuple):
-    """A comparison that was decided before the runs: the paired difference of an outcome, first minus second."""
+class Plateau(NamedTuple):
+    """The success rate that β fixes: p*(β) of the task's rate at the start (docs/objectives.md, "What beta means")."""
 
-    first: str  # variants' names
-    second: str
+    beta: float
+
+
+class Contrast(NamedTuple):
+    """A comparison that was decided before the runs: the paired difference of an outcome, first minus second.
+
+    The claim is that the difference is greater than `margin`, or less than −`margin`, or between the two ("equal").
+    `outcomes.verdict` decides it.
+    """
+
+    first: str  # variant's name
+    second: str | float | Plateau  # variant's name, or a number
     outcome: Outcome
     tasks: tuple[str, ...]  # pooled, paired by task and seed
     confirms: str  # what would confirm the claim, and what would refute it, in words
     refutes: str
+    expects: Expected = "greater"
+    margin: float = 0.0  # units of the outcome; not negative
+    other_tasks: tuple[str, ...] = ()  # of `second`, where it is compared on other tasks, in the order of `tasks`
+    for_reval: bool = False  # whether ReVal wins if it is confirmed, and loses if it is refuted
+
+
+class Panel(NamedTuple):
+    """A row of a picture: the same curves for every task of the figure, at most six."""
+
+    title: str
+    variants: tuple[str, ...]
+    y: str = "score"  # or "held_out", or a name of `Figure.metrics`
+    x: Literal["generated_tokens", "rounds", "updates"] = "generated_tokens"
 
 
 class Figure(NamedTuple):
@@ -46,7 +81,63 @@ class Figure(NamedTuple):
     variants: tuple[Variant, ...]
     rounds: int
     contrasts: tuple[Contrast, ...]
+    panels: tuple[Panel, ...]
     seeds: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8)
     metrics: tuple[str, ...] = ()  # of metrics.jsonl, kept for every round beside the score
     stops_at_95: bool = True  # a run ends five rounds after its T95, since nothing later is read
     searches: bool = True  # False: the variants' settings give the learning rate
+    tuning: str = "tuning"  # task of the search
+
+
+class Cost(NamedTuple):
+    """Of a figure by itself, without what other figures have already run: an upper bound, as if no run ended early."""
+
+    runs: int
+    search_runs: int
+    seconds: float  # of one process on two cores
+
+
+def searched(figure: Figure) -> dict[str, Variant]:
+    """The first variant of each method, whose settings its search has; empty if the figure does not search."""
+    first: dict[str, Variant] = {}
+    for variant in figure.variants if figure.searches else ():
+        first.setdefault(variant.method, variant)
+    return first
+
+
+def cost(figure: Figure) -> Cost:
+    """Runs and seconds of a figure's own cells and of its search."""
+    per_task = [(task, variant) for task in figure.tasks for variant in figure.variants]
+    searches = [(figure.tuning, variant) for variant in searched(figure).values()]
+    seconds = sum(len(figure.seeds) * _seconds(task, variant, figure.rounds) for task, variant in per_task)
+    tries = len(LEARNING_RATES) * len(TUNING_SEEDS)
+    seconds += sum(tries * _seconds(task, variant, SEARCH_ROUNDS) for task, variant in searches)
+    return Cost(len(per_task) * len(figure.seeds), len(searches) * tries, seconds)
+
+
+def total(figures: Iterable[Figure]) -> Cost:
+    """The cost of several figures, where the cells and searches that they share run once."""
+    cells: dict[tuple, float] = {}
+    tries: dict[tuple, float] = {}
+    for figure in figures:
+        for variant in figure.variants:
+            settings = tuple(sorted((name, str(value)) for name, value in variant.settings.items()))
+            rate = (variant.method, figure.tuning, variant.rate_factor) if figure.searches else ()
+            for task in figure.tasks:
+                for seed in figure.seeds:
+                    cell = (task, settings, rate, seed, figure.rounds, figure.stops_at_95)
+                    cells[cell] = _seconds(task, variant, figure.rounds)
+        for method, variant in searched(figure).items():
+            for index in range(len(LEARNING_RATES) * len(TUNING_SEEDS)):
+                tries[(method, figure.tuning, index)] = _seconds(figure.tuning, variant, SEARCH_ROUNDS)
+    return Cost(len(cells), len(tries), sum(cells.values()) + sum(tries.values()))
+
+
+def _seconds(task: str, variant: Variant, rounds: int) -> float:
+    settings = variant.settings
+    # The defaults of configs/algorithms: two updates, and one pass.
+    updates = settings.get("update.max_updates_per_round") or settings.get("update.updates_per_round", 2)
+    updates *= settings.get("update.passes", 1)
+    of_round = ROUND_SECONDS.get(task, ROUND_SECONDS["tuning"])
+    of_update = UPDATE_SECONDS.get(task, UPDATE_SECONDS["tuning"])
+    return START_SECONDS + rounds * (of_round + updates * of_update)

@@ -1,0 +1,39 @@
+"""One file for each figure, which says what the paper claims, what is tested here, and what would confirm and refute it."""
+
+from __future__ import annotations
+
+from benchmarks.figures.experiments import (
+    adaptive,
+    age,
+    fig02,
+    fig03,
+    fig05,
+    fig07,
+    fig08,
+    fig09,
+    fig10,
+    fig11,
+    fig11_many,
+    prioritized,
+    tbrm_rates,
+)
+
+FIGURES = {
+    module.FIGURE.name: module.FIGURE
+    for module in (
+        fig02,
+        fig03,
+        fig05,
+        fig07,
+        fig08,
+        fig09,
+        fig10,
+        fig11,
+        fig11_many,
+        age,
+        prioritized,
+        adaptive,
+        tbrm_rates,
+    )
+}
+"""Name → experiment, in the order of the page."""

@@ -1,0 +1,106 @@
+"""Figure 11: is the regression of Eq. 8 unstable, and is it V(s₁) that mends it?
+
+The paper (App. E, Fig. 11): the loss of Eq. 8 with reward less its group's mean is unstable at β = 0.02 and 0.002 and stable
+only at 0.2, with gradient norms around 1e4, "which may be related to some anomalous values of log π/π_ref"; ReVal is stable.
+
+Here: without log Z the targets (r − r̄)/β are infeasible, so wrong answers are pushed down without end; V(s₁) − V_ref can
+absorb log Z. If that is it, any log Z mends it, and ReVal with ∇V stopped, whose loss is Eq. 8's, does not. If outliers are it,
+Huber's loss does. All arms have ReVal's searched rate, times 4, where instability shows if it does anywhere: a search of their
+own would have left out the rates that collapse. Confirmed: ReVal ends above the regression and above itself with ∇V stopped.
+Refuted: ∇V stopped is as good, or Huber mends all. Responses of 20 to 30 tokens; the paper's have hundreds to thousands, so
+that "nothing seen" refutes little.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks.figures import methods
+from benchmarks.figures.plan import Contrast, Figure, Panel, Variant
+
+TASKS = ("long",)
+BETA = 0.02
+
+
+def arms(tasks_settings: dict[str, Any], *, rate_factor: float) -> tuple[Variant, ...]:
+    """The six arms; the first, ReVal, is the one whose rate is searched."""
+    return tuple(
+        methods.variant(
+            f"{name}, rate × {rate_factor:g}",
+            methods.reval(2, **others) | tasks_settings,
+            method=methods.REVAL_2.name,
+            rate_factor=rate_factor,
+        )
+        for name, others in (
+            ("ReVal", {}),
+            ("ReVal, ∇V stopped", {"update__stop_value_gradient": True}),
+            ("regression", {"update__objective": "regression"}),
+            ("regression, Huber", {"update__objective": "benchmarks.figures.objectives:regression_huber"}),
+            ("regression, log Z", _optimal_value(BETA)),
+            ("OAPL", _optimal_value(1.0)),
+        )
+    )
+
+
+def _optimal_value(beta: float) -> dict[str, Any]:
+    """Reward less β₁·log mean exp(r/β₁) of its group: log Z itself where β₁ is the loss's β; OAPL's β₁ is 1."""
+    return {
+        "update__objective": "regression",
+        "update__reward_design": "binary",
+        "update__baseline": "optimal_value",
+        "update__optimal_value_beta": beta,
+    }
+
+
+def contrasts(six: tuple[Variant, ...], tasks: tuple[str, ...]) -> tuple[Contrast, ...]:
+    """What the arms are expected to differ by: five, whose p may reach 0.05 by eight clusters."""
+    reval, stopped, regression, huber, log_z, oapl = (each.name for each in six)
+    return tuple(
+        Contrast(first, second, "final", tasks, confirms=confirms, refutes="It ends below.", for_reval=first == reval)
+        for first, second, confirms in (
+            (reval, regression, "ReVal ends above the regression of Eq. 8."),
+            (reval, stopped, "It is ∇V: with ∇V stopped, ReVal ends below."),
+            (log_z, regression, "The batch's own log Z mends the regression."),
+            (oapl, regression, "OAPL's optimal value mends it."),
+            (huber, regression, "Huber's loss mends it: outliers of log π/π_ref are it."),
+        )
+    )
+
+
+SIX = arms({}, rate_factor=4)
+GENTLE = tuple(
+    methods.variant(each.name.replace("× 4", "× 1"), dict(each.settings), method=each.method)
+    for each in (SIX[0], SIX[2])
+)
+STRONG_BETA = tuple(
+    methods.variant(f"{each.name}, β 0.2", {**each.settings, "update.beta": 0.2}, method=each.method, rate_factor=4)
+    for each in (SIX[0], SIX[2])
+)
+
+FIGURE = Figure(
+    name="fig11",
+    title="Eq. 8 and what may mend it, longer responses",
+    question="Is the regression unstable, and is it only V(s₁) that mends it?",
+    tasks=TASKS,
+    variants=(GENTLE[0], *SIX, GENTLE[1], *STRONG_BETA),
+    rounds=80,
+    contrasts=(
+        *contrasts(SIX, TASKS),
+        Contrast(
+            STRONG_BETA[1].name,
+            SIX[2].name,
+            "final",
+            TASKS,
+            confirms="With β 0.2 the regression ends above that with 0.02.",
+            refutes="It ends below.",
+        ),
+    ),
+    panels=(
+        Panel("ReVal's rate × 4", tuple(each.name for each in SIX), x="rounds"),
+        Panel("rate and β", tuple(each.name for each in (*GENTLE, *STRONG_BETA)), x="rounds"),
+        Panel("gradient norm", tuple(each.name for each in SIX), "actor/grad_norm", "rounds"),
+    ),
+    metrics=("actor/grad_norm", "actor/kl_ref", "reval/log_ratio", "reval/residual_abs"),
+    stops_at_95=False,
+    tuning="long",
+)

@@ -1,0 +1,222 @@
+"""Writes the tables of docs/evidence.md and docs/evidence_protocol.md; the text around them is written by hand.
+
+    python -m benchmarks.figures.page
+
+A table stands between two comments, `<!-- NAME -->` and `<!-- end -->`. Those of the protocol (`contrasts`, `costs`) come from
+the plans alone; those of the evidence (`losses`, `claims`, and a figure's name) from the records docs/evidence/NAME.json.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.figures import outcomes, plan
+from benchmarks.figures.experiments import FIGURES
+from reval_jax import durable
+
+DOCS = Path("docs")
+LABELS = {
+    "log_t95": "rounds to 0.95",
+    "log_updates": "updates to 0.95",
+    "catch_up": "share of the rounds",
+    "area": "mean score",
+    "early": "score of rounds 2–4",
+    "final": "score of the last 5 rounds",
+    "slope": "rise per 10 rounds",
+    "collapsed": "share collapsed",
+    "held_out": "held-out accuracy",
+    "kl_ref": "KL, nats",
+}
+RATIOS = ("log_t95", "log_updates", "catch_up")
+"""Outcomes that are logarithms, and shown as ratios."""
+
+
+def main() -> None:
+    """Rewrites every table of both pages from the plans and from the records that exist."""
+    for page in ("evidence.md", "evidence_protocol.md"):
+        path = DOCS / page
+        if path.exists():
+            text = with_tables(path.read_text(encoding="utf-8"), tables(records(DOCS / "evidence")))
+            durable.write(path, text.encode())
+
+
+def records(directory: Path) -> dict[str, dict[str, Any]]:
+    """Figure's name → its record, of those that exist."""
+    files = {name: directory / f"{name}.json" for name in FIGURES}
+    return {name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items() if file.exists()}
+
+
+def with_tables(text: str, named: Mapping[str, str]) -> str:
+    """The text of a page with each named table in its place.
+
+    Raises:
+      ValueError: the page has a place for a table that has no such name.
+    """
+
+    def table(match: re.Match[str]) -> str:
+        if match[1] not in named:
+            raise ValueError(
+                f"a page has the comment <!-- {match[1]} -->, but the tables are {', '.join(sorted(named))}."
+            )
+        return f"<!-- {match[1]} -->\n\n{named[match[1]]}\n\n<!-- end -->"
+
+    return re.sub(r"<!-- (\w+) -->\n.*?<!-- end -->", table, text, flags=re.DOTALL)
+
+
+def tables(found: Mapping[str, outcomes.Record]) -> dict[str, str]:
+    """Name → Markdown, of every table."""
+    compared = {name: outcomes.comparisons(FIGURES[name], record) for name, record in found.items()}
+    named = {"contrasts": contrasts(), "costs": costs(), "losses": losses(compared), "claims": claims(compared)}
+    for name, figure in FIGURES.items():
+        named[name] = of_figure(figure, found[name], compared[name]) if name in found else "Not run yet."
+    return named
+
+
+# --- Of the plans ---
+
+
+def contrasts() -> str:
+    """Every comparison, as it was decided before the runs."""
+    lines = ["| figure | compared | outcome, tasks | confirmed if | refuted if |", "|---|---|---|---|---|"]
+    for name, figure in FIGURES.items():
+        for contrast in figure.contrasts:
+            confirmed, refuted = _conditions(contrast)
+            tasks = ", ".join(contrast.tasks)
+            if contrast.other_tasks:
+                tasks += " against " + ", ".join(contrast.other_tasks)
+            lines.append(
+                f"| `{name}` | {compared(contrast)} | {LABELS[contrast.outcome]}; {tasks} | "
+                f"{confirmed}. {contrast.confirms} | {refuted}. {contrast.refutes} |"
+            )
+    return "\n".join(lines)
+
+
+def costs() -> str:
+    """Runs and seconds of every figure by itself, and of all, whose common cells and searches run once."""
+    lines = ["| figure | tasks × variants × seeds × rounds | runs | runs of the search | at most, minutes |"]
+    lines.append("|---|---|---|---|---|")
+    for name, figure in FIGURES.items():
+        cost = plan.cost(figure)
+        size = f"{len(figure.tasks)} × {len(figure.variants)} × {len(figure.seeds)} × {figure.rounds}"
+        lines.append(f"| `{name}` | {size} | {cost.runs} | {cost.search_runs} | {cost.seconds / 60:.0f} |")
+    cost = plan.total(FIGURES.values())
+    lines.append(f"| all, what they share once | | {cost.runs} | {cost.search_runs} | {cost.seconds / 60:.0f} |")
+    return "\n".join(lines)
+
+
+def compared(contrast: plan.Contrast) -> str:
+    """The two sides of a contrast in words."""
+    second = contrast.second
+    if isinstance(second, plan.Plateau):
+        return f"{contrast.first} − p*({second.beta:g})"
+    sign = "/" if contrast.outcome in RATIOS else "−"
+    return f"{contrast.first} {sign} {second}" if isinstance(second, str) else f"{contrast.first} − {second:g}"
+
+
+def _conditions(contrast: plan.Contrast) -> tuple[str, str]:
+    """What the interval has to be for either verdict."""
+    margin = contrast.margin
+    if contrast.outcome in RATIOS:
+        low, high = f"{math.exp(-margin):.2f}", f"{math.exp(margin):.2f}"
+    else:
+        low, high = f"{-margin:g}".replace("-", "−"), f"{margin:g}"
+    match contrast.expects:
+        case "greater":
+            return f"above {high}", f"below {high}"
+        case "less":
+            return f"below {low if margin else high}", f"above {low if margin else high}"
+        case _:
+            return f"inside {low} … {high}", f"outside {low} … {high}"
+
+
+# --- Of the records ---
+
+
+def losses(compared_by_name: Mapping[str, list[outcomes.Comparison]]) -> str:
+    """Where ReVal loses: refuted claims that would have spoken for it."""
+    lost = [
+        f"- `{name}`: {compared(each.contrast)}, {LABELS[each.contrast.outcome]}: {seen(each)}. {each.contrast.refutes}"
+        for name, found in compared_by_name.items()
+        for each in found
+        if each.contrast.for_reval and each.verdict == "refuted"
+    ]
+    return "\n".join(lost) or "In no comparison that was decided."
+
+
+def claims(compared_by_name: Mapping[str, list[outcomes.Comparison]]) -> str:
+    """Every contrast of every record with what was seen, refuted ones first."""
+    order = ("refuted", "not told apart", "confirmed", "unfinished")
+    rows = [(name, each) for name, found in compared_by_name.items() for each in found]
+    rows.sort(key=lambda row: order.index(row[1].verdict))
+    lines = ["| verdict | claim | figure: compared | seen, 95% interval | pairs |", "|---|---|---|---|---|"]
+    for name, each in rows:
+        what = f"`{name}`: {compared(each.contrast)}, {LABELS[each.contrast.outcome]}"
+        lines.append(f"| **{each.verdict}** | {each.contrast.confirms} | {what} | {seen(each)} | {_pairs(each)} |")
+    return "\n".join(lines) if rows else "No figure has been run yet."
+
+
+def of_figure(figure: plan.Figure, record: outcomes.Record, found: list[outcomes.Comparison]) -> str:
+    """A figure's contrasts with their p-values, its rates, and a line of each variant's outcomes."""
+    lines = ["| compared | outcome | seen, 95% interval | pairs | p, Holm | verdict |", "|---|---|---|---|---|---|"]
+    for each in found:
+        lines.append(
+            f"| {compared(each.contrast)} | {LABELS[each.contrast.outcome]} | {seen(each)} | {_pairs(each)} | "
+            f"{each.p:.2g}, {each.p_holm:.2g} | {each.verdict} |"
+        )
+    return "\n".join([*lines, "", *_variants(figure, record)])
+
+
+def seen(each: outcomes.Comparison) -> str:
+    """The effect with its interval, a ratio where the outcome is a logarithm."""
+    if not each.pairs:
+        return "–"
+    is_ratio = each.contrast.outcome in RATIOS
+    value, low, high = each.ratio if is_ratio else each.effect
+    sign = "" if is_ratio else "+"
+    text = f"{value:{sign}.3g}, {low:{sign}.3g} … {high:{sign}.3g}"
+    return text.replace("-", "−") + (" times" if is_ratio else "")
+
+
+def _pairs(each: outcomes.Comparison) -> str:
+    """Pairs, and what is unusual about them."""
+    text = str(each.pairs) if not each.missing else f"{each.pairs} of {each.expected_pairs}"
+    if any(each.failed):
+        text += f"; failed: {each.failed[0]} and {each.failed[1]}"
+    if any(each.censored):
+        text += f"; not reached: {each.censored[0]:.0%} and {each.censored[1]:.0%}"
+    return text
+
+
+def _variants(figure: plan.Figure, record: outcomes.Record) -> list[str]:
+    """A row for each variant: rate, and by task the geometric mean of T95 (those that reached it) or the last score."""
+    heads = " | ".join(f"{task}: {'T95 (reached), ' if figure.stops_at_95 else ''}last score" for task in figure.tasks)
+    lines = [f"| variant | rate | {heads} |", "|---|---" + "|---" * len(figure.tasks) + "|"]
+    for variant in figure.variants:
+        cells = outcomes.by_cell(record, variant.name)
+        rates = sorted({float(run["learning_rate"]) for run in cells.values()})
+        row = [variant.name, ", ".join(f"{rate:.2g}" for rate in rates) or "–"]
+        for task in figure.tasks:
+            runs = [run for (of, _), run in sorted(cells.items()) if of == task]
+            row.append(_cell(figure, runs))
+        lines.append("| " + " | ".join(row) + " |")
+    return lines
+
+
+def _cell(figure: plan.Figure, runs: list[outcomes.Run]) -> str:
+    if not runs:
+        return "–"
+    final = sum(outcomes.outcome(run, "final", figure.rounds) for run in runs) / len(runs)
+    if not figure.stops_at_95:
+        return f"{final:.2f}"
+    times = [outcomes.t95(run, figure.rounds) for run in runs]
+    mean = math.exp(sum(math.log(each.round) for each in times) / len(times))
+    return f"{mean:.1f} ({sum(not each.is_censored for each in times)}/{len(times)}), {final:.2f}"
+
+
+if __name__ == "__main__":
+    main()
