@@ -176,7 +176,8 @@ def seen(each: outcomes.Comparison) -> str:
     if not each.pairs:
         return "–"
     is_ratio = each.contrast.outcome in RATIOS
-    value, low, high = each.ratio if is_ratio else each.effect
+    # Rounded first, so that the last bits of a mean are no number of their own.
+    value, low, high = (round(bound, 4) + 0.0 for bound in (each.ratio if is_ratio else each.effect))
     sign = "" if is_ratio else "+"
     text = f"{value:{sign}.3g}, {low:{sign}.3g} … {high:{sign}.3g}"
     return text.replace("-", "−") + (" times" if is_ratio else "")

@@ -23,8 +23,8 @@ SEARCH_ROUNDS = 40
 
 START_SECONDS = 1.5
 """Of a run that finds its programs compiled: two cores."""
-ROUND_SECONDS = {"tuning": 0.05, "many": 0.06, "long": 0.12}
-UPDATE_SECONDS = {"tuning": 0.025, "many": 0.025, "long": 0.05}
+ROUND_SECONDS = {"tuning": 0.05, "many": 0.06, "many_groups": 0.06, "long": 0.12}
+UPDATE_SECONDS = {"tuning": 0.025, "long": 0.05}
 """Of a round's sampling and verdicts, and of an update, by task; others are as `tuning`. Estimates, for `cost`."""
 
 
@@ -84,7 +84,7 @@ class Figure(NamedTuple):
     panels: tuple[Panel, ...]
     seeds: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8)
     metrics: tuple[str, ...] = ()  # of metrics.jsonl, kept for every round beside the score
-    stops_at_95: bool = True  # a run ends five rounds after its T95, since nothing later is read
+    stops_at_95: bool = True  # a run ends after five rounds in a row at 0.95, since nothing later is read
     searches: bool = True  # False: the variants' settings give the learning rate
     tuning: str = "tuning"  # task of the search
 

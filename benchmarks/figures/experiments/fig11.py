@@ -22,12 +22,12 @@ TASKS = ("long",)
 BETA = 0.02
 
 
-def arms(tasks_settings: dict[str, Any], *, rate_factor: float) -> tuple[Variant, ...]:
-    """The six arms; the first, ReVal, is the one whose rate is searched."""
+def arms(rate_factor: float) -> tuple[Variant, ...]:
+    """The six arms, ReVal first, at so many times ReVal's rate."""
     return tuple(
         methods.variant(
             f"{name}, rate × {rate_factor:g}",
-            methods.reval(2, **others) | tasks_settings,
+            methods.reval(2, **others),
             method=methods.REVAL_2.name,
             rate_factor=rate_factor,
         )
@@ -67,7 +67,7 @@ def contrasts(six: tuple[Variant, ...], tasks: tuple[str, ...]) -> tuple[Contras
     )
 
 
-SIX = arms({}, rate_factor=4)
+SIX = arms(4)
 GENTLE = tuple(
     methods.variant(each.name.replace("× 4", "× 1"), dict(each.settings), method=each.method)
     for each in (SIX[0], SIX[2])
