@@ -85,6 +85,23 @@ def searches(figure: plan.Figure, record: outcomes.Record) -> dict[str, Try]:
     return {method: _try(of_rate, float(record["rates"][method])) for method, of_rate in of_method.items() if of_rate}
 
 
+def reference_values(figure: plan.Figure, record: outcomes.Record) -> dict[str, float]:
+    """Task → mean of V_ref(s₁) over its questions, nats; empty unless the figure has TBRM and keeps its residual.
+
+    In a run's first update the policy is the reference, so that TBRM's residual is V_ref(s₁) − r/β.
+    """
+    if "reval/residual_mean" not in figure.metrics:
+        return {}
+    tbrm = [each for each in figure.variants if each.settings["update.objective"] == "tbrm"]
+    # The largest β, at which r/β takes the fewest digits of the recorded residual.
+    variant = max(tbrm, key=lambda each: each.settings["update.beta"])
+    of_task: dict[str, list[float]] = {}
+    for (task, _), run in outcomes.by_cell(record, variant.name).items():
+        residual = run["metrics"]["reval/residual_mean"][0]
+        of_task.setdefault(task, []).append(residual + run["score"][0] / variant.settings["update.beta"])
+    return {task: float(np.mean(values)) for task, values in of_task.items()}
+
+
 def _try(of_rate: Mapping[float, list[outcomes.Run]], chosen: float) -> Try:
     rates, rounds = tuple(sorted(of_rate)), plan.SEARCH_ROUNDS
     return Try(

@@ -37,7 +37,7 @@ MAX_EXACT = 32
 class T95(NamedTuple):
     """When a run had learned."""
 
-    round: int  # the last of the first three consecutive rounds whose mean score is 0.95 or more; else the number of rounds
+    round: int  # the middle of the first three consecutive rounds whose mean score is 0.95 or more; else the number of rounds
     is_censored: bool
 
 
@@ -68,12 +68,12 @@ class Comparison(NamedTuple):
 def t95(run: Run, rounds: int) -> T95:
     """The first round whose three-round mean score is 0.95 or more.
 
-    It is counted as the last of the three, when its budget has been spent. A run that did not reach it in `rounds`, or that
-    failed before, is censored at `rounds`.
+    It is counted as the middle of the three, where their mean belongs: as the last, it would be a round later for every method,
+    which brings ratios nearer to 1. A run that did not reach it in `rounds`, or that failed before, is censored at `rounds`.
     """
     mean = _running_mean(np.asarray(run["score"][:rounds], np.float64), WINDOW)
     reached = np.flatnonzero(mean >= LEVEL - 1e-9)
-    return T95(int(reached[0]) + WINDOW, False) if reached.size else T95(rounds, True)
+    return T95(int(reached[0]) + 2, False) if reached.size else T95(rounds, True)
 
 
 def filled(run: Run, rounds: int) -> np.ndarray:
@@ -107,18 +107,18 @@ def is_failed(run: Run) -> bool:
 def outcome(run: Run, name: plan.Outcome, rounds: int) -> float:
     """One number of a run; NaN if it has none.
 
-    log_t95: the natural logarithm of `t95`. log_updates: the same of the updates made by then. area: mean score of all rounds.
-    early: mean score of rounds 2 to 4, after the updates of one to three rounds. final: mean score of the last five rounds.
-    slope: least-squares rise of the score in the last third of the rounds, per 10 rounds. collapsed: 1 if the final mean is below
-    0.8 of the best mean of five rounds, or the run failed, else 0. held_out: the last held-out accuracy; 0 if the run failed.
-    kl_ref: mean of `actor/kl_ref` over the last five rounds that have it, nats.
+    log_t95: the natural logarithm of `t95`. log_updates: the same of the updates made before that round. area: mean score
+    of all rounds. early: mean score of rounds 2 to 4, after the updates of one to three rounds. final: mean score of the
+    last five rounds. slope: least-squares rise of the score in the last third of the rounds, per 10 rounds. collapsed: 1 if
+    the final mean is below 0.8 of the best mean of five rounds, or the run failed, else 0. held_out: the last held-out
+    accuracy; 0 if the run failed. kl_ref: mean of `actor/kl_ref` over the last five rounds that have it, nats.
     """
     if name == "catch_up":
         raise ValueError("catch_up is an outcome of two runs: use catch_up.")
     if name == "log_t95":
         return math.log(t95(run, rounds).round)
     if name == "log_updates":
-        return math.log(_updates_at(run, t95(run, rounds).round))
+        return math.log(_updates_before(run, t95(run, rounds).round))
     if name == "held_out":
         return 0.0 if is_failed(run) else float(run["held_out"][-1][1]) if run.get("held_out") else math.nan
     if name == "kl_ref":
@@ -183,10 +183,10 @@ def _has_collapsed(score: np.ndarray) -> bool:
     return bool(score[-LAST:].mean() < COLLAPSE * _running_mean(score, LAST).max())
 
 
-def _updates_at(run: Run, round: int) -> float:
-    """Updates by the end of a round; after the end of a run, at its mean number a round."""
-    updates = run["updates"]
-    return float(updates[round - 1]) if round <= len(updates) else updates[-1] / len(updates) * round
+def _updates_before(run: Run, round: int) -> float:
+    """Updates before a round, from the second on; after the end of a run, at its mean number a round."""
+    updates, before = run["updates"], round - 1
+    return float(updates[before - 1]) if before <= len(updates) else updates[-1] / len(updates) * before
 
 
 # --- Differences of two variants ---

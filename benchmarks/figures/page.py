@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.figures import outcomes, plan
+from benchmarks.figures import curves, outcomes, plan
 from benchmarks.figures.experiments import FIGURES
 from reval_jax import durable
 
@@ -98,14 +98,15 @@ def contrasts() -> str:
 
 def costs() -> str:
     """Runs and seconds of every figure by itself, and of all, whose common cells and searches run once."""
-    lines = ["| figure | tasks × variants × seeds × rounds | runs | runs of the search | at most, minutes |"]
-    lines.append("|---|---|---|---|---|")
+    lines = ["| figure | question | tasks × variants × seeds × rounds | runs | runs of the search | at most, minutes |"]
+    lines.append("|---|---|---|---|---|---|")
     for name, figure in FIGURES.items():
         cost = plan.cost(figure)
         size = f"{len(figure.tasks)} × {len(figure.variants)} × {len(figure.seeds)} × {figure.rounds}"
-        lines.append(f"| `{name}` | {size} | {cost.runs} | {cost.search_runs} | {cost.seconds / 60:.0f} |")
+        minutes = f"{cost.seconds / 60:.0f}"
+        lines.append(f"| `{name}` | {figure.question} | {size} | {cost.runs} | {cost.search_runs} | {minutes} |")
     cost = plan.total(FIGURES.values())
-    lines.append(f"| all, what they share once | | {cost.runs} | {cost.search_runs} | {cost.seconds / 60:.0f} |")
+    lines.append(f"| all | what they share once | | {cost.runs} | {cost.search_runs} | {cost.seconds / 60:.0f} |")
     return "\n".join(lines)
 
 
@@ -161,14 +162,14 @@ def claims(compared_by_name: Mapping[str, list[outcomes.Comparison]]) -> str:
 
 
 def of_figure(figure: plan.Figure, record: outcomes.Record, found: list[outcomes.Comparison]) -> str:
-    """A figure's contrasts with their p-values, its rates, and a line of each variant's outcomes."""
+    """A figure's contrasts with their p-values, a line of each variant's outcomes with its rate, and notes."""
     lines = ["| compared | outcome | seen, 95% interval | pairs | p, Holm | verdict |", "|---|---|---|---|---|---|"]
     for each in found:
         lines.append(
             f"| {compared(each.contrast)} | {LABELS[each.contrast.outcome]} | {seen(each)} | {_pairs(each)} | "
             f"{each.p:.2g}, {each.p_holm:.2g} | {each.verdict} |"
         )
-    return "\n".join([*lines, "", *_variants(figure, record)])
+    return "\n".join([*lines, "", *_variants(figure, record), *_notes(figure, record)])
 
 
 def seen(each: outcomes.Comparison) -> str:
@@ -206,6 +207,21 @@ def _variants(figure: plan.Figure, record: outcomes.Record) -> list[str]:
             row.append(_cell(figure, runs))
         lines.append("| " + " | ".join(row) + " |")
     return lines
+
+
+def _notes(figure: plan.Figure, record: outcomes.Record) -> list[str]:
+    """What else a reader has to know, after an empty line each."""
+    notes = []
+    of_level = list(curves.groups(figure.tasks).values())
+    if len(of_level) > 1 and all(len(tasks) > 1 for tasks in of_level):
+        share = outcomes.between_share(record, figure.variants[0].name, of_level, figure.rounds)
+        chance = (len(of_level) - 1) / (len(figure.tasks) - 1)
+        where = "of the variance of the prompts' mean log T95 lies between difficulties"
+        notes.append(f"A share of {share:.2f} {where}; by chance {chance:.2f}.")
+    if values := curves.reference_values(figure, record):
+        listed = ", ".join(f"{value:.1f} ({task})" for task, value in values.items())
+        notes.append(f"V_ref(s₁) in nats, from the first residual of TBRM: {listed}.")
+    return [line for note in notes for line in ("", note)]
 
 
 def _cell(figure: plan.Figure, runs: list[outcomes.Run]) -> str:

@@ -81,7 +81,7 @@ class Figure(NamedTuple):
     variants: tuple[Variant, ...]
     rounds: int
     contrasts: tuple[Contrast, ...]
-    panels: tuple[Panel, ...]
+    panels: tuple[Panel, ...] = ()
     seeds: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8)
     metrics: tuple[str, ...] = ()  # of metrics.jsonl, kept for every round beside the score
     stops_at_95: bool = True  # a run ends after five rounds in a row at 0.95, since nothing later is read
