@@ -34,13 +34,13 @@ from reval_jax import (
     sampler,
     sinks,
     timing,
-    token_scores,
     update,
     verifier,
     weights,
 )
 from reval_jax import config as config_lib
 from reval_jax import console as console_lib
+from reval_jax import programs as programs_lib
 from reval_jax import trajectories as trajectories_lib
 
 if TYPE_CHECKING:
@@ -85,8 +85,17 @@ class RunState(NamedTuple):
     progress: checkpoint.Progress
 
 
-def prepare(config: config_lib.Config, run_dir: Path, *, console: console_lib.Console) -> tuple[Components, RunState]:
+def prepare(
+    config: config_lib.Config,
+    run_dir: Path,
+    *,
+    console: console_lib.Console,
+    programs: programs_lib.Programs | None = None,
+) -> tuple[Components, RunState]:
     """The components of the run in `run_dir` and its state: from its last checkpoint, or new.
+
+    Args:
+      programs: of earlier runs in this process, among which this run finds its own or leaves them.
 
     Raises:
       ValueError: the config, the devices, the model, the data or the directory can't be used, or another run uses it; nothing
@@ -102,7 +111,7 @@ def prepare(config: config_lib.Config, run_dir: Path, *, console: console_lib.Co
     held = hold(run_dir, log=console.log)
     peers.advise(functools.partial(_advice, run_dir), release=held.release)
     try:
-        return _prepare(config, run_dir, held, console=console)
+        return _prepare(config, run_dir, held, console=console, programs=programs or programs_lib.Programs())
     except BaseException:
         held.release()
         raise
@@ -166,7 +175,12 @@ def _advice(run_dir: Path) -> str:
 
 
 def _prepare(
-    config: config_lib.Config, run_dir: Path, held: owner.Owner, *, console: console_lib.Console
+    config: config_lib.Config,
+    run_dir: Path,
+    held: owner.Owner,
+    *,
+    console: console_lib.Console,
+    programs: programs_lib.Programs,
 ) -> tuple[Components, RunState]:
     """`prepare` in a directory that this run holds, so that what it reads there stays as it is."""
     verifier.check(config.verifier)
@@ -190,11 +204,12 @@ def _prepare(
     make_sampler = sampler.engines.choose(config.rollout.engine)
     engine = make_sampler(architecture.without_value_head(), meshes, config, longest(prompt_tokens))
     sampling = sampler.sampling_of(config.rollout, stop_ids, records_mean_log_prob="mean_log_prob" in algorithm.reads)
-    optimizer = update.make_optimizer(config.optimizer, has_value_head=architecture.has_value_head)
+    scores_tokens = algorithm.fill is not None or stored is not None
+    compiled = programs.of(config, architecture, algorithm, meshes.learner, scores_tokens=scores_tokens)
     directory = run_directory.RunDirectory(run_dir)
     store = checkpoint.Store(directory.checkpoints, config.checkpoint, held=held, log=console.log)
     latest, passed_over = store.newest_whole()
-    start = _Start(config, algorithm, architecture, optimizer, meshes.learner)
+    start = _Start(config, algorithm, architecture, compiled.optimizer, meshes.learner)
     run = start.new() if latest is None else start.resumed(store, latest)
     notes = _notes(config, architecture, meshes.learner)
     distributed.check_agreement({**fingerprints, **origin.inputs, "notes": str(notes), "last saved round": str(latest)})
@@ -215,8 +230,6 @@ def _prepare(
         passed_over += store.begin()
     # After the last refusal, which is then the only message.
     _say_start(console, run_dir, latest, passed_over, changes, moved, notes)
-    scores_tokens = algorithm.fill is not None or stored is not None
-    scorer = token_scores.make_scorer(architecture, meshes.learner, config=config) if scores_tokens else None
     components = Components(
         config=config,
         architecture=architecture,
@@ -229,10 +242,7 @@ def _prepare(
         sampler=engine,
         sampling=sampling,
         grader=verifier.Grader(config, log=console.log),
-        optimizer=optimizer,
-        step=update.make_step(architecture, optimizer, meshes.learner, algorithm=algorithm, config=config),
-        score=reference.make_scorer(architecture, meshes.learner, config=config) if algorithm.has_reference else None,
-        score_tokens=scorer,
+        **compiled._asdict(),
         peak=timing.device_peak(config.model.compute_dtype),
         store=store,
         directory=directory,

@@ -38,6 +38,7 @@ from reval_jax import (
 )
 from reval_jax import config as config_lib
 from reval_jax import console as console_lib
+from reval_jax import programs as programs_lib
 from reval_jax.setup import Components, RunState
 
 
@@ -50,8 +51,17 @@ class Outcome(NamedTuple):
     lines: list[types.Json]  # metrics.jsonl
 
 
-def train(config: config_lib.Config, run_dir: Path, *, console: console_lib.Console) -> Outcome:
+def train(
+    config: config_lib.Config,
+    run_dir: Path,
+    *,
+    console: console_lib.Console,
+    programs: programs_lib.Programs | None = None,
+) -> Outcome:
     """Trains, or resumes, the run in `run_dir` until its rounds are done, its stop score is reached, or a signal asks it to stop.
+
+    Args:
+      programs: for many runs in one process, which then share their compiled programs.
 
     Raises:
       ValueError: the config, the model, the data or the directory can't be used; nothing was written.
@@ -62,7 +72,7 @@ def train(config: config_lib.Config, run_dir: Path, *, console: console_lib.Cons
       verifier.UnreliableError: grading failed for more than `verifier.max_failed_share` of a round; the last checkpoint is
         intact.
     """
-    components, run = setup.prepare(config, run_dir, console=console)
+    components, run = setup.prepare(config, run_dir, console=console, programs=programs)
     standing = functools.partial(run_directory.standing, components.directory)
     preemption = distributed.Preemption(grace_seconds=config.run.grace_seconds, standing=standing)
     actor = rollout.synchronous(components, preemption)

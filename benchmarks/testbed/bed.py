@@ -1,0 +1,180 @@
+"""The models of the test bed and their tasks: made once, in minutes, and kept in a directory named after what they depend on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from benchmarks.testbed import questions, supervised
+from benchmarks.testbed.supervised import Example
+from reval_jax import model, weights
+
+ROOT = Path("runs/testbed")
+SEED = 0
+BATCH = 128
+
+LEVELS = {"hard": "a", "medium": "b", "easy": "c"}
+"""Level → the letter of its prompts, which begin at that letter's share of right answers, within TOLERANCE."""
+MANY = "d"  # the letter of the task `many`
+
+TOLERANCE = 0.02
+PROMPTS = 3  # of each level
+TRAINED, HELD_OUT = 128, 64  # questions of the task `many`
+
+STEPS_TRAINED, STEPS_HELD_OUT = 512, 128  # questions of the task `long`
+
+
+class Bed(NamedTuple):
+    """A model and its data, on disk."""
+
+    directory: Path
+
+    @property
+    def model(self) -> Path:
+        """A Hugging Face directory."""
+        return self.directory / "model"
+
+    def data(self, task: str) -> Path:
+        """The questions that a task is trained on."""
+        return self.directory / f"{task}.jsonl"
+
+    def held_out(self, task: str) -> Path:
+        """Questions of the same kind that it is not trained on."""
+        return self.directory / f"{task}_held_out.jsonl"
+
+    def about(self) -> dict[str, Any]:
+        """What was made: sizes, success rates of the prompts before training."""
+        return json.loads((self.directory / "about.json").read_text(encoding="utf-8"))
+
+
+class _Plan(NamedTuple):
+    """What one model is taught."""
+
+    architecture: model.Architecture
+    draw: Callable[[np.random.Generator, int, float], Sequence[Example]]
+    steps: int
+    batch: int
+    length: int  # tokens of the longest example
+
+
+def make(kind: str, *, root: Path = ROOT, log: Callable[[str], None] = print) -> Bed:
+    """The bed of this kind, taught now unless it is there already.
+
+    Args:
+      kind: `short` (questions of one operation) or `long` (sums in steps).
+    """
+    plan = PLANS[kind]
+    bed = Bed(root / f"{kind}_{_hash(plan)}")
+    if (bed.directory / "about.json").exists():
+        return bed
+    num_params = sum(int(np.prod(leaf.shape)) for leaf in _leaves(plan.architecture))
+    log(
+        f"teaching the test bed's model for {kind} answers, {num_params / 1e6:.2f} million parameters, in {bed.directory}"
+    )
+    shutil.rmtree(bed.directory, ignore_errors=True)
+    bed.directory.mkdir(parents=True)
+    params = supervised.teach(
+        plan.architecture, plan.draw, steps=plan.steps, batch=plan.batch, length=plan.length, seed=SEED, log=log
+    )
+    tokenizer = supervised.tokenizer()
+    weights.export(
+        bed.model,
+        plan.architecture,
+        params,
+        tokenizer,
+        eos_token_ids=(tokenizer.eos_token_id,),
+        dtype="float32",
+    )
+    about = {"parameters": num_params, "steps": plan.steps, **_WRITE[kind](bed, plan, params)}
+    (bed.directory / "about.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    return bed
+
+
+def _write_short(bed: Bed, plan: _Plan, params: model.Params) -> dict[str, Any]:
+    """Chooses the prompts of each level, and the questions of `many`; their success rates before training."""
+    generator = np.random.default_rng(SEED)
+    found: dict[str, dict[str, float]] = {}
+    for level, letter in LEVELS.items():
+        known = questions.known(letter)
+        rates = supervised.probabilities(plan.architecture, params, known)
+        near = np.flatnonzero(np.abs(rates - questions.SHARES[letter]) <= TOLERANCE)
+        names = [f"{level}_{number}" for number in range(1, PROMPTS + 1)] + ["tuning"] * (level == "medium")
+        if near.size < len(names):
+            raise SystemExit(f"the taught model has {near.size} of {len(names)} prompts for the level {level}")
+        for name, index in zip(names, generator.permutation(near), strict=False):
+            _write(bed.data(name), [known[index]])
+            found[name] = {known[index].question: round(float(rates[index]), 4)}
+    many = [questions.known(MANY)[index] for index in generator.permutation(len(questions.known(MANY)))]
+    for path, part in ((bed.data("many"), many[:TRAINED]), (bed.held_out("many"), many[TRAINED : TRAINED + HELD_OUT])):
+        _write(path, part)
+        found[path.stem] = {"mean": round(float(supervised.probabilities(plan.architecture, params, part).mean()), 4)}
+    return {"success_rates": found}
+
+
+def _write_long(bed: Bed, plan: _Plan, params: model.Params) -> dict[str, Any]:
+    """Writes sums in steps, whose answer is the last number; the probability of the response without any error."""
+    generator = np.random.default_rng(SEED + 1)
+    examples = list(
+        {each.question: each for each in questions.steps(generator, STEPS_TRAINED + STEPS_HELD_OUT)}.values()
+    )
+    rates = supervised.probabilities(plan.architecture, params, examples)
+    answers = [Example(question, answer.rstrip(".").split(";")[-1]) for question, answer in examples]
+    _write(bed.data("long"), answers[STEPS_HELD_OUT:])
+    _write(bed.held_out("long"), answers[:STEPS_HELD_OUT])
+    return {"success_rates": {"long, without any error": {"mean": round(float(rates.mean()), 4)}}}
+
+
+def _write(path: Path, examples: Sequence[Example]) -> None:
+    lines = [json.dumps({"question": each.question, "answer": each.answer}) + "\n" for each in examples]
+    path.write_text("".join(lines), encoding="utf-8")
+
+
+def _architecture(max_positions: int) -> model.Architecture:
+    return model.Architecture(
+        vocab_size=len(supervised.tokenizer()),
+        width=96,
+        num_layers=3,
+        num_heads=3,
+        num_kv_heads=1,
+        head_size=32,
+        mlp_width=256,
+        rope_theta=10000.0,
+        rope_scaling=None,
+        norm_eps=1e-6,
+        qkv_bias=False,
+        qk_norm=False,
+        tied_head=True,
+        max_positions=max_positions,
+        family="llama",
+    )
+
+
+def _leaves(architecture: model.Architecture) -> list[Any]:
+    import jax
+
+    return jax.tree.leaves(model.abstract_params(architecture))
+
+
+def _hash(plan: _Plan) -> str:
+    """Of everything that the files depend on: the sources of this package, and the plan."""
+    digest = hashlib.sha256(repr(plan._replace(draw=None)).encode())  # type: ignore[arg-type]
+    for name in ("bed.py", "questions.py", "supervised.py"):
+        digest.update((Path(__file__).parent / name).read_bytes())
+    return digest.hexdigest()[:12]
+
+
+PLANS: Mapping[str, _Plan] = {
+    "short": _Plan(_architecture(32), questions.taught, steps=1500, batch=BATCH, length=10),
+    "long": _Plan(_architecture(64), questions.steps_taught, steps=1500, batch=48, length=32),
+}
+
+_WRITE: Mapping[str, Callable[[Bed, _Plan, model.Params], dict[str, Any]]] = {
+    "short": _write_short,
+    "long": _write_long,
+}
