@@ -1,5 +1,7 @@
 """The file of a round's prompts, responses and verdicts: gzip-compressed JSON lines, which `zcat` prints.
 
+`tokens` are the sampled ids: a text tokenized again may become others. Files of earlier versions lack them.
+
 gzip's checksum tells a damaged file, and the name in its header one that is in another round's place. Earlier versions wrote the
 same lines without compression; both are read.
 """
@@ -67,6 +69,7 @@ def _rows(
             "reward": float(trajectories.raw_reward[index]),
             "is_truncated": bool(trajectories.is_truncated[index]),
             "num_tokens": int(trajectories.response_length[index]),
+            "tokens": responses[index],
             "log_prob": log_prob if math.isfinite(log_prob) else None,  # JSON has no other numbers
         }
 

@@ -13,13 +13,17 @@ import numpy as np
 
 from reval_jax import adaptation, model, ragged, timing, trajectories, types, update, work
 from reval_jax import config as config_lib
+from reval_jax.evaluate import intervals
 
 
 def rollout(config: config_lib.Config, sampled: types.Trajectories, trained_on: types.Trajectories) -> dict[str, float]:
     """Of the trajectories sampled this round, and of those that entered the buffer."""
     counts = np.bincount(sampled.verdict, minlength=len(types.VERDICTS))
+    score = intervals.of_groups(sampled.raw_reward, sampled.group)
     described = {
         "critic/score/mean": float(sampled.raw_reward.mean()),
+        "critic/score/mean/low": score.low,
+        "critic/score/mean/high": score.high,
         "response_length/mean": float(sampled.response_length.mean()),
         "response_length/max": int(sampled.response_length.max()),
         "response_length/clip_ratio": float(sampled.is_truncated.mean()),

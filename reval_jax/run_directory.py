@@ -37,6 +37,7 @@ class RunDirectory:
         self.rollouts = path / "rollouts"
         self.journal = path / "journal"
         self.inspection = path / "inspect.json"
+        self.token_scores = path / "token_scores.jsonl.gz"
         self.checkpoints = path / "checkpoints"
 
     def rollout(self, round: int) -> Path:

@@ -359,12 +359,6 @@ def test_a_foreign_config_in_the_run_directory_is_refused(files, capsys, text):
     assert "config.yaml" in refused(files, capsys)
 
 
-def test_a_torn_metrics_line_is_named(tmp_path, capsys):
-    (tmp_path / "metrics.jsonl").write_text('{"training/round": 1}\n{"training/ro')
-    assert cli.main(["report", "--run-dir", str(tmp_path)]) == 2
-    assert "metrics.jsonl:2 is an incomplete line" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     ("template", "message"),
     [

@@ -231,23 +231,6 @@ def test_a_fingerprint_is_the_same_on_every_mesh(files):
     assert len(prints) == 1
 
 
-def test_the_report_draws_intervals(tmp_path):
-    """A filled band for each benchmark's avg@k, and none if the ends are missing, as in older runs."""
-    pytest.importorskip("matplotlib")
-    from reval_jax.tools import report
-
-    lines = [{"training/round": i, "val-core/a/acc/mean@4": 0.5, "val-core/a/acc/mean@2": 0.1} for i in range(3)]
-    assert report._held_out(lines, "mean") == ("val-core/a/acc/mean@4",)
-    bare = report._figure("avg@k", lines, ("val-core/a/acc/mean@4",))
-    banded = report._figure(
-        "avg@k",
-        [line | {"val-core/a/acc/mean@4/low": 0.4, "val-core/a/acc/mean@4/high": 0.6} for line in lines],
-        ("val-core/a/acc/mean@4",),
-    )
-    assert "FillBetween" not in bare
-    assert "FillBetween" in banded
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(not BENCHMARKS.is_dir(), reason="../shared/data/benchmarks is not beside the repository")
 def test_the_real_model_is_evaluated_on_every_shared_benchmark(smollm2, tmp_path):

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import gzip
 import json
-import re
 
 import numpy as np
 import pytest
 from support import tiny_programs, tiny_runs
 
 from reval_jax import cli, weights
-from reval_jax.tools import inspection, token_page
+from reval_jax.tools import inspection
 
 
 @pytest.fixture(scope="module")
@@ -150,34 +149,6 @@ def test_without_right_and_wrong_responses_there_is_no_auc_but_the_tokens_may_be
     assert "note: no prompt has both" in text
     assert json.loads((run_dir / "inspect.json").read_text())["scores"] == {}
     assert len((tmp_path / "tokens.jsonl").read_text().splitlines()) == 8
-
-
-def test_the_report_shows_the_aucs_and_the_examples_as_escaped_text(run_dir, capsys, tmp_path):
-    pytest.importorskip("matplotlib")
-    inspected(capsys, "--run-dir", run_dir, "--round", 1)
-    result = json.loads((run_dir / "inspect.json").read_text())
-    result["examples"][0]["tokens"] = ["<script>", "a & b", "\n"]
-    result["examples"][0]["endogenous_reward"] = [0.5, -1.25, 30.0]
-    for name in ("log_prob", "soft_value"):
-        result["examples"][0][name] = [0.0] * 3
-    (run_dir / "inspect.json").write_text(json.dumps(result))
-    page = tmp_path / "report.html"
-    assert cli.main(["report", "--run-dir", str(run_dir), "--output", str(page)]) == 0
-    text = page.read_text()
-    assert "<h2>Endogenous reward</h2>" in text
-    for name, each in result["scores"].items():
-        assert f"<td>{name}</td><td>{each['auc']['value']:.3f} " in text
-    assert "&lt;script&gt;" in text
-    assert "<script" not in text
-    assert "a &amp; b" in text
-    assert "reward -1.250" in text
-    assert not re.search(r"(?:src|href)\s*=\s*[\"'](?!#)", text)
-    result["scores"]["return"]["auc"] |= {"value": 0.25, "low": None, "high": None}
-    (run_dir / "inspect.json").write_text(json.dumps(result))
-    assert "<td>return</td><td>0.250 (one prompt)</td>" in token_page.section(run_dir / "inspect.json")
-    (run_dir / "inspect.json").write_text('{"format": 1}')
-    assert cli.main(["report", "--run-dir", str(run_dir), "--output", str(page)]) == 2
-    assert "is not a file of reval inspect" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

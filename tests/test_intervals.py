@@ -55,6 +55,34 @@ def test_the_mean_of_one_unit_has_no_interval():
     assert math.isnan(estimate.high)
 
 
+@pytest.mark.parametrize(("share", "num"), [(0.1, 64), (0.5, 3), (29 / 64, 64)])
+def test_wilsons_bounds_are_the_shares_from_which_the_observed_one_is_just_1_96_deviations_away(share, num):
+    _, low, high = intervals.wilson(share, num)
+    for bound in (low, high):
+        assert abs(share - bound) == pytest.approx(1.959964 * math.sqrt(bound * (1 - bound) / num), rel=1e-6)
+    assert low < share < high
+
+
+def test_wilsons_interval_has_a_width_at_0_and_at_1():
+    assert intervals.wilson(0, 10) == pytest.approx((0, 0, 1.959964**2 / (10 + 1.959964**2)))
+    assert intervals.wilson(1, 10) == pytest.approx((1, 10 / (10 + 1.959964**2), 1))
+
+
+def test_the_interval_over_groups_is_that_of_a_benchmark_and_over_one_group_wilsons():
+    generator = np.random.default_rng(5)
+    reward = (generator.random((30, 4)) < generator.random((30, 1))).astype(np.float32)
+    expected = intervals.estimates(graded_responses.of_rewards(reward))["acc/mean@4"]
+    assert intervals.of_groups(reward.ravel(), np.repeat(np.arange(30), 4)) == pytest.approx(expected, abs=1e-6)
+    one = (generator.random(50) < 0.3).astype(np.float32)
+    assert intervals.of_groups(one, np.zeros(50, np.int32)) == pytest.approx(intervals.wilson(one.mean(), 50))
+    graded = generator.random(50)
+    assert intervals.of_groups(graded, np.zeros(50, np.int32)) == intervals.of_means({"": graded})[""]
+
+
+def test_the_interval_of_groups_that_are_all_wrong_is_wilsons_over_the_groups():
+    assert intervals.of_groups(np.zeros(12, np.float32), np.repeat(np.arange(3), 4)) == intervals.wilson(0.0, 3)
+
+
 def coverage(num_problems, difficulty, num_sets, seed):
     """The share of simulated benchmarks whose intervals contain the true value, by metric."""
     generator = np.random.default_rng(seed)

@@ -38,9 +38,10 @@ def test_a_rounds_file_is_gzip_without_a_time_and_zcat_prints_its_lines(first):
     printed = subprocess.run(["zcat", str(first)], capture_output=True, check=True).stdout
     rows = [json.loads(line) for line in printed.splitlines()]
     assert len(rows) == 8
-    assert {"prompt", "response", "answer", "verdict", "reward", "is_truncated", "num_tokens", "log_prob"} == rows[
-        0
-    ].keys()
+    assert list(rows[0]) == [
+        *("prompt", "response", "answer", "verdict", "reward", "is_truncated", "num_tokens", "tokens", "log_prob"),
+    ]
+    assert [len(row["tokens"]) for row in rows] == [row["num_tokens"] for row in rows]
     assert rollout_files.read(first) == printed
     rollout_files.check(first)
 

@@ -134,17 +134,3 @@ def test_the_files_that_others_read_are_written_as_strict_json():
         assert calls, name
         loose = [call for call in calls if "allow_nan=False" not in call and call != "json.dumps(found[0])"]
         assert loose == [], name
-
-
-# The report
-
-
-def test_names_with_dollar_signs_and_underscores_stand_in_the_reports_legend_as_they_are():
-    pytest.importorskip("matplotlib")
-    from reval_jax.tools import report
-
-    names = [f"val-core/{name}/acc/mean@4" for name in ("math$\\foo$", "a$b$c", "one$", "_hidden", "x_1^2")]
-    lines = [{"training/round": i, **dict.fromkeys(names, 0.5)} for i in range(2)]
-    drawn = report._figure("avg@k", lines, names)
-    for name in names:
-        assert f"<!-- {name} -->" in drawn, "matplotlib writes each text in a comment beside its outlines"

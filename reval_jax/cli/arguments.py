@@ -96,10 +96,16 @@ class Export:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """Plot the metrics of a run in one self-contained HTML file."""
+    """Show what happened in a run as one HTML file, which any browser opens without a network; docs/report.md explains it.
 
-    run_dir: Path  # directory of the run
-    output: Path | None = None  # file to write; default RUN_DIR/report.html
+    First and last score with 95% intervals and what to know first; curves of the metrics; a browser of rollouts by round,
+    prompt, verdict, reward and length. Its tokens have colours once `reval inspect --run-dir RUN` has scored them.
+    """
+
+    run_dir: Path  # directory of the run, which may be training still
+    # Show this run too, on the same axes, with the settings that differ; without the browser of rollouts.
+    compare: Path | None = None
+    output: Path | None = None  # file to write; default RUN_DIR/report.html, or RUN_DIR/comparison.html with --compare
 
 
 @dataclasses.dataclass(frozen=True)

@@ -87,12 +87,16 @@ def export(argv: list[str]) -> int:
 
 
 def report(argv: list[str]) -> int:
-    """Plots the metrics of a run."""
+    """Shows a run, or two, as one HTML file."""
     args = parsing.parse(arguments.Report, "report", argv)
 
     from reval_jax.tools import report
 
-    output.show(None, str(report.write(args.run_dir, args.output or args.run_dir / "report.html")))
+    if args.compare is None:
+        written = report.write(args.run_dir, args.output or args.run_dir / "report.html")
+    else:
+        written = report.write_comparison(args.run_dir, args.compare, args.output or args.run_dir / "comparison.html")
+    output.show(None, str(written))
     return exit_codes.DONE
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import math
+import statistics
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -63,6 +65,40 @@ def of_means(values: dict[str, np.ndarray]) -> dict[str, Estimate]:
     """The mean of each named f64[U] with its interval, all resampled over the same units; NaN bounds for one unit."""
     resampled = _resampled_means(values, stream=0)
     return {name: _estimate(float(by_unit.mean()), resampled[name]) for name, by_unit in values.items()}
+
+
+def wilson(share: float, num: int) -> Estimate:
+    """A share of `num` independent observations with Wilson's interval, which has a width at 0 and at 1 too.
+
+    (share + z^2/2n ± z sqrt(share (1 - share)/n + z^2/4n^2)) / (1 + z^2/n)          (Wilson 1927, z = 1.96)
+    """
+    z = statistics.NormalDist().inv_cdf((1 + LEVEL) / 2)
+    middle, scale = share + z**2 / (2 * num), 1 + z**2 / num
+    half = z * math.sqrt(share * (1 - share) / num + z**2 / (4 * num**2))
+    # At 0 and 1 a bound equals the share but for rounding.
+    return Estimate(share, min(share, max(0.0, (middle - half) / scale)), max(share, min(1.0, (middle + half) / scale)))
+
+
+def of_groups(values: np.ndarray, group: np.ndarray) -> Estimate:
+    """The mean of observations f[B] with its interval over their groups, which are resampled whole.
+
+    One group holds independent observations: Wilson's interval if all are 0 or 1, else a bootstrap over them. Where all are 0, or
+    all are 1, no resample differs: then it is Wilson's interval over the groups.
+
+    Args:
+      group: i[B], 0, 1, …: equal for observations that may depend on each other, as the responses to one prompt.
+    """
+    if (values == values[0]).all() and values[0] in (0, 1):
+        num_groups = int(group.max()) + 1
+        return wilson(float(values[0]), num_groups if num_groups > 1 else values.size)
+    if group.max() > 0:
+        sums, counts = np.bincount(group, values), np.bincount(group)
+        # A group of another size weighs as much as its observations do.
+        means = bootstrap(np.stack([sums, counts], axis=-1), lambda drawn: drawn.sum(axis=1), stream=0)
+        return _estimate(float(values.mean()), means[:, 0] / means[:, 1])
+    if np.isin(values, (0, 1)).all():
+        return wilson(float(values.mean()), values.size)
+    return of_means({"": values.astype(np.float64)})[""]
 
 
 def bootstrap(units: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], *, stream: int) -> np.ndarray:

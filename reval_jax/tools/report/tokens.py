@@ -1,16 +1,19 @@
-"""The section of a report on inspected rollouts: AUCs, and example responses with their tokens coloured by reward."""
+"""The report's section on what `reval inspect` found: AUCs, and two responses with their tokens coloured by reward.
+
+The classes of the colours are those that browser.js gives: p1 … p5 for a number above 0, n1 … n5 for one below.
+"""
 
 from __future__ import annotations
 
-import html
 import json
 from pathlib import Path
 
 import numpy as np
 
 from reval_jax import types
+from reval_jax.tools.report import headline
 
-POSITIVE, NEGATIVE = "31,119,180", "214,39,40"  # blue and red, which people with any colour vision tell apart
+NUM_SHADES = 5
 
 
 def section(file: Path) -> str:
@@ -23,14 +26,13 @@ def section(file: Path) -> str:
         return ""
     try:
         result = json.loads(file.read_text(encoding="utf-8"))
-        return (
-            "<h2>Endogenous reward</h2>" + _about(result) + _table(result) + "".join(map(_example, result["examples"]))
-        )
+        found = _about(result) + _table(result) + "".join(map(_example, result["examples"]))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{file} is not a file of reval inspect ({type(error).__name__}: {error}). Run reval inspect again, or "
             "delete it."
         ) from error
+    return f"<section><h2>Endogenous reward</h2>{found}</section>"
 
 
 def _about(result: types.Json) -> str:
@@ -40,12 +42,12 @@ def _about(result: types.Json) -> str:
         f"over {result['num_mixed_prompts']} prompts with right and wrong responses "
         f"({result['num_mixed_responses']} responses), with {result['intervals']['level']:.0%} intervals over prompts."
     )
-    return f"<p>{html.escape(about)}</p>"
+    return f"<p>{headline.text(about)}</p>"
 
 
 def _table(result: types.Json) -> str:
     lines = [
-        (html.escape(name), _estimate(each["auc"]), _estimate(each["minus_log_prob"], "+"))
+        (headline.text(name), _estimate(each["auc"]), _estimate(each["minus_log_prob"], "+"))
         for name, each in result["scores"].items()
     ]
     rows = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in line)}</tr>" for line in lines)
@@ -68,14 +70,18 @@ def _example(example: types.Json) -> str:
     tokens = "".join(_token(*each, scale=scale) for each in numbers)
     title = f"{example['where']}, verdict {example['verdict']}, return {example['scores']['return']:.2f}"
     return (
-        f"<h3>{html.escape(title)}</h3><pre style='white-space:pre-wrap'>{html.escape(example['prompt'])}</pre>"
-        f"<pre style='white-space:pre-wrap;background:#fff;border:1px solid #ccc'>{tokens}</pre>"
+        f'<article class="rollout"><h3>{headline.text(title)}</h3><pre class="prompt">{headline.text(example["prompt"])}</pre>'
+        f'<pre class="response">{tokens}</pre></article>'
     )
 
 
+def shade(value: float, scale: float) -> str:
+    """The class of a number's colour: its sign, and its size as a share of the scale; empty near 0."""
+    strength = min(NUM_SHADES, round(NUM_SHADES * abs(value) / scale)) if scale > 0 else 0
+    return f"{'p' if value > 0 else 'n'}{strength}" if strength else ""
+
+
 def _token(text: str, reward: float, log_prob: float, soft_value: float, *, scale: float) -> str:
-    strength = min(1.0, abs(reward) / scale) * 0.6 if scale > 0 else 0.0
     numbers = f"reward {reward:+.3f}, log pi {log_prob:.3f}, V {soft_value:.3f} nats"
-    colour = f"rgba({POSITIVE if reward > 0 else NEGATIVE},{strength:.2f})"
-    shown = html.escape(text.replace("\n", "\u21b5\n"))
-    return f"<span title='{numbers}' style='background:{colour}'>{shown}</span>"
+    shown = headline.text(text.replace("\n", "\u21b5\n"))
+    return f'<span title="{numbers}" class="{shade(reward, scale)}">{shown}</span>'

@@ -1,0 +1,278 @@
+"""The charts of a report: which metrics, in which order, and what each says; of one run, or of two on the same axes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from reval_jax import types
+from reval_jax.tools.report import charts, headline, reading
+
+Bounds = Sequence[tuple[float, float, float]]
+
+
+class Panel(NamedTuple):
+    """A chart."""
+
+    title: str
+    about: str  # what it shows and how to read it
+    metrics: tuple[tuple[str, str], ...]  # name in metrics.jsonl, label
+    limits: tuple[float, float] | None = None  # of y; None fits the values
+    has_resets: bool = False
+    may_be_log: bool = False
+    is_stacked: bool = False
+
+
+SCORE = Panel(
+    "Score of the sampled responses",
+    "The mean reward from the verifier. Band: 95% interval, over questions where a round has several, else over responses.",
+    ((reading.SCORE, "score"),),
+    limits=(0.0, 1.0),
+    has_resets=True,
+)
+
+GROUPS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
+    (
+        "Learning",
+        (
+            Panel(
+                "Distance from the reference",
+                "Nats a response. It grows from 0, and falls to 0 when the reference becomes the policy (vertical lines).",
+                (("actor/kl_ref", "fresh responses"), ("reval/log_ratio", "trained batches")),
+                has_resets=True,
+            ),
+            Panel(
+                "Residual",
+                "Nats. What is left of a trajectory's Bellman equation: the size falls as the policy absorbs the reward.",
+                (
+                    ("reval/residual_abs", "size, all updates"),
+                    ("reval/fresh/residual_abs", "size, fresh batch"),
+                    ("reval/residual_mean", "mean with its sign"),
+                ),
+                has_resets=True,
+            ),
+            Panel(
+                "Value gap",
+                "Nats. V of the policy at the end of the prompt, less that of the reference.",
+                (("reval/value_gap", "all updates"), ("reval/fresh/value_gap", "fresh batch")),
+                has_resets=True,
+            ),
+            Panel(
+                "Loss",
+                "The objective's own, mean over the round's updates.",
+                (("actor/loss", "loss"),),
+                may_be_log=True,
+            ),
+            Panel(
+                "Gradient norm before the clip",
+                "A spike is a batch that pulls hard; a rise that lasts is a warning.",
+                (("actor/grad_norm", "gradient norm"),),
+                may_be_log=True,
+            ),
+            Panel(
+                "Entropy",
+                "Nats a token. It falls slowly; near 0 the policy samples one response over and over.",
+                (("actor/entropy", "entropy"),),
+            ),
+        ),
+    ),
+    (
+        "Responses",
+        (
+            Panel(
+                "Verdicts",
+                "Share of the round's responses with each verdict.",
+                tuple((f"verifier/{kind}", kind) for kind in types.VERDICTS),
+                limits=(0.0, 1.0),
+                is_stacked=True,
+            ),
+            Panel(
+                "Response length",
+                "Tokens, the end token included.",
+                (("response_length/mean", "mean"), ("response_length/max", "longest")),
+            ),
+            Panel(
+                "Cut responses",
+                "Share of responses that reached the limit of tokens.",
+                (("response_length/clip_ratio", "cut"),),
+                limits=(0.0, 1.0),
+            ),
+        ),
+    ),
+    (
+        "Replay",
+        (
+            Panel(
+                "Age of the buffer's trajectories",
+                "Rounds since they were sampled.",
+                (("replay/age_mean", "mean"), ("replay/age_max", "oldest")),
+            ),
+            Panel(
+                "Uses of a trajectory",
+                "Updates that trained on it: so far, of those in the buffer; in all, of those that left it.",
+                (("replay/reuse_mean", "in the buffer"), ("replay/reuse_at_eviction", "when it left")),
+            ),
+            Panel(
+                "Fresh share of what was trained on",
+                "1 is on-policy training; the rest comes from replay.",
+                (("replay/fresh_fraction", "fresh"),),
+                limits=(0.0, 1.0),
+            ),
+        ),
+    ),
+    (
+        "Time",
+        (
+            Panel(
+                "Seconds of a round by phase",
+                "Wall-clock time of the first process.",
+                tuple(
+                    (f"timing_s/{phase}", label)
+                    for phase, label in (
+                        ("generate", "sampling"),
+                        ("verify", "grading"),
+                        ("reference", "reference scores"),
+                        ("update", "updates"),
+                        ("eval", "evaluation"),
+                        ("save", "saving"),
+                        ("round", "other"),
+                    )
+                ),
+                is_stacked=True,
+            ),
+            Panel(
+                "Tokens a second",
+                "Of sampling and of updates.",
+                (("perf/rollout_tokens_per_s", "sampling"), ("perf/update_tokens_per_s", "updates")),
+                may_be_log=True,
+            ),
+        ),
+    ),
+)
+
+_HELD_OUT = (
+    (
+        "mean",
+        "Held-out avg@k",
+        "Mean reward on held-out questions; round 0 is before training. Band: 95% interval over questions.",
+    ),
+    (
+        "pass",
+        "Held-out pass@k",
+        "Share of held-out questions that at least one of k responses answers. Band: 95% interval.",
+    ),
+    ("maj", "Held-out maj@k", "Reward of the most frequent answer among k. Band: 95% interval."),
+)
+
+
+def sections(runs: Sequence[reading.Run]) -> str:
+    """HTML of all charts that have a point; of two runs every chart shows both on the same axes."""
+    groups = [("Score", (SCORE, *_held_out(runs))), *GROUPS]
+    drawn = [(title, [figure(panel, runs) for panel in panels]) for title, panels in groups]
+    return "".join(
+        f'<section><h2>{title}</h2><div class="panels">{"".join(figures)}</div></section>'
+        for title, figures in drawn
+        if any(figures)
+    )
+
+
+def _held_out(runs: Sequence[reading.Run]) -> list[Panel]:
+    panels = []
+    for kind, title, about in _HELD_OUT:
+        names = sorted({name for run in runs for name in headline.held_out_metrics(run.lines, kind)})
+        labelled = tuple((name, f"{headline.benchmark_of(name)} @{name.rpartition('@')[2]}") for name in names)
+        panels.append(Panel(title, about, labelled, limits=(0.0, 1.0)))
+    return panels
+
+
+def figure(panel: Panel, runs: Sequence[reading.Run]) -> str:
+    """HTML of a chart; empty if no run has any of its metrics."""
+    if panel.is_stacked:
+        return _stacked(panel, runs)
+    drawn = [
+        charts.Curve(
+            label if len(runs) == 1 else f"{label}, {'AB'[index]}",
+            points,
+            _bounds(run, metric),
+            # Two runs of one metric differ in colour too.
+            (index if len(panel.metrics) == 1 else number) % charts.NUM_COLOURS,
+            is_dashed=index == 1,
+        )
+        for index, run in enumerate(runs)
+        for number, (metric, label) in enumerate(panel.metrics)
+        if (points := run.series(metric))
+    ]
+    if not drawn:
+        return ""
+    values = [y for curve in drawn for _, y in curve.points]
+    limits = (
+        panel.limits if panel.limits and min(values) >= panel.limits[0] and max(values) <= panel.limits[1] else None
+    )
+    marks = runs[0].resets if panel.has_resets and len(runs) == 1 else []
+    axes = charts.axes_of(drawn, limits=limits, may_be_log=panel.may_be_log, marks=marks)
+    about = panel.about + (" Logarithmic." if axes.is_log else "")
+    if marks and "vertical lines" not in about:
+        about += " Vertical lines: resets of the reference."
+    keys = [(curve.label, curve.colour, curve.is_dashed) for curve in drawn]
+    return _html(panel.title, about, keys if len(keys) > 1 else [], charts.curves(drawn, axes, name=panel.title))
+
+
+def _bounds(run: reading.Run, metric: str) -> Bounds:
+    if metric == reading.SCORE:
+        scores = headline.scores_of(run)
+        return [(each.round, each.low, each.high) for each in scores if each.low is not None and each.high is not None]
+    return run.bounds(metric)
+
+
+def _stacked(panel: Panel, runs: Sequence[reading.Run]) -> str:
+    """One chart of areas for each run, on the same axes."""
+    of_runs = [_layers(panel, run) for run in runs]
+    if not all(of_runs):
+        return ""
+    totals = [
+        sorted(map(sum, zip(*([y for _, y in layer.points] for layer in layers), strict=True))) for layers in of_runs
+    ]
+    # A first round that compiles would leave nothing to see of the others.
+    tops = [ordered[-2] if len(ordered) > 2 and ordered[-1] > 3 * ordered[-2] else ordered[-1] for ordered in totals]
+    limits = panel.limits or (0.0, max(tops) * 1.05 or 1.0)
+    is_cut = max(ordered[-1] for ordered in totals) > limits[1] * 1.0001
+    shared = charts.axes_of([layer for layers in of_runs for layer in layers], limits=limits)
+    about = panel.about + (
+        f" One round took {charts.number(max(o[-1] for o in totals))} s, beyond the axis." if is_cut else ""
+    )
+    figures = []
+    for index, layers in enumerate(of_runs):
+        title = panel.title if len(runs) == 1 else f"{panel.title}, {'AB'[index]}"
+        keys = [(layer.label, layer.colour, False) for layer in layers]
+        figures.append(_html(title, about, keys, charts.stacked(layers, shared, name=title), is_area=True))
+    return "".join(figures)
+
+
+def _layers(panel: Panel, run: reading.Run) -> list[charts.Curve]:
+    """The panel's areas: shares of the sampled responses, or seconds with what no phase names as the last."""
+    names = [name for name, _ in panel.metrics]
+    lines = [line for line in run.lines if any(line.get(name) is not None for name in names)]
+    values = {name: [float(line.get(name) or 0.0) for line in lines] for name in names}
+    if panel.limits:
+        lines = [line for line in lines if line.get("training/sampled")]
+        values = {name: [(line.get(name) or 0) / line["training/sampled"] for line in lines] for name in names}
+    else:
+        phases = [values[name] for name in names[:-1]]
+        rest = [max(0.0, whole - sum(parts)) for whole, *parts in zip(values[names[-1]], *phases, strict=True)]
+        values[names[-1]] = rest
+    return [
+        charts.Curve(
+            label, [(line["training/round"], y) for line, y in zip(lines, values[name], strict=True)], colour=number
+        )
+        for number, (name, label) in enumerate(panel.metrics)
+        if any(values[name])
+    ]
+
+
+def _html(title: str, about: str, keys: Sequence[tuple[str, int, bool]], chart: str, *, is_area: bool = False) -> str:
+    legend = charts.legend(keys) if keys else ""
+    kind = "panel area-panel" if is_area else "panel"
+    return (
+        f'<figure class="{kind}"><figcaption><b>{headline.text(title)}</b> {headline.text(about)}</figcaption>'
+        f"{legend}{chart}</figure>"
+    )

@@ -1,0 +1,269 @@
+"""The report's first screen: what was trained and how, what came of it, and what a reader must know before the curves."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from reval_jax import terminal, types
+from reval_jax.evaluate import intervals
+from reval_jax.tools.report import charts, reading
+
+_MANY_CUT, _MANY_UNGRADED = 0.2, 0.01  # shares from which on they are a warning
+
+
+class Score(NamedTuple):
+    """A score with its 95% interval; low and high are None where the metrics have none."""
+
+    round: int
+    value: float
+    low: float | None
+    high: float | None
+
+    def __str__(self) -> str:
+        value = f"{self.value:.3f}"
+        return value if self.low is None or self.high is None else f"{value} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def text(value: object) -> str:
+    """Any text as HTML that shows it and obeys nothing of it."""
+    return html.escape(terminal.visible(str(value)))
+
+
+def section(run: reading.Run) -> str:
+    """HTML of the run's headline: one sentence on what was trained, one on what came of it, facts, warnings."""
+    warnings = "".join(f"<li>{text(each)}</li>" for each in warnings_of(run))
+    return (
+        f'<p class="lead">{text(subject(run))}</p>'
+        f'<p class="lead outcome">{text(outcome(run))}</p>'
+        + _facts(run)
+        + (f'<div class="warnings"><h3>To know first</h3><ul>{warnings}</ul></div>' if warnings else "")
+    )
+
+
+def subject(run: reading.Run) -> str:
+    """What was trained: model, task and method in a few sentences."""
+    if not run.settings:
+        return "The run has no readable settings (config.yaml), so its model, task and method are not known."
+    model, data = _short(run.setting("model.path")), _short(run.setting("task.dataset"))
+    prompts, samples = run.setting("rollout.prompts_per_round", "?"), run.setting("rollout.samples_per_prompt", "?")
+    return (
+        f"{model} learns {data} by {method(run)} Each round samples {samples} responses to {_count(prompts, 'question')}, "
+        f"of at most {run.setting('rollout.max_response_tokens', '?')} tokens."
+    )
+
+
+def method(run: reading.Run) -> str:
+    """The algorithm as one or two sentences, from the settings that choose it."""
+    objective, beta = run.setting("update.objective"), run.setting("update.beta")
+    named = {
+        "reval": f"ReVal (squared Bellman residual of whole responses, β = {beta})",
+        "tbrm": f"TBRM (squared Bellman residual without V of the reference, β = {beta})",
+        "regression": f"regression of the log-ratio on the reward (Eq. 8 of the ReVal paper, β = {beta})",
+        "rover": "ROVER (token-level Bellman residual)",
+        "ppo": "PPO (a policy gradient with a value head)",
+    }
+    gradient = (
+        f"a policy gradient ({run.setting('update.surrogate')} surrogate, {run.setting('update.baseline')} baseline)"
+    )
+    name = named.get(objective, gradient if objective in ("policy_gradient", "grpo") else f"the objective {objective}")
+    updates, batch = run.setting("update.updates_per_round", 1), run.setting("update.batch_size", "?")
+    draws = run.setting("update.draws", "auto")
+    if draws == "replay" or (draws == "auto" and objective in ("reval", "tbrm", "regression")):
+        capacity = run.setting("replay.capacity", "?")
+        fresh = "the first on the fresh responses, the others " if run.setting("update.fresh_first", True) else ""
+        how = f"{_count(updates, 'update')} a round on {batch} responses each, {fresh}drawn from the last {capacity}."
+        if updates == 1 and fresh:
+            how = f"one update a round on the {batch} fresh responses."
+    else:
+        passes = run.setting("update.passes", 1)
+        how = f"{_count(updates * passes, 'update')} a round on the fresh responses."
+    return f"{name}: {how}"
+
+
+def outcome(run: reading.Run) -> str:
+    """What came of it: first, last and best score, and whether the first and the last can be told apart."""
+    scores = scores_of(run)
+    if not scores:
+        return "No round has finished."
+    first, last, best = scores[0], scores[-1], max(scores, key=lambda score: score.value)
+    if len(scores) == 1:
+        return f"The score of the sampled responses is {last} in round {last.round}, the only one."
+    # Of two rounds the best is too often the last for a sentence of its own.
+    also = f" The best of {len(scores)} rounds is round {best.round}: {best.value:.3f}." if len(scores) > 2 else ""
+    return (
+        f"The score of the sampled responses went from {first} in round {first.round} to {last} in round {last.round}: "
+        f"{_compared(first, last)}.{also}{''.join(_held_out(run))}"
+    )
+
+
+def scores_of(run: reading.Run) -> list[Score]:
+    """The mean score of each round's sampled responses with its interval.
+
+    Where the metrics have no interval, as those of earlier versions, it is Wilson's over the round's responses, if the verifier
+    grades with 0 and 1 alone.
+    """
+    bounds = {round: (low, high) for round, low, high in run.bounds(reading.SCORE)}
+    is_binary = not run.setting("verifier.function", "")
+    found = []
+    for line in run.rounds:
+        round, value, num = line["training/round"], line[reading.SCORE], line.get("training/sampled")
+        low, high = bounds.get(round, (None, None))
+        if low is None and is_binary and num and 0 <= value <= 1:
+            _, low, high = intervals.wilson(value, num)
+        found.append(Score(round, value, low, high))
+    return found
+
+
+def held_out_metrics(lines: Sequence[types.Json], kind: str) -> list[str]:
+    """`val-core/{benchmark}/acc/{kind}@{k}` of every benchmark, at the largest k of each line, sorted."""
+    names: set[str] = set()
+    for line in lines:
+        largest: dict[str, int] = {}
+        for metric in line:
+            if parsed := re.fullmatch(rf"(val-core/.+/acc/{kind}@)(\d+)", metric):
+                largest[parsed[1]] = max(int(parsed[2]), largest.get(parsed[1], 0))
+        names |= {f"{stem}{k}" for stem, k in largest.items()}
+    return sorted(names)
+
+
+def benchmark_of(metric: str) -> str:
+    """The benchmark in a held-out metric's name."""
+    return metric.removeprefix("val-core/").rsplit("/acc/", 1)[0]
+
+
+def warnings_of(run: reading.Run) -> list[str]:
+    """What a reader must know before the curves, each in a sentence."""
+    lines = run.rounds
+    found = [*_ending(run), *run.notes]
+    if not lines:
+        return found
+    latest, last = lines[-1], lines[-1]["training/round"]
+    if skipped := latest.get("training/skipped"):
+        found.append(f"{_count(skipped, 'update')} had a loss or gradient that was not finite, and were skipped.")
+    sampled = sum(line.get("training/sampled") or 0 for line in lines)
+    ungraded = {
+        kind: sum(line.get(f"verifier/{kind}") or 0 for line in lines) for kind in ("limit", "timeout", "crash")
+    }
+    if sampled and sum(ungraded.values()) > _MANY_UNGRADED * sampled:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in ungraded.items() if count)
+        found.append(
+            f"Grading failed on {sum(ungraded.values()) / sampled:.1%} of the responses ({kinds}): they count 0."
+        )
+    recent = [line["response_length/clip_ratio"] for line in lines[-5:] if "response_length/clip_ratio" in line]
+    if recent and sum(recent) / len(recent) > _MANY_CUT:
+        found.append(
+            f"{sum(recent) / len(recent):.0%} of the responses of the last {_count(len(recent), 'round')} were cut at the limit "
+            f"of {run.setting('rollout.max_response_tokens', '?')} tokens."
+        )
+    scores = scores_of(run)
+    best = max(scores, key=lambda score: score.value)
+    if scores[-1].high is not None and best.low is not None and scores[-1].high < best.low:
+        found.append(
+            f"The score has fallen since its best: {best} in round {best.round}, {scores[-1]} in round {last}."
+        )
+    if all(score.value == scores[0].value for score in scores) and len(scores) > 1:
+        found.append(f"The score is {scores[0].value:g} in every round: a value like this teaches nothing.")
+    if lines[0]["training/round"] > 1:
+        found.append(f"The metrics begin with round {lines[0]['training/round']}: earlier lines were lost.")
+    return found
+
+
+def _ending(run: reading.Run) -> list[str]:
+    """Whether the run has ended, as a warning if it has not."""
+    last, planned = run.lines[-1]["training/round"], run.setting("run.rounds", None)
+    if not isinstance(planned, int) or last >= planned or has_stopped_at_score(run):
+        return []
+    state = "a process is training it now" if run.is_alive else "the command that began it resumes it"
+    return [f"The run has not ended: {last} of {planned} rounds are done; {state}."]
+
+
+def has_stopped_at_score(run: reading.Run) -> bool:
+    """Whether the last rounds reached `run.stop_score`, which ends a run."""
+    goal, needed = run.setting("run.stop_score", None), run.setting("run.stop_rounds", 2)
+    recent = [line[reading.SCORE] for line in run.rounds][-needed:]
+    return isinstance(goal, int | float) and len(recent) == needed and all(score >= goal for score in recent)
+
+
+def _held_out(run: reading.Run) -> list[str]:
+    """A sentence for each benchmark of two evaluations or more."""
+    found = []
+    for metric in held_out_metrics(run.lines, "mean"):
+        points, bounds = run.series(metric), {round: (low, high) for round, low, high in run.bounds(metric)}
+        if len(points) > 1:
+            first, last = (
+                Score(int(round), value, *bounds.get(round, (None, None))) for round, value in (points[0], points[-1])
+            )
+            found.append(
+                f" On the held-out questions of {benchmark_of(metric)} it went from {first} (round {first.round}) to {last} "
+                f"(round {last.round}): {_compared(first, last)}."
+            )
+    return found
+
+
+def _compared(first: Score, last: Score) -> str:
+    if None in (first.low, first.high, last.low, last.high):
+        return "without intervals, nobody can say whether it changed"
+    is_above, is_below = (last.low or 0.0) > (first.high or 0.0), (last.high or 0.0) < (first.low or 0.0)
+    return (
+        "it rose" if is_above else "it fell" if is_below else "their 95% intervals overlap, so they are not told apart"
+    )
+
+
+def _facts(run: reading.Run) -> str:
+    latest = run.lines[-1]
+    last, planned = latest["training/round"], run.setting("run.rounds", "?")
+    ended = (
+        "stopped at its score" if has_stopped_at_score(run) and last != planned else "done" if last == planned else ""
+    )
+    seconds = sum(line.get("timing_s/round") or 0.0 for line in run.lines)
+    scores = scores_of(run)
+    cards = [
+        ("rounds", f"{last} of {planned}", ended),
+        ("updates", f"{latest.get('training/updates', 0):,}", ""),
+        ("responses", f"{sum(line.get('training/sampled') or 0 for line in run.rounds):,}", ""),
+        ("time", duration(seconds), "summed over rounds"),
+        ("resets of the reference", str(len(run.resets)), ""),
+    ]
+    if scores:
+        best = max(scores, key=lambda score: score.value)
+        cards = [
+            ("first score", f"{scores[0].value:.3f}", _interval(scores[0])),
+            ("last score", f"{scores[-1].value:.3f}", _interval(scores[-1])),
+            (f"best score, round {best.round}", f"{best.value:.3f}", _interval(best)),
+            *cards,
+        ]
+    return (
+        '<dl class="facts">'
+        + "".join(
+            f"<div><dt>{text(name)}</dt><dd>{text(value)}<small>{text(more)}</small></dd></div>"
+            for name, value, more in cards
+        )
+        + "</dl>"
+    )
+
+
+def _interval(score: Score) -> str:
+    return "" if score.low is None else f"{charts.number(score.low)} to {charts.number(score.high or 0.0)}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds, minutes or hours, as a person says it."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def _count(number: object, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _short(path: object) -> str:
+    """A path's own name; a hub id and procedural:NAME stay."""
+    name = str(path)
+    return (
+        Path(name).name.removesuffix(".jsonl").removesuffix(".gguf") if Path(name).suffix or name[:1] in "/." else name
+    )
