@@ -65,9 +65,9 @@ class Inspect:
 
     A model's logits hold a reward, log pi(a|s) + V(s) - V(s'), with V the logsumexp (arXiv 2506.23235). Prints the AUC of
     scores of a response against its verdict, within each prompt: the reward's sum, mean and discounted sums, log pi(tau) and
-    its mean. The model is the run's initial one, unless --checkpoint_round or --model.path names another. Texts become
-    tokens by that model's tokenizer: another tokenizer than the sampler's gives other tokens, and the end token of the
-    sampler's, which is part of a response's text, may be several of them.
+    its mean. The model is the run's initial one, unless --checkpoint_round or --model.path names another. Tokens are those
+    that were sampled; where the file has none, or the model has another tokenizer, the text is tokenized again, which may
+    give others. Of a run it also scores responses of all rounds for `reval report`, which colours their tokens.
     """
 
     settings: Settings
@@ -76,6 +76,10 @@ class Inspect:
     round: tuple[int, ...] = ()  # rounds whose rollouts are scored; default: the last
     rollouts: tuple[Path, ...] = ()  # score these files, like RUN/rollouts/round_000001.jsonl.gz, instead of the run's
     checkpoint_round: int | None = None  # score with the run's checkpoint of this round; 0 is the model before training
+    # Also score responses of about so many tokens, spread over the rounds (or --round), under the run's last checkpoint and its
+    # initial model, and keep the numbers in RUN_DIR/token_scores.jsonl.gz for `reval report`; 0 for none. Not with --rollouts,
+    # --json or another --model.path.
+    report_tokens: int = 20_000
     output: Path | None = None  # also write each response, with its tokens and their rewards, to this .jsonl file
     json: Path | None = None  # write the results to this file, not RUN_DIR/inspect.json; /dev/stdout allowed
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,6 +13,7 @@ from reval_jax import batch, endogenous, prompts, ragged, replay, rollout_files,
 from reval_jax import config as config_lib
 from reval_jax.data import files, rows
 from reval_jax.evaluate import intervals
+from reval_jax.tools.report import choice, token_file
 
 if TYPE_CHECKING:
     import transformers
@@ -35,6 +36,9 @@ class Rollout(NamedTuple):
     response: str  # its end token's text included
     verdict: str  # of types.VERDICTS; "ok" is right
     num_tokens: int | None  # that the sampler counted; None where the file does not say
+    tokens: tuple[
+        int, ...
+    ] = ()  # that were sampled; empty where the file, of an earlier version or another program, has none
 
 
 class Inspection(NamedTuple):
@@ -92,7 +96,13 @@ def _rollout(where: str, record: Any) -> Rollout:
             f"{where}: {reason}. A line of a rollouts file has the texts 'prompt' and 'response' and a 'verdict', as in "
             "RUN/rollouts/round_000001.jsonl.gz."
         )
-    return Rollout(where, record["prompt"], record["response"], record["verdict"], record.get("num_tokens"))
+    return _from_record(where, record)
+
+
+def _from_record(where: str, record: types.Json) -> Rollout:
+    ids = record.get("tokens")
+    tokens = tuple(ids) if isinstance(ids, list) and all(type(each) is int and each >= 0 for each in ids) else ()
+    return Rollout(where, record["prompt"], record["response"], record["verdict"], record.get("num_tokens"), tokens)
 
 
 def is_right(rollouts: Iterable[Rollout]) -> np.ndarray:
@@ -118,12 +128,20 @@ def why_no_auc(rollouts: tuple[Rollout, ...]) -> str | None:
 
 
 def tokenized(
-    rollouts: tuple[Rollout, ...], config: config_lib.Config, tokenizer: transformers.PreTrainedTokenizerBase
+    rollouts: tuple[Rollout, ...],
+    config: config_lib.Config,
+    tokenizer: transformers.PreTrainedTokenizerBase,
+    *,
+    vocab_size: int,
 ) -> types.Trajectories:
-    """The rollouts' texts as tokens of this tokenizer; prompt and response are tokenized apart.
+    """The rollouts as tokens of this tokenizer: those that were sampled, or else those of the text.
+
+    Sampled ids are another tokenizer's unless this one decodes them to the response's text. Prompt and response are tokenized
+    apart.
 
     Args:
       config: `task.template` decides whether a beginning-of-sequence token comes first, as it did in the run.
+      vocab_size: of the model.
 
     Raises:
       ValueError: a text has no token.
@@ -131,7 +149,7 @@ def tokenized(
     index = prompt_index(rollouts)
     texts = tuple(dict.fromkeys(each.prompt for each in rollouts))
     prompt_tokens = tuple(prompts.encode_rendered(list(texts), config.task.template, tokenizer))
-    responses = prompts.encode([each.response for each in rollouts], tokenizer)
+    responses = _response_tokens(rollouts, tokenizer, vocab_size)
     for each, prompt, response in zip(rollouts, index, responses, strict=True):
         if not len(prompt_tokens[prompt]) or not response:
             raise ValueError(f"{each.where}: with this tokenizer its prompt or response has no token. Remove the line.")
@@ -152,6 +170,17 @@ def tokenized(
         policy_version=0,
         config=config,
     )
+
+
+def _response_tokens(
+    rollouts: tuple[Rollout, ...], tokenizer: transformers.PreTrainedTokenizerBase, vocab_size: int
+) -> list[list[int]]:
+    kept = [list(each.tokens) if each.tokens and max(each.tokens) < vocab_size else [] for each in rollouts]
+    decoded = tokenizer.batch_decode(kept, skip_special_tokens=False)
+    is_own = [bool(ids) and text == each.response for ids, text, each in zip(kept, decoded, rollouts, strict=True)]
+    texts = [each.response for each, own in zip(rollouts, is_own, strict=True) if not own]
+    others = iter(prompts.encode(texts, tokenizer) if texts else [])
+    return [ids if own else next(others) for ids, own in zip(kept, is_own, strict=True)]
 
 
 def scored(
@@ -312,3 +341,58 @@ def response_record(inspection: Inspection, index: int, tokenizer: transformers.
 
 def _rounded(values: np.ndarray) -> list[float]:
     return [round(float(value), 6) for value in values]
+
+
+class Sample(NamedTuple):
+    """Responses of a run that its report colours, spread over its rounds."""
+
+    keys: tuple[tuple[int, int], ...]  # round, and line of the round's file from 0
+    rollouts: tuple[Rollout, ...]
+
+
+def sample_for_report(files: Mapping[int, Path], *, max_tokens: int) -> Sample:
+    """Responses of about so many tokens together, from the first of the rounds to the last.
+
+    Args:
+      files: of each round.
+    """
+    found = choice.choose(files, budget=max_tokens, cost=lambda record: record["num_tokens"])
+    kept = sorted((row for row in found.rows if row.record["response"]), key=lambda row: row.key)
+    where = [f"{files[row.round]}:{row.line + 1}" for row in kept]
+    return Sample(
+        tuple(row.key for row in kept),
+        tuple(_from_record(place, row.record) for place, row in zip(where, kept, strict=True)),
+    )
+
+
+def token_rows(
+    sample: Sample,
+    tokens: types.Trajectories,
+    scores: token_scores.TokenScores,
+    reference_scores: token_scores.TokenScores,
+    tokenizer: transformers.PreTrainedTokenizerBase,
+) -> Iterator[types.Json]:
+    """The rows of `token_file.write`, rounded to 1e-3 nat.
+
+    Args:
+      tokens: of `tokenized`.
+      scores, reference_scores: of `scored`, under the run's last checkpoint and its initial model.
+    """
+    length = tokens.response_length
+    log_ratio = np.asarray(scores.log_prob) - np.asarray(reference_scores.log_prob)
+    rewards = [
+        endogenous.token_rewards(np.asarray(each.log_prob), np.asarray(each.soft_value), length)
+        for each in (scores, reference_scores)
+    ]
+    columns = [ragged.split(values, length) for values in (log_ratio, *rewards)]
+    of_all = ragged.split(tokens.tokens, tokens.length)
+    for index, (key, rollout) in enumerate(zip(sample.keys, sample.rollouts, strict=True)):
+        ids = of_all[index][tokens.prompt_length[index] :].tolist()
+        numbers = ([round(float(value), 3) for value in column[index]] for column in columns)
+        yield {
+            "round": key[0],
+            "line": key[1],
+            "digest": token_file.digest(rollout.response),
+            "tokens": tokenizer.batch_decode([[token] for token in ids], skip_special_tokens=False),
+            **dict(zip(token_file.SCORES, numbers, strict=True)),
+        }
