@@ -168,7 +168,7 @@ def test_curves_bands_and_resets_stand_where_the_numbers_are(tmp_path, capsys):
 def test_every_metric_that_a_run_lacks_leaves_no_empty_chart(tmp_path, capsys):
     page = page_of(run_files.write(tmp_path / "run", rising()), capsys)
     titles = re.findall(r"<figcaption><b>(.*?)</b>", page)
-    assert titles == ["Score of the sampled responses", "Loss", "Verdicts", "Seconds of a round by phase"]
+    assert titles == ["Score of the sampled responses", "Verdicts", "Loss", "Seconds of a round by phase"]
 
 
 def test_names_of_benchmarks_are_shown_as_they_are(tmp_path, capsys):

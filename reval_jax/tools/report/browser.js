@@ -5,7 +5,7 @@
   if (!source || !place) return;
   const data = JSON.parse(source.textContent);
   const PAGE = 12, SHADES = 5;
-  const state = { round: "", prompt: "", verdict: "", colour: "", words: "", coloured: false, sort: "round", down: false, page: 0 };
+  const state = { round: "", prompt: "", verdict: "", colour: "", words: "", coloured: "", sort: "round", down: false, page: 0 };
   const add = (parent, tag, text, kind) => {
     const made = document.createElement(tag);
     if (text !== undefined) made.textContent = text;
@@ -45,7 +45,7 @@
   const short = text => { const line = text.replace(/\s+/g, " ").trim(); return line.length > 60 ? "…" + line.slice(-60) : line; };
   const rounds = unique(data.rows.map(row => row.r));
   choose("round", "round", [["", "all rounds"], ...rounds.map(round => [String(round), "round " + round])]);
-  choose("prompt", "prompt", [["", "all " + data.prompts.length + " prompts"], ...data.prompts.map((text, index) => [String(index), short(text)])]);
+  if (data.prompts.length > 1) choose("prompt", "prompt", [["", "all " + data.prompts.length + " prompts"], ...data.prompts.map((text, index) => [String(index), short(text)])]);
   const count = verdict => data.rows.filter(row => row.v === verdict).length;
   choose("verdict", "verdict", [["", "all verdicts"], ...data.verdicts.filter(count).map(verdict => [verdict, verdict + " (" + count(verdict) + ")"])]);
   const orders = { round: row => row.r, reward: row => row.w, length: row => row.n };
@@ -78,8 +78,9 @@
     add(about, "span", "reward " + row.w);
     add(about, "span", row.n + " tokens" + (row.c ? ", cut at the limit" : ""));
     add(about, "span", "right answer: " + row.a);
-    add(made, "pre", data.prompts[row.p], "prompt");
-    const response = add(made, "pre", undefined, "response");
+    const texts = add(made, "div", undefined, "texts");
+    add(texts, "pre", data.prompts[row.p], "prompt");
+    const response = add(texts, "pre", undefined, "response");
     if (!row.t) { response.textContent = row.x; return; }
     const index = state.colour === "" ? -1 : Number(state.colour);
     row.t.forEach((text, at) => {

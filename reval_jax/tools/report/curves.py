@@ -31,6 +31,14 @@ SCORE = Panel(
     has_resets=True,
 )
 
+VERDICTS = Panel(
+    "Verdicts",
+    "Share of the round's responses with each verdict.",
+    tuple((f"verifier/{kind}", kind) for kind in types.VERDICTS),
+    limits=(0.0, 1.0),
+    is_stacked=True,
+)
+
 GROUPS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
     (
         "Learning",
@@ -79,13 +87,6 @@ GROUPS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
     (
         "Responses",
         (
-            Panel(
-                "Verdicts",
-                "Share of the round's responses with each verdict.",
-                tuple((f"verifier/{kind}", kind) for kind in types.VERDICTS),
-                limits=(0.0, 1.0),
-                is_stacked=True,
-            ),
             Panel(
                 "Response length",
                 "Tokens, the end token included.",
@@ -167,7 +168,7 @@ _HELD_OUT = (
 
 def sections(runs: Sequence[reading.Run]) -> str:
     """HTML of all charts that have a point; of two runs every chart shows both on the same axes."""
-    groups = [("Score", (SCORE, *_held_out(runs))), *GROUPS]
+    groups = [("Score", (SCORE, VERDICTS, *_held_out(runs))), *GROUPS]
     drawn = [(title, [figure(panel, runs) for panel in panels]) for title, panels in groups]
     return "".join(
         f'<section><h2>{title}</h2><div class="panels">{"".join(figures)}</div></section>'

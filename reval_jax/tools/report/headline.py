@@ -247,7 +247,7 @@ def _facts(run: reading.Run) -> str:
 
 
 def _interval(score: Score) -> str:
-    return "" if score.low is None else f"{charts.number(score.low)} to {charts.number(score.high or 0.0)}"
+    return "" if score.low is None or score.high is None else f"{score.low:.3f} to {score.high:.3f}"
 
 
 def duration(seconds: float) -> str:
