@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from reval_jax import terminal, types
 from reval_jax.evaluate import intervals
-from reval_jax.tools.report import charts, reading
+from reval_jax.tools.report import reading
 
 _MANY_CUT, _MANY_UNGRADED = 0.2, 0.01  # shares from which on they are a warning
 
