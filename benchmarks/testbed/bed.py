@@ -53,6 +53,12 @@ class Bed(NamedTuple):
         return json.loads((self.directory / "about.json").read_text(encoding="utf-8"))
 
 
+def start(kind: str, task: str, *, root: Path = ROOT) -> float:
+    """The success rate at which a task begins: the mean probability of its right answers."""
+    (rate,) = make(kind, root=root).about()["success_rates"][task.split("_groups")[0]].values()
+    return rate
+
+
 class _Plan(NamedTuple):
     """What one model is taught."""
 
@@ -127,7 +133,7 @@ def _write_long(bed: Bed, plan: _Plan, params: model.Params) -> dict[str, Any]:
     answers = [Example(question, answer.rstrip(".").split(";")[-1]) for question, answer in examples]
     _write(bed.data("long"), answers[STEPS_HELD_OUT:])
     _write(bed.held_out("long"), answers[:STEPS_HELD_OUT])
-    return {"success_rates": {"long, without any error": {"mean": round(float(rates.mean()), 4)}}}
+    return {"success_rates": {"long": {"mean": round(float(rates.mean()), 4)}}}
 
 
 def _write(path: Path, examples: Sequence[Example]) -> None:

@@ -1,0 +1,153 @@
+"""Runs the figures on the test bed, and draws them.
+
+    python -m benchmarks.figures run fig03 fig09          # plays what is missing, then writes records and pictures
+    python -m benchmarks.figures run --seeds 4            # all figures, with four of their eight seeds
+    python -m benchmarks.figures run --part 2/3           # a third of the runs; copy runs/figures/journal_* together to join them
+    python -m benchmarks.figures draw                     # pictures and tables from the records; plays nothing
+
+`make evidence` is the first for all figures, `make figures` the last, `make evidence-quick` two figures in some minutes. An
+interrupted command goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from benchmarks.figures import draw, grid, page, plan
+from benchmarks.figures.experiments import FIGURES
+from benchmarks.figures.journal import RECORDS, Journal, Run
+from benchmarks.testbed import bed, runs
+from reval_jax import durable, run_directory
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns 0, or 75 if a signal stopped the runs."""
+    args = parse(argv)
+    figures = [FIGURES[name] for name in args.figures]
+    if args.command == "run":
+        for kind in sorted({runs.TASKS[task].bed for figure in figures for task in (*figure.tasks, figure.tuning)}):
+            bed.make(kind)
+        if args.jobs == 1:
+            try:
+                grid.work(figures, seeds=args.seeds, about=about(), part=args.part, log=say)
+            except runs.InterruptedRunError:
+                return 75
+        elif code := start_workers(args):
+            return code
+        if args.is_worker:
+            return 0
+        write(figures, args.seeds, args.records)
+    picture(figures, args.records)
+    return 0
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments; exits with 2 if they are wrong."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.figures", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("command", choices=["run", "draw"])
+    parser.add_argument("figures", nargs="*", help=f"of {', '.join(FIGURES)} (default: all)")
+    parser.add_argument("--seeds", type=int, default=8, help="how many of a figure's seeds, 1 to 8 (default: 8)")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)")
+    parser.add_argument("--part", default="1/1", help="I/N: of N machines that share the runs, this is the I-th")
+    parser.add_argument(
+        "--records", type=Path, default=RECORDS, help=f"directory of records and pictures (default: {RECORDS})"
+    )
+    parser.add_argument("--is-worker", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    if unknown := [name for name in args.figures if name not in FIGURES]:
+        parser.error(f"there is no figure {', '.join(unknown)}. There are {', '.join(FIGURES)}.")
+    args.figures = args.figures or list(FIGURES)
+    if not 1 <= args.seeds <= 8 or args.jobs < 1:
+        parser.error(f"--seeds {args.seeds} is not 1 to 8, or --jobs {args.jobs} is not 1 or more.")
+    index, _, count = args.part.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
+        parser.error(f"--part {args.part} is not I/N with 1 <= I <= N, for example 2/3.")
+    args.seeds, args.part = range(1, args.seeds + 1), (int(index) - 1, int(count))
+    return args
+
+
+def start_workers(args: argparse.Namespace) -> int:
+    """Runs worker processes, each on cores of its own, until all are done; the first exit code that is not 0."""
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    command = [sys.executable, "-m", "benchmarks.figures", "run", *args.figures, "--is-worker", "--jobs", "1"]
+    command += ["--seeds", str(len(args.seeds)), "--part", f"{args.part[0] + 1}/{args.part[1]}"]
+    workers = []
+    for index in range(args.jobs):
+        workers.append(subprocess.Popen(command, cwd=ROOT))
+        if own := cores[index :: args.jobs]:
+            os.sched_setaffinity(workers[-1].pid, own)
+    codes = []
+    try:
+        codes = [worker.wait() for worker in workers]
+    except KeyboardInterrupt:  # the workers have the signal too, and save their runs
+        codes = [worker.wait() for worker in workers]
+    return next((code for code in codes if code), 0)
+
+
+def write(figures: Sequence[plan.Figure], seeds: Sequence[int], records: Path) -> None:
+    """The records of these figures from the journal."""
+    journal = Journal()
+    records.mkdir(parents=True, exist_ok=True)
+    for figure in figures:
+        record = grid.record(figure, journal, seeds)
+        durable.write(records / f"{figure.name}.json", dump(record).encode())
+        say(f"{figure.name}: {len(record['runs'])} runs, {len(record['search'])} of the search")
+
+
+def picture(figures: Sequence[plan.Figure], records: Path) -> None:
+    """The pictures of these figures from their records, and the tables of the pages."""
+    for figure in figures:
+        path = records / f"{figure.name}.json"
+        if path.exists() and (record := json.loads(path.read_text(encoding="utf-8")))["runs"]:
+            draw.draw(figure, record, path.with_suffix(".svg"))
+            say(f"{path.with_suffix('.svg')}: {figure.title}")
+    if records == RECORDS:
+        page.main()
+
+
+def dump(record: Run) -> str:
+    """A record as JSON with one run on a line, so that its changes can be read."""
+    head = {name: value for name, value in record.items() if name not in ("search", "runs")}
+    text = json.dumps(head, indent=1, allow_nan=False)[:-2]
+    for name in ("search", "runs"):
+        lines = ",\n".join("  " + json.dumps(run, separators=(",", ":"), allow_nan=False) for run in record[name])
+        text += f',\n "{name}": [\n{lines}\n ]'
+    return text + "\n}\n"
+
+
+def about() -> Run:
+    """The machine, the versions and the commit, as every record names them."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    return {
+        "command": "python -m benchmarks.figures run",
+        "commit": commit.stdout.strip() or "unknown",
+        "machine": f"{platform.machine()}, {platform.platform()}, {os.cpu_count()} cores",
+        "python": platform.python_version(),
+        "versions": run_directory.package_versions(),
+    }
+
+
+def say(text: str) -> None:
+    """Prints a line at once."""
+    print(text, flush=True)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,187 @@
+"""Plays the cells of figures, several processes at a time, and makes the figures' records of them."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from benchmarks.figures import outcomes, plan
+from benchmarks.figures.experiments import FIGURES
+from benchmarks.figures.journal import WORK, Cell, Journal, Run
+from benchmarks.testbed import bed, runs
+from reval_jax import programs
+
+EXTENSIONS = 2
+"""Times that a search goes on beyond an edge of its rates."""
+
+METRICS = tuple(sorted({name for figure in FIGURES.values() for name in figure.metrics}))
+"""Kept of every run, so that figures may share it."""
+
+
+class Search(NamedTuple):
+    """A method's search for its learning rate, as far as it has come."""
+
+    played: list[Run]
+    missing: list[Cell]
+    best: float | None  # None while cells are missing
+
+
+def search(figure: plan.Figure, method: str, journal: Journal) -> Search:
+    """The runs of a method at all rates, and beyond the edge where the best rate is at one."""
+    variant, rates = plan.searched(figure)[method], list(plan.LEARNING_RATES)
+    extensions = 0
+    while True:
+        tries = [
+            Cell(figure.tuning, variant, seed, rate, plan.SEARCH_ROUNDS, True)
+            for rate in rates
+            for seed in plan.TUNING_SEEDS
+        ]
+        played, missing = list[Run](), list[Cell]()
+        for cell in tries:
+            run = journal.find(cell, ())
+            if run is None:
+                missing.append(cell)
+            else:
+                played.append(_named(run, method, cell))
+        if missing:
+            return Search(played, missing, None)
+        best = outcomes.best_rate(played)
+        if extensions == EXTENSIONS or min(rates) < best < max(rates):
+            return Search(played, [], best)
+        extensions += 1
+        rates = [best / 2, *rates] if best == min(rates) else [*rates, best * 2]
+
+
+def cells(figure: plan.Figure, journal: Journal, seeds: Sequence[int]) -> list[Cell]:
+    """The cells whose learning rates are known."""
+    best = {method: search(figure, method, journal).best for method in plan.searched(figure)}
+    found = []
+    for variant in figure.variants:
+        rate = best.get(variant.method)
+        if figure.searches and rate is None:
+            continue
+        if rate is not None:
+            rate = float(f"{rate * variant.rate_factor:.6g}")
+        found += [
+            Cell(task, variant, seed, rate, figure.rounds, figure.stops_at_95)
+            for task in figure.tasks
+            for seed in seeds
+        ]
+    return found
+
+
+def pending(figures: Iterable[plan.Figure], journal: Journal, seeds: Sequence[int]) -> list[Cell]:
+    """What is still to be played, in the order of the figures, a figure's searches first; cells that figures share once."""
+    missing: dict[str, Cell] = {}
+    for figure in figures:
+        for method in plan.searched(figure):
+            missing |= {cell.key: cell for cell in search(figure, method, journal).missing}
+        for cell in cells(figure, journal, seeds):
+            if journal.find(cell, figure.metrics) is None:
+                longest = max(cell.rounds, missing[cell.key].rounds if cell.key in missing else 0)
+                missing[cell.key] = cell._replace(rounds=longest)
+    return list(missing.values())
+
+
+def work(
+    figures: Sequence[plan.Figure],
+    *,
+    seeds: Sequence[int],
+    about: Run,
+    part: tuple[int, int],
+    log: Callable[[str], Any],
+) -> None:
+    """Plays what no other process plays until nothing is left.
+
+    Args:
+      about: of the machine, the versions and the command; kept with every run.
+      part: (i, n): of n machines without a common file system, this is the i-th, from 0.
+
+    Raises:
+      runs.InterruptedRunError: by a signal; the same call goes on.
+    """
+    journal, compiled = Journal(), programs.Programs()
+    while True:
+        journal.refresh()
+        chunks: dict[str, list[Cell]] = {}
+        for cell in pending(figures, journal, seeds):
+            if int(cell.chunk, 16) % part[1] == part[0]:
+                chunks.setdefault(cell.chunk, []).append(cell)
+        if not chunks:
+            return
+        if not any(_play(chunk, of_chunk, journal, compiled, about, log) for chunk, of_chunk in chunks.items()):
+            time.sleep(1.0)  # other processes play all that is left
+
+
+def _play(
+    chunk: str,
+    of_chunk: Sequence[Cell],
+    journal: Journal,
+    compiled: programs.Programs,
+    about: Run,
+    log: Callable[[str], Any],
+) -> bool:
+    """Plays the cells of a chunk unless another process does; whether it did."""
+    has_played = False
+    with _claim(chunk) as is_mine:
+        journal.refresh()
+        for cell in of_chunk if is_mine else ():
+            if journal.find(cell, METRICS) is not None:
+                continue
+            config = cell.config()
+            numbers = runs.play(config, WORK / "unfinished" / cell.key, metrics=METRICS, compiled=compiled)
+            rate = config.optimizer.learning_rate
+            journal.add({"key": cell.key, "learning_rate": rate, **numbers, "about": about})
+            has_played = True
+            log(
+                f"{cell.variant.name}, {cell.task}, seed {cell.seed}, rate {rate:g}: {numbers['stopped']} after "
+                f"{len(numbers['score'])} rounds, {numbers['seconds']} s"
+            )
+    return has_played
+
+
+@contextlib.contextmanager
+def _claim(chunk: str) -> Iterator[bool]:
+    """Whether this process may play a chunk, which no other may during the block; the lock ends with the process."""
+    directory = WORK / "claims"
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / chunk).open("wb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+def record(figure: plan.Figure, journal: Journal, seeds: Sequence[int]) -> Run:
+    """All runs of a figure so far, with its searches, as docs/evidence/NAME.json has them."""
+    searches = {method: search(figure, method, journal) for method in plan.searched(figure)}
+    tried = [{**run, "metrics": {}} for each in searches.values() for run in each.played]
+    found = []
+    for cell in cells(figure, journal, seeds):
+        run = journal.find(cell, figure.metrics)
+        if run is not None:
+            kept = {name: run["metrics"][name] for name in figure.metrics}
+            found.append({**_named(run, cell.variant.name, cell), "metrics": kept})
+    abouts = list[Run]()
+    for run in [*tried, *found]:
+        if run["about"] not in abouts:
+            abouts.append(run["about"])
+        run["about"] = abouts.index(run["about"])
+    return {
+        "figure": figure.name,
+        "abouts": abouts,
+        "starts": {task: bed.start(runs.TASKS[task].bed, task) for task in figure.tasks},
+        "rates": {method: each.best for method, each in searches.items() if each.best is not None},
+        "search": tried,
+        "runs": found,
+    }
+
+
+def _named(run: Run, variant: str, cell: Cell) -> Run:
+    """A run under the names that a figure gives it; figures share runs."""
+    return {"task": cell.task, "variant": variant, "seed": cell.seed, **run}

@@ -1,0 +1,96 @@
+"""The finished runs of all figures, on disk, so that an interrupted grid goes on and figures share equal runs."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks.figures import plan
+from benchmarks.testbed import runs
+from reval_jax import config as config_lib
+from reval_jax import durable
+
+WORK = Path("runs/figures")
+"""The journal, and the directories of unfinished runs."""
+RECORDS = Path("docs/evidence")
+
+Run = dict[str, Any]
+
+
+class Cell(NamedTuple):
+    """One run of a figure."""
+
+    task: str
+    variant: plan.Variant
+    seed: int
+    rate: float | None  # None: the variant's settings have it, or the test bed's
+    rounds: int
+    stops: bool  # may end once it has learned
+
+    def config(self) -> config_lib.Config:
+        """Its settings."""
+        rate = {} if self.rate is None else {"optimizer.learning_rate": self.rate}
+        overrides = {**self.variant.settings, **rate}
+        return runs.settings(self.task, overrides, seed=self.seed, rounds=self.rounds, stops=self.stops)
+
+    @property
+    def key(self) -> str:
+        """A hash of all that decides its numbers, the test bed's model among them, but not of how many rounds are played."""
+        return _key(self._replace(variant=self.variant._replace(settings=tuple(self.variant.settings.items()))))  # type: ignore[arg-type]
+
+    @property
+    def chunk(self) -> str:
+        """A hash that cells with one compiled program share."""
+        about = (sorted(map(str, self.variant.settings.items())), self.rate, runs.TASKS[self.task])
+        return hashlib.sha256(repr(about).encode()).hexdigest()[:16]
+
+
+@functools.cache
+def _key(cell: Cell) -> str:
+    whole = cell._replace(variant=cell.variant._replace(settings=dict(cell.variant.settings)))
+    return config_lib.results_hash(whole.config())
+
+
+class Journal:
+    """Finished runs by key, from the files of this work directory and from the committed records."""
+
+    def __init__(self, work: Path = WORK, records: Path = RECORDS) -> None:
+        self._work = work
+        self._file = work / f"journal_{os.uname().nodename}_{os.getpid()}.jsonl"
+        self._known: dict[str, list[Run]] = {}
+        self._num_read: dict[Path, int] = {}
+        for path in sorted(records.glob("*.json")):
+            record = json.loads(path.read_text(encoding="utf-8"))
+            for run in [*record["runs"], *record["search"]]:
+                self._known.setdefault(run["key"], []).append({**run, "about": record["abouts"][run["about"]]})
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Reads what other processes have added, also files copied from another machine."""
+        for path in sorted(self._work.glob("journal_*.jsonl")):
+            with path.open("rb") as file:
+                file.seek(self._num_read.get(path, 0))
+                content = file.read()
+            content = content[: content.rfind(b"\n") + 1]  # the last line may be half written
+            self._num_read[path] = self._num_read.get(path, 0) + len(content)
+            for line in content.splitlines():
+                run = json.loads(line)
+                self._known.setdefault(run["key"], []).append(run)
+
+    def find(self, cell: Cell, metrics: Collection[str]) -> Run | None:
+        """The cell's run with these metrics, or None if none was played to its end."""
+        for run in self._known.get(cell.key, ()):
+            is_whole = len(run["score"]) >= cell.rounds or run["stopped"].startswith("failed")
+            if set(metrics) <= set(run["metrics"]) and (is_whole or (cell.stops and run["stopped"] == "t95")):
+                return run
+        return None
+
+    def add(self, run: Run) -> None:
+        """Keeps a run, also after a power loss."""
+        self._work.mkdir(parents=True, exist_ok=True)
+        durable.append(self._file, (json.dumps(run, allow_nan=False) + "\n").encode())
