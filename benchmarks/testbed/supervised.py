@@ -20,6 +20,7 @@ PAD, EOS = "<pad>", "<eos>"
 CHARACTERS = string.digits + "+-*=,.;:<>()? abcd"
 """The vocabulary beside PAD and EOS: 30 symbols in all."""
 
+VERSION = 1
 PEAK_RATE = 3e-3  # learning rate after warm-up
 
 
