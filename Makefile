@@ -65,7 +65,7 @@ $(VENV)/.installed-run: pyproject.toml requirements.txt
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed-run
-	@extras=test,plot; \
+	@extras=test,plot,trackers; \
 	case '$(PARITY)' in \
 	    0) ;; \
 	    1) extras=$$extras,parity ;; \

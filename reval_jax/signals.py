@@ -89,6 +89,10 @@ class Watch:
         """What the run has on disk, in one or two sentences; empty before its rounds begin."""
         return self._standing()
 
+    def seconds_left(self) -> float:
+        """Until a signal's deadline, when this process is ended; infinite without a signal."""
+        return self._deadline - time.monotonic()
+
     def leave(self, code: int) -> NoReturn:
         """End the process with this exit code, even if other threads never end.
 

@@ -31,6 +31,7 @@ from reval_jax import (
     run_directory,
     sampler,
     setup,
+    sinks,
     timing,
     types,
     update,
@@ -76,6 +77,7 @@ def train(
     standing = functools.partial(run_directory.standing, components.directory)
     preemption = distributed.Preemption(grace_seconds=config.run.grace_seconds, standing=standing)
     actor = rollout.synchronous(components, preemption)
+    outcome: sinks.Outcome = "failed"
     try:
         with preemption:
             try:
@@ -94,6 +96,11 @@ def train(
                     save(components, run)
             components.store.wait()
             note_saved(components)
+        is_preempted = preemption.is_agreed and not is_done(config, run.progress)
+        outcome = "preempted" if is_preempted else "finished"
+    except KeyboardInterrupt:
+        outcome = "preempted"
+        raise
     except ValueError as error:
         # Wrong settings were refused in `prepare`. A ValueError here is a bug, of this package or of the user's own function, so
         # its traceback is kept.
@@ -104,10 +111,9 @@ def train(
     finally:
         with contextlib.ExitStack() as services:  # each is closed, whatever the end of another raises
             services.callback(components.owner.release)
-            services.callback(components.sinks.close)
+            services.callback(lambda: components.sinks.close(outcome))
             services.callback(components.store.close)
             services.callback(components.grader.close)
-    is_preempted = preemption.is_agreed and not is_done(config, run.progress)
     try:
         lines = metrics.read(components.directory.metrics)
     except ValueError as error:  # others have changed the file, and the run has ended well

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
+import time
 
 import pytest
 from support import tiny_runs
 
 from reval_jax import config as config_lib
-from reval_jax import metrics, sinks
+from reval_jax import metrics, signals, sinks
 
 LINE = {"training/round": 3, "critic/score/mean": 0.5}
 TOY_SINK = """
@@ -94,10 +96,61 @@ def test_a_sink_that_hangs_delays_neither_a_line_nor_the_end_for_long(tmp_path, 
     forever.set()
 
 
+class Closing:
+    """A sink that is told the end."""
+
+    def __init__(self, received):
+        self.received = received
+
+    def __call__(self, round, values):
+        self.received.append(round)
+
+    def close(self, outcome):
+        self.received.append(outcome)
+
+
+def test_a_sink_with_a_method_close_is_told_how_the_run_ended(tmp_path, monkeypatch):
+    file, received = tiny_runs.write_files(tmp_path), []
+    monkeypatch.setitem(sinks.SINKS, "own", lambda config, run_dir: Closing(received))
+
+    def outcome(run_dir, **settings):
+        received.clear()
+        with contextlib.suppress(ArithmeticError, KeyboardInterrupt):
+            tiny_runs.play(file, tmp_path / run_dir, run__sinks=["own"], run__rounds=1, eval__every=0, **settings)
+        return received
+
+    with tiny_runs.stopped_when(lambda count, first: True):
+        assert outcome("run") == ["preempted"]
+    assert outcome("run") == [1, "finished"]
+    for error, expected in ((ArithmeticError, "failed"), (KeyboardInterrupt, "preempted")):
+
+        def fail(*arguments, error=error):
+            raise error
+
+        with monkeypatch.context() as patch:
+            patch.setattr(tiny_runs.train, "learn", fail)
+            assert outcome(error.__name__) == [expected]
+
+
+def test_a_signal_that_ends_the_process_soon_shortens_the_wait_for_sinks(tmp_path, monkeypatch):
+    monkeypatch.setattr(signals.watch, "_deadline", time.monotonic() + 1.2)
+    messages, forever = [], threading.Event()
+    opened = open_sinks(tmp_path, messages, slow=lambda config, run_dir: lambda round, values: forever.wait())
+    opened.write(LINE)
+    start = time.monotonic()
+    opened.close("preempted")
+    assert time.monotonic() - start < 1.0
+    assert len(messages) == 1
+    forever.set()
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("tensorbord", "no sink has the name 'tensorbord'. Use tensorboard, or MODULE:FUNCTION"),
+        (
+            "tensorbord",
+            "no sink has the name 'tensorbord'. Use tensorboard, wandb, trackio, mlflow, or MODULE:FUNCTION",
+        ),
         ("no_such_module:write", "run.sinks=no_such_module:write cannot be loaded"),
     ],
 )
