@@ -3,11 +3,7 @@
     PYTHONPATH=docs/examples reval train --config configs/one_shot_easy.yaml --run.sinks tensorboard own_sink:table
 
 reval_jax calls only `table`, a function of the config and the run directory that returns the sink, which is a function of a round
-and its metrics. A sink for Weights & Biases has the same form:
-
-    def wandb_sink(config, run_dir):
-        run = wandb.init(project="reval", name=run_dir.name, id=run_dir.name, resume="allow")
-        return lambda round, metrics: run.log(dict(metrics), step=round)
+and its metrics.
 """
 
 from __future__ import annotations

@@ -308,7 +308,7 @@ class Run:
     max_rollouts_gib: NonNegativeFloat = 0.0
     # Seconds from SIGTERM or SIGHUP to the end of the process: what the platform gives (GKE 15 or more, Slurm's --signal).
     grace_seconds: Annotated[float, pydantic.Field(ge=5, allow_inf_nan=False, strict=True)] = 15.0
-    # Where to copy metrics besides metrics.jsonl: tensorboard, or MODULE:FUNCTION of your own (docs/examples/own_sink.py).
+    # Where to copy metrics besides metrics.jsonl: tensorboard, wandb, trackio, mlflow, or MODULE:FUNCTION of your own.
     sinks: tuple[str, ...] = ()
 
 
