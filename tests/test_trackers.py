@@ -93,6 +93,7 @@ def read_wandb(run_dir):
                 )
                 assert record.run.project == "reval_jax"
                 tracked = found.setdefault(record.run.run_id, Tracked(name, [], config, []))
+                tracked.config.update(config)
             elif kind == "history":
                 values = {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}
                 kept = {name: value for name, value in values.items() if name not in RESTED}
@@ -159,7 +160,8 @@ def test_each_library_has_every_round_of_a_killed_and_resumed_run_once(offline):
     lines[:4] = first  # the last of them were played again; the trackers keep what they got first
     expected = [(line["training/round"], line) for line in lines]
     assert [round for round, _ in expected] == [0, 1, 2, 3, 4, 5]
-    settings = config_lib.to_tree(tiny_runs.with_overrides(file, {"run.sinks": ["wandb", "trackio", "mlflow"]}))
+    last = {"run.sinks": ["wandb", "trackio", "mlflow"], "run.rounds": 5}
+    settings = config_lib.to_tree(tiny_runs.with_overrides(file, last))
 
     (in_wandb,) = read_wandb(run_dir)
     assert_rounds(in_wandb.rounds, expected)
