@@ -87,6 +87,13 @@ def test_a_failed_run_counts_as_zero_from_then_on():
     assert outcomes.t95(failed, ROUNDS) == (ROUNDS, True)
 
 
+def test_a_run_that_failed_in_its_first_round_counts_too():
+    failed = run_of([], stopped="failed: not finite")
+    assert [outcomes.outcome(failed, name, ROUNDS) for name in ("area", "early", "final", "collapsed")] == [0, 0, 0, 1]
+    assert outcomes.t95(failed, ROUNDS) == (ROUNDS, True)
+    assert math.isnan(outcomes.outcome(failed, "log_updates", ROUNDS))
+
+
 def test_a_run_that_simply_lacks_rounds_is_refused():
     with pytest.raises(ValueError, match="has 2 scores of 12 rounds"):
         outcomes.outcome(run_of([0.5, 0.5]), "area", ROUNDS)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks.figures import curves, outcomes, page, plan
-from benchmarks.figures.experiments import FIGURES, fig08
+from benchmarks.figures.experiments import FIGURES, fig08, fig09
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed, which draws the pictures")
 from benchmarks.figures import draw
@@ -105,6 +105,19 @@ def test_a_picture_says_which_runs_failed_and_is_drawn_without_some(tmp_path):
     assert texts.count("unfinished") == 0  # nothing is drawn of a contrast without pairs
 
 
+def test_runs_that_failed_in_their_first_round_are_drawn_and_listed(tmp_path):
+    figure = FIGURES["fig10"]
+    record = made_up_record(figure)
+    for run in record["runs"]:
+        if run["variant"].startswith("TBRM"):
+            empty = {"score": [], "generated_tokens": [], "updates": [], "held_out": []}
+            run |= empty | {"metrics": {name: [] for name in figure.metrics}, "stopped": "failed: not finite"}
+    draw.draw(figure, record, tmp_path / "picture.svg")
+    table = page.tables({"fig10": record})["fig10"]
+    assert re.search(r"\| TBRM − 0 \| KL, nats \| – \| 0 of 16.* \| unfinished \|", table)
+    assert "V_ref" not in table
+
+
 @pytest.mark.parametrize("figure", FIGURES.values(), ids=FIGURES)
 def test_variants_that_share_a_panel_differ_in_color(figure):
     looks = draw._looks(figure)
@@ -146,6 +159,24 @@ def test_held_out_accuracy_after_a_failure_is_zero():
     found = curves.curve(FIGURES["fig05"], runs, plan.Panel("", (), "held_out", "rounds"))
     assert found.x.tolist() == [0, 10, 20]
     assert found.mean.tolist() == pytest.approx([0.2, 0.4, 0.3])
+
+
+@pytest.mark.parametrize("names", ["methods", "variants"])
+def test_a_search_is_read_by_method_with_its_collapses_and_its_choice(names):
+    figure = FIGURES["fig09"]
+    record = made_up_record(figure)
+    method = fig09.MEAN.method
+    for run in record["search"]:
+        run |= {"score": [0.5] * 40, "stopped": "rounds"}
+        if run["variant"] == fig09.MEAN.name:
+            run |= {"score": [0.9] * 30 + [0.1] * 10} if run["learning_rate"] == 4.8e-4 else {}
+            run |= {"variant": method} if names == "methods" else {}
+    found = curves.searches(figure, record)
+    assert list(found) == list(plan.searched(figure))
+    assert found[method].rates == plan.LEARNING_RATES
+    assert found[method].areas == (*[(0.5, 0.5)] * 4, pytest.approx((0.7, 0.7)))
+    assert found[method].collapsed == (False, False, False, False, True)
+    assert found[method].chosen == 1.2e-4
 
 
 def test_where_reval_loses_is_listed_and_refuted_claims_come_first():

@@ -77,11 +77,15 @@ def curve(figure: plan.Figure, runs: Sequence[outcomes.Run], panel: plan.Panel) 
 
 
 def searches(figure: plan.Figure, record: outcomes.Record) -> dict[str, Try]:
-    """Method → its search, in the order of the figure's variants; of those that have one."""
-    of_variant = {variant.name: method for method, variant in plan.searched(figure).items()}
-    of_method: dict[str, dict[float, list[outcomes.Run]]] = {method: {} for method in of_variant.values()}
+    """Method → its search, in the order of the figure's variants; of those that have one.
+
+    A run of the search names its method, or the variant with whose settings it was made, as its `variant`.
+    """
+    methods = plan.searched(figure)
+    of_name = {variant.name: method for method, variant in methods.items()} | {method: method for method in methods}
+    of_method: dict[str, dict[float, list[outcomes.Run]]] = {method: {} for method in methods}
     for run in record["search"]:
-        of_method[of_variant[run["variant"]]].setdefault(float(run["learning_rate"]), []).append(run)
+        of_method[of_name[run["variant"]]].setdefault(float(run["learning_rate"]), []).append(run)
     return {method: _try(of_rate, float(record["rates"][method])) for method, of_rate in of_method.items() if of_rate}
 
 
@@ -97,8 +101,8 @@ def reference_values(figure: plan.Figure, record: outcomes.Record) -> dict[str, 
     variant = max(tbrm, key=lambda each: each.settings["update.beta"])
     of_task: dict[str, list[float]] = {}
     for (task, _), run in outcomes.by_cell(record, variant.name).items():
-        residual = run["metrics"]["reval/residual_mean"][0]
-        of_task.setdefault(task, []).append(residual + run["score"][0] / variant.settings["update.beta"])
+        for residual, score in zip(run["metrics"]["reval/residual_mean"][:1], run["score"][:1], strict=True):
+            of_task.setdefault(task, []).append(residual + score / variant.settings["update.beta"])
     return {task: float(np.mean(values)) for task, values in of_task.items()}
 
 

@@ -184,8 +184,10 @@ def _has_collapsed(score: np.ndarray) -> bool:
 
 
 def _updates_before(run: Run, round: int) -> float:
-    """Updates before a round, from the second on; after the end of a run, at its mean number a round."""
+    """Updates before a round, from the second on; after the end of a run, at its mean number a round; NaN without any."""
     updates, before = run["updates"], round - 1
+    if not updates:
+        return math.nan
     return float(updates[before - 1]) if before <= len(updates) else updates[-1] / len(updates) * before
 
 
