@@ -117,6 +117,19 @@ def test_other_outcomes_are_what_their_names_say():
     assert math.isnan(outcomes.outcome(run_of([0.1] * ROUNDS), "held_out", ROUNDS))
 
 
+def test_rounds_beyond_the_figures_own_are_not_read():
+    """Figures share runs, and another may be longer."""
+    longer = run_of(
+        [0.5] * 20 + [1.0] * 20,
+        held_out=[[0, 0.1], [10, 0.4], [20, 0.9]],
+        metrics={"actor/kl_ref": [1.0] * 15 + [9.0] * 25},
+    )
+    assert outcomes.outcome(longer, "final", 15) == 0.5
+    assert outcomes.outcome(longer, "held_out", 15) == 0.4
+    assert outcomes.outcome(longer, "kl_ref", 15) == 1.0
+    assert outcomes.t95(longer, 15) == (15, True)
+
+
 def test_catch_up_is_the_share_of_the_others_budget():
     slow = run_of([*[0.0] * 7, *[0.5] * 5])
     assert outcomes.catch_up(run_of([0.0, *[0.5] * 11]), slow, ROUNDS) == (pytest.approx(math.log(6 / 12)), False)

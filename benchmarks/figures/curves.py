@@ -52,12 +52,10 @@ def curve(figure: plan.Figure, runs: Sequence[outcomes.Run], panel: plan.Panel) 
         rounds = np.arange(1, last + 1)
         values = np.stack([outcomes.filled(run, figure.rounds)[:last] for run in runs])
     elif panel.y == "held_out":
-        rounds = np.unique([round for run in runs for round, _ in run["held_out"]]).astype(int)
-        values = np.full((len(runs), rounds.size), np.nan)
+        evaluated = [dict(each for each in run["held_out"] if each[0] <= figure.rounds) for run in runs]
+        rounds = np.array(sorted({round for each in evaluated for round in each}), int)
+        values = np.array([[each.get(round, np.nan) for round in rounds] for each in evaluated]).reshape(len(runs), -1)
         for row, run in zip(values, runs, strict=True):
-            row[np.searchsorted(rounds, [round for round, _ in run["held_out"]])] = [
-                each for _, each in run["held_out"]
-            ]
             if outcomes.is_failed(run):
                 row[rounds > len(run["score"])] = 0.0
     else:

@@ -120,7 +120,9 @@ def outcome(run: Run, name: plan.Outcome, rounds: int) -> float:
     if name == "log_updates":
         return math.log(_updates_before(run, t95(run, rounds).round))
     if name == "held_out":
-        return 0.0 if is_failed(run) else float(run["held_out"][-1][1]) if run.get("held_out") else math.nan
+        return (
+            0.0 if is_failed(run) else ([math.nan] + [share for round, share in run["held_out"] if round <= rounds])[-1]
+        )
     if name == "kl_ref":
         values = run.get("metrics", {}).get("actor/kl_ref", [])
         finite = [value for value in values[:rounds] if value is not None]
