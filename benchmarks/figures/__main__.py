@@ -1,12 +1,13 @@
 """Runs the figures on the test bed, and draws them.
 
-    python -m benchmarks.figures run fig03 fig09          # plays what is missing, then writes records and pictures
-    python -m benchmarks.figures run --seeds 4            # all figures, with four of their eight seeds
-    python -m benchmarks.figures run --part 2/3           # a third of the runs; copy runs/figures/journal_* together to join them
-    python -m benchmarks.figures draw                     # pictures and tables from the records; plays nothing
+    python -m benchmarks.figures run fig03 fig09    # plays what is missing, then writes records and pictures
+    python -m benchmarks.figures run --part 2/3     # a third of the runs; copy runs/figures/journal_* together to join them
+    python -m benchmarks.figures draw               # pictures and tables from the records; plays nothing
+    python -m benchmarks.figures quick              # figures 3 and 9 with four seeds, into runs/quick, in some minutes
+    python -m benchmarks.figures check              # one short run of each figure, into runs/check
 
-`make evidence` is the first for all figures, `make figures` the last, `make evidence-quick` two figures in some minutes. An
-interrupted command goes on where it stopped.
+`make evidence`, `make figures` and `make evidence-quick` are the first, third and fourth. An interrupted command goes on where it
+stopped. Runs that the records in docs/evidence have are not played again, but with --anew.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -26,32 +28,55 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from benchmarks.figures import draw, grid, page, plan
 from benchmarks.figures.experiments import FIGURES
-from benchmarks.figures.journal import RECORDS, Journal, Run
+from benchmarks.figures.journal import RECORDS, WORK, Journal, Run
 from benchmarks.testbed import bed, runs
 from reval_jax import durable, run_directory
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
+QUICK = ("fig03", "fig09")
+CHECK_ROUNDS = 4
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0, or 75 if a signal stopped the runs."""
     args = parse(argv)
-    figures = [FIGURES[name] for name in args.figures]
-    if args.command == "run":
-        for kind in sorted({runs.TASKS[task].bed for figure in figures for task in (*figure.tasks, figure.tuning)}):
-            bed.make(kind)
+    figures = chosen(args)
+    if args.command != "draw":
+        for kind in sorted({runs.TASKS[task].bed for figure in figures for task in tasks_of(figure)}):
+            bed.make(kind, log=say)
         if args.jobs == 1:
+            journal = Journal(args.work, None if args.anew else RECORDS)
             try:
-                grid.work(figures, seeds=args.seeds, about=about(), part=args.part, log=say)
+                grid.work(figures, journal, seeds=args.seeds, about=about(), part=args.part, log=say)
             except runs.InterruptedRunError:
                 return 75
         elif code := start_workers(args):
             return code
         if args.is_worker:
             return 0
-        write(figures, args.seeds, args.records)
+        write(figures, args)
     picture(figures, args.records)
     return 0
+
+
+def chosen(args: argparse.Namespace) -> list[plan.Figure]:
+    """The figures that the command plays or draws."""
+    named = [FIGURES[name] for name in args.figures]
+    if args.command == "check":
+        return [plan.one_cell(figure, CHECK_ROUNDS) for figure in named]
+    if args.command == "quick":
+        rates = {
+            figure.name: json.loads((RECORDS / f"{figure.name}.json").read_text("utf-8"))["rates"] for figure in named
+        }
+        return [plan.quick(figure, rates[figure.name]) for figure in named]
+    return named
+
+
+def tasks_of(figure: plan.Figure) -> tuple[str, ...]:
+    """Every task that the figure plays."""
+    return (*figure.tasks, figure.tuning) if figure.searches else figure.tasks
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -59,19 +84,36 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.figures", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("command", choices=["run", "draw"])
-    parser.add_argument("figures", nargs="*", help=f"of {', '.join(FIGURES)} (default: all)")
-    parser.add_argument("--seeds", type=int, default=8, help="how many of a figure's seeds, 1 to 8 (default: 8)")
+    parser.add_argument("command", choices=["run", "draw", "quick", "check"])
+    parser.add_argument(
+        "figures", nargs="*", help=f"of {', '.join(FIGURES)} (default: all; of quick: {', '.join(QUICK)})"
+    )
+    parser.add_argument(
+        "--seeds", type=int, default=8, help="how many of a figure's seeds, 1 to 8 (default: 8; of quick: 4)"
+    )
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)")
     parser.add_argument("--part", default="1/1", help="I/N: of N machines that share the runs, this is the I-th")
+    parser.add_argument("--anew", action="store_true", help="also play what the records in docs/evidence have")
     parser.add_argument(
-        "--records", type=Path, default=RECORDS, help=f"directory of records and pictures (default: {RECORDS})"
+        "--work", type=Path, help="directory of the journal (default: runs/figures; runs/quick, runs/check)"
+    )
+    parser.add_argument(
+        "--records", type=Path, help="directory of records and pictures (default: docs/evidence, or --work)"
     )
     parser.add_argument("--is-worker", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
+    is_full = args.command in ("run", "draw")
+    args.work = args.work or (WORK if is_full else Path("runs") / args.command)
+    args.records = args.records or (RECORDS if is_full else args.work)
+    args.anew |= not is_full
+    args.figures = args.figures or list(QUICK if args.command == "quick" else FIGURES)
     if unknown := [name for name in args.figures if name not in FIGURES]:
         parser.error(f"there is no figure {', '.join(unknown)}. There are {', '.join(FIGURES)}.")
-    args.figures = args.figures or list(FIGURES)
+    if args.command == "quick":
+        args.seeds = min(args.seeds, 4)
+    if args.command == "check":
+        args.seeds, args.jobs = 1, 1
+        shutil.rmtree(args.work, ignore_errors=True)
     if not 1 <= args.seeds <= 8 or args.jobs < 1:
         parser.error(f"--seeds {args.seeds} is not 1 to 8, or --jobs {args.jobs} is not 1 or more.")
     index, _, count = args.part.partition("/")
@@ -84,8 +126,16 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def start_workers(args: argparse.Namespace) -> int:
     """Runs worker processes, each on cores of its own, until all are done; the first exit code that is not 0."""
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    command = [sys.executable, "-m", "benchmarks.figures", "run", *args.figures, "--is-worker", "--jobs", "1"]
-    command += ["--seeds", str(len(args.seeds)), "--part", f"{args.part[0] + 1}/{args.part[1]}"]
+    command = [sys.executable, "-m", "benchmarks.figures", args.command, *args.figures, "--is-worker", "--jobs", "1"]
+    command += [
+        "--seeds",
+        str(len(args.seeds)),
+        "--part",
+        f"{args.part[0] + 1}/{args.part[1]}",
+        "--work",
+        str(args.work),
+    ]
+    command += ["--anew"] if args.anew else []
     workers = []
     for index in range(args.jobs):
         workers.append(subprocess.Popen(command, cwd=ROOT))
@@ -99,13 +149,13 @@ def start_workers(args: argparse.Namespace) -> int:
     return next((code for code in codes if code), 0)
 
 
-def write(figures: Sequence[plan.Figure], seeds: Sequence[int], records: Path) -> None:
+def write(figures: Sequence[plan.Figure], args: argparse.Namespace) -> None:
     """The records of these figures from the journal."""
-    journal = Journal()
-    records.mkdir(parents=True, exist_ok=True)
+    journal = Journal(args.work, None if args.anew else RECORDS)
+    args.records.mkdir(parents=True, exist_ok=True)
     for figure in figures:
-        record = grid.record(figure, journal, seeds)
-        durable.write(records / f"{figure.name}.json", dump(record).encode())
+        record = grid.record(figure, journal, args.seeds)
+        durable.write(args.records / f"{figure.name}.json", dump(record).encode())
         say(f"{figure.name}: {len(record['runs'])} runs, {len(record['search'])} of the search")
 
 

@@ -6,11 +6,12 @@ import contextlib
 import fcntl
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.figures import outcomes, plan
 from benchmarks.figures.experiments import FIGURES
-from benchmarks.figures.journal import WORK, Cell, Journal, Run
+from benchmarks.figures.journal import Cell, Journal, Run
 from benchmarks.testbed import bed, runs
 from reval_jax import programs
 
@@ -88,22 +89,24 @@ def pending(figures: Iterable[plan.Figure], journal: Journal, seeds: Sequence[in
 
 def work(
     figures: Sequence[plan.Figure],
+    journal: Journal,
     *,
     seeds: Sequence[int],
     about: Run,
-    part: tuple[int, int],
-    log: Callable[[str], Any],
+    part: tuple[int, int] = (0, 1),
+    log: Callable[[str], Any] = print,
 ) -> None:
     """Plays what no other process plays until nothing is left.
 
     Args:
+      journal: in whose directory other processes may play.
       about: of the machine, the versions and the command; kept with every run.
       part: (i, n): of n machines without a common file system, this is the i-th, from 0.
 
     Raises:
       runs.InterruptedRunError: by a signal; the same call goes on.
     """
-    journal, compiled = Journal(), programs.Programs()
+    compiled = programs.Programs()
     while True:
         journal.refresh()
         chunks: dict[str, list[Cell]] = {}
@@ -126,13 +129,13 @@ def _play(
 ) -> bool:
     """Plays the cells of a chunk unless another process does; whether it did."""
     has_played = False
-    with _claim(chunk) as is_mine:
+    with _claim(journal.work, chunk) as is_mine:
         journal.refresh()
         for cell in of_chunk if is_mine else ():
             if journal.find(cell, METRICS) is not None:
                 continue
             config = cell.config()
-            numbers = runs.play(config, WORK / "unfinished" / cell.key, metrics=METRICS, compiled=compiled)
+            numbers = runs.play(config, journal.work / "unfinished" / cell.key, metrics=METRICS, compiled=compiled)
             rate = config.optimizer.learning_rate
             journal.add({"key": cell.key, "learning_rate": rate, **numbers, "about": about})
             has_played = True
@@ -144,9 +147,9 @@ def _play(
 
 
 @contextlib.contextmanager
-def _claim(chunk: str) -> Iterator[bool]:
+def _claim(work: Path, chunk: str) -> Iterator[bool]:
     """Whether this process may play a chunk, which no other may during the block; the lock ends with the process."""
-    directory = WORK / "claims"
+    directory = work / "claims"
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / chunk).open("wb") as file:
         try:

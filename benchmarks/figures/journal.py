@@ -59,12 +59,18 @@ def _key(cell: Cell) -> str:
 class Journal:
     """Finished runs by key, from the files of this work directory and from the committed records."""
 
-    def __init__(self, work: Path = WORK, records: Path = RECORDS) -> None:
-        self._work = work
+    def __init__(self, work: Path = WORK, records: Path | None = RECORDS) -> None:
+        """Read what is there.
+
+        Args:
+          work: directory of the journal's files, one for each process that has written.
+          records: directory of the committed records; None to play everything anew.
+        """
+        self.work = work
         self._file = work / f"journal_{os.uname().nodename}_{os.getpid()}.jsonl"
         self._known: dict[str, list[Run]] = {}
         self._num_read: dict[Path, int] = {}
-        for path in sorted(records.glob("*.json")):
+        for path in sorted(records.glob("*.json")) if records else ():
             record = json.loads(path.read_text(encoding="utf-8"))
             for run in [*record["runs"], *record["search"]]:
                 self._known.setdefault(run["key"], []).append({**run, "about": record["abouts"][run["about"]]})
@@ -72,7 +78,7 @@ class Journal:
 
     def refresh(self) -> None:
         """Reads what other processes have added, also files copied from another machine."""
-        for path in sorted(self._work.glob("journal_*.jsonl")):
+        for path in sorted(self.work.glob("journal_*.jsonl")):
             with path.open("rb") as file:
                 file.seek(self._num_read.get(path, 0))
                 content = file.read()
@@ -92,5 +98,5 @@ class Journal:
 
     def add(self, run: Run) -> None:
         """Keeps a run, also after a power loss."""
-        self._work.mkdir(parents=True, exist_ok=True)
+        self.work.mkdir(parents=True, exist_ok=True)
         durable.append(self._file, (json.dumps(run, allow_nan=False) + "\n").encode())

@@ -89,6 +89,44 @@ class Figure(NamedTuple):
     tuning: str = "tuning"  # task of the search
 
 
+def quick(figure: Figure, rates: Mapping[str, float]) -> Figure:
+    """The first panel's curves with four seeds, at learning rates that were searched before."""
+    variants = tuple(
+        variant._replace(
+            settings={**variant.settings, "optimizer.learning_rate": rates[variant.method] * variant.rate_factor}
+        )
+        for variant in figure.variants
+        if variant.name in figure.panels[0].variants
+    )
+    names = [variant.name for variant in variants]
+    return figure._replace(
+        variants=variants,
+        contrasts=tuple(
+            each
+            for each in figure.contrasts
+            if each.first in names and (not isinstance(each.second, str) or each.second in names)
+        ),
+        panels=figure.panels[:1],
+        seeds=figure.seeds[:4],
+        searches=False,
+    )
+
+
+def one_cell(figure: Figure, rounds: int) -> Figure:
+    """One short run of the figure's last variant, which says nothing and shows that the figure can be made."""
+    last = figure.variants[-1]
+    panel = next(panel for panel in figure.panels if last.name in panel.variants)
+    return figure._replace(
+        tasks=figure.tasks[:1],
+        variants=(last,),
+        contrasts=(),
+        panels=(panel._replace(variants=(last.name,)),),
+        seeds=figure.seeds[:1],
+        rounds=rounds,
+        searches=False,
+    )
+
+
 class Cost(NamedTuple):
     """Of a figure by itself, without what other figures have already run: an upper bound, as if no run ended early."""
 
