@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from reval_jax import adaptation, model, ragged, timing, trajectories, types, update, work
+from reval_jax import adaptation, algorithms, model, ragged, timing, trajectories, types, update, work
 from reval_jax import config as config_lib
 from reval_jax.evaluate import intervals
 
@@ -57,8 +57,8 @@ class Updates(NamedTuple):
     begins_fresh: bool  # the first update trained on the fresh batch
     is_on_policy: bool  # and before it, the learner was the policy that sampled
     num_skipped: int  # updates skipped since the run began
-    # f32[n] of each update: the residuals of its rows, nats, where the algorithm computes them; and of the rows their rewards.
-    residuals: Sequence[np.ndarray] = ()
+    # Of each update f32[n], of its rows: what the algorithm computes of each, nats, if anything; and their rewards.
+    numbers: Sequence[algorithms.PerTrajectory] = ()
     rewards: Sequence[np.ndarray] = ()
     groups: Sequence[np.ndarray] = ()  # i64[n] of each update: the prompts' cursors
 
@@ -97,11 +97,37 @@ def updates(done: Updates, buffer: types.Trajectories, round: int) -> dict[str, 
     }
 
 
+AGES = (0, 1, 2, 4, 8, 16)
+"""The smallest age of each class of `by_age`, rounds."""
+
+
+def by_age(done: Updates, buffer: types.Trajectories, round: int) -> dict[str, float]:
+    """Means of the updates' numbers over the trajectories of each age that were trained on; each use counts.
+
+    Args:
+      buffer: the trajectories that the batches' rows refer to.
+    """
+    if not done.numbers:
+        return {}
+    age = round - buffer.round[np.concatenate(done.batches)]
+    kind = np.searchsorted(AGES, age, side="right") - 1
+    residual = np.concatenate([each.residual for each in done.numbers])
+    numbers = {"residual_mean": residual, "residual_abs": np.abs(residual)}
+    if done.numbers[0].value_gap is not None:
+        numbers["value_gap"] = np.concatenate([types.present(each.value_gap) for each in done.numbers])
+    return {
+        f"reval/age/{AGES[each]}/{name}": float(values[kind == each].mean())
+        for each in np.unique(kind)
+        for name, values in numbers.items()
+    }
+
+
 def unexplained(done: Updates, beta: float) -> tuple[float, float]:
     """`adaptation.unexplained` of the fresh batch before the round's updates, and of its replay draws."""
-    if not done.residuals:
+    if not done.numbers:
         return float("nan"), float("nan")
-    parts = [(residual, rewards / beta) for residual, rewards in zip(done.residuals, done.rewards, strict=True)]
+    residuals = [np.asarray(each.residual) for each in done.numbers]
+    parts = [(residual, rewards / beta) for residual, rewards in zip(residuals, done.rewards, strict=True)]
     fresh, replayed = (parts[:1], parts[1:]) if done.begins_fresh else ([], parts)
     shares = [
         adaptation.unexplained(*(np.concatenate(values) for values in zip(*rows, strict=True))) if rows else np.nan
@@ -112,9 +138,9 @@ def unexplained(done: Updates, beta: float) -> tuple[float, float]:
 
 def pull_ratio(done: Updates, beta: float) -> float:
     """`adaptation.pull_ratio` of the fresh batch before the round's updates; NaN if no update began with it."""
-    if not (done.begins_fresh and done.residuals):
+    if not (done.begins_fresh and done.numbers):
         return float("nan")
-    return adaptation.pull_ratio(done.residuals[0], done.rewards[0] / beta, done.groups[0])
+    return adaptation.pull_ratio(np.asarray(done.numbers[0].residual), done.rewards[0] / beta, done.groups[0])
 
 
 def buffer(kept: types.Trajectories, round: int) -> dict[str, float]:

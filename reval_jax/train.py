@@ -184,6 +184,7 @@ def play_round(
         "training/round": round + 1,
         **round_metrics.rollout(config, sampled.all, sampled.trained_on),
         **round_metrics.updates(updates, buffer.trajectories, round),
+        **round_metrics.by_age(updates, buffer.trajectories, round),
         **round_metrics.buffer(buffer.trajectories, round),
         **round_metrics.evicted(before, buffer.trajectories, round),
         **round_metrics.pool(config, joined),
@@ -226,7 +227,7 @@ def learn(
     limits = algorithms.limits(config, algorithm)
     measured: list[dict[str, float]] = []
     batches: list[np.ndarray] = []
-    residuals: list[np.ndarray] = []
+    numbers: list[algorithms.PerTrajectory] = []  # of each update, on the host: f32[n] each
     begins_fresh, count = False, algorithm.num_updates
     if config.update.max_updates_per_round:
         count = adaptation.num_updates(run.progress.adaptation, config.update)
@@ -245,15 +246,16 @@ def learn(
                 trajectories, mesh = replay.gather(buffer.trajectories, rows), components.meshes.learner
                 arrangement = batch.arrange(trajectories, mesh, limits=limits)
                 packed = batch.pack(trajectories, mesh, limits=limits, arrangement=arrangement, weight=weight)
-                state, result, residual = components.step(state, packed)
+                state, result, per_trajectory = components.step(state, packed)
                 measured.append({name: float(value) for name, value in distributed.fetch(result).items()})
             if (row_length := packed.tokens.shape[2]) not in components.row_lengths:
                 components.row_lengths.add(row_length)
                 components.console.log(f"the update's program for rows of {row_length} tokens is ready")
             batches.append(rows)
-            if residual is not None:
-                residuals.append(batch.per_trajectory(distributed.fetch(residual), arrangement))
-                buffer = priorities.renewed(buffer, rows, residuals[-1], config.replay)
+            if per_trajectory is not None:
+                fetched = distributed.fetch(per_trajectory)
+                numbers.append(jax.tree.map(functools.partial(batch.per_trajectory, arrangement=arrangement), fetched))
+                buffer = priorities.renewed(buffer, rows, np.asarray(numbers[-1].residual), config.replay)
             if not int(state.skipped_in_a_row):  # a skipped update has learned nothing from its rows
                 buffer = replay.with_uses(buffer, rows)
             check_finite(state, config.update.max_skipped, round)
@@ -263,7 +265,7 @@ def learn(
         begins_fresh=begins_fresh,
         is_on_policy=begins_fresh and config.rollout.policy == "learner",
         num_skipped=int(state.num_skipped),
-        residuals=residuals,
+        numbers=numbers,
         rewards=[buffer.trajectories.reward[rows] for rows in batches],
         groups=[buffer.trajectories.cursor[rows] for rows in batches],
     )

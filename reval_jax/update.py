@@ -18,6 +18,8 @@ SAMPLER_MISMATCH = "training/sampler_learner_logprob_diff"
 Sums = tuple[jax.Array, model.Params, algorithms.Metrics]
 """Loss, gradients and metrics of the micro-batches added so far."""
 
+Numbers = algorithms.PerTrajectory | None
+
 
 class TrainState(NamedTuple):
     """The learner's state: an update reads and writes all of it."""
@@ -131,10 +133,10 @@ def loss_and_gradients(
     mesh: Mesh,
     *,
     config: config_lib.Config,
-) -> tuple[jax.Array, model.Params, algorithms.Metrics, jax.Array | None]:
-    """Loss, gradients (float32, shaped and sharded like params), metrics and residuals of a whole batch.
+) -> tuple[jax.Array, model.Params, algorithms.Metrics, algorithms.PerTrajectory | None]:
+    """Loss, gradients (float32, shaped and sharded like params), metrics and numbers per trajectory of a whole batch.
 
-    The residuals, f32[M, R, S], are the algorithm's, None where it has none.
+    The last are the algorithm's, f32[M, R, S] each, None where it has none.
 
     Each device sums over its own rows, micro-batch by micro-batch. The number of micro-batches is a runtime value, so this
     is a loop with a fixed body, not an unrolled program. Inside the loop a layer's weights are gathered over fsdp and their
@@ -172,37 +174,35 @@ def loss_and_gradients(
 
     def micro_batch_loss(
         params: model.Params, rows: batch.Batch, further: tuple[Any, ...]
-    ) -> tuple[jax.Array, tuple[algorithms.Metrics, jax.Array | None]]:
+    ) -> tuple[jax.Array, tuple[algorithms.Metrics, algorithms.PerTrajectory | None]]:
         scores = score(params, rows)
         value, metrics = algorithm.loss(scores, rows, *further)
-        residual = algorithm.residual(scores, rows) if algorithm.residual else None
-        return value, (metrics | _mismatch(scores, rows), residual)
+        numbers = algorithm.per_trajectory(scores, rows) if algorithm.per_trajectory else None
+        return value, (metrics | _mismatch(scores, rows), numbers)
 
     def local_sum(
         params: model.Params, rows: batch.Batch
-    ) -> tuple[jax.Array, model.Params, algorithms.Metrics, jax.Array | None]:
+    ) -> tuple[jax.Array, model.Params, algorithms.Metrics, algorithms.PerTrajectory | None]:
         further = prepared(params, rows)
-        has_residual = algorithm.residual is not None
 
-        def accumulate(index: jax.Array, carried: tuple[Sums, jax.Array | None]) -> tuple[Sums, jax.Array | None]:
-            total, residuals = carried
+        def accumulate(index: jax.Array, carried: tuple[Sums, Numbers]) -> tuple[Sums, Numbers]:
+            total, numbers = carried
             micro_batch = batch.micro_batch(rows, index)
-            (value, (metrics, residual)), gradients = jax.value_and_grad(micro_batch_loss, has_aux=True)(
+            (value, (metrics, new)), gradients = jax.value_and_grad(micro_batch_loss, has_aux=True)(
                 params, micro_batch, further
             )
-            if residuals is not None:
-                residuals = residuals.at[index].set(residual)
-            return jax.tree.map(jnp.add, total, (value, gradients, metrics)), residuals
+            numbers = jax.tree.map(lambda all_of, part: all_of.at[index].set(part), numbers, new)
+            return jax.tree.map(jnp.add, total, (value, gradients, metrics)), numbers
 
-        value, (metrics, _) = jax.eval_shape(micro_batch_loss, params, batch.micro_batch(rows, 0), further)
+        value, (metrics, shapes) = jax.eval_shape(micro_batch_loss, params, batch.micro_batch(rows, 0), further)
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (value, params, metrics))
-        residuals = jnp.zeros_like(rows.reward) if has_residual else None
-        (value, gradients, metrics), residuals = jax.lax.fori_loop(
-            0, rows.num_micro_batches, accumulate, (zeros, residuals)
+        none_yet = jax.tree.map(lambda _: jnp.zeros_like(rows.reward), shapes)
+        (value, gradients, metrics), numbers = jax.lax.fori_loop(
+            0, rows.num_micro_batches, accumulate, (zeros, none_yet)
         )
         whole = jax.tree.map(lambda _: PartitionSpec(), (value, metrics))
         value, metrics = mesh_lib.sum_over_rows(mesh, (value, metrics), whole)
-        return value, mesh_lib.sum_over_rows(mesh, gradients, placement), metrics, residuals
+        return value, mesh_lib.sum_over_rows(mesh, gradients, placement), metrics, numbers
 
     return jax.shard_map(
         local_sum,
@@ -222,7 +222,7 @@ def make_step(
     algorithm: algorithms.Algorithm,
     config: config_lib.Config,
 ) -> jax.stages.Wrapped:
-    """The jitted update: (state, batch) → (state, metrics, residuals f32[M, R, S] or None); donates the state.
+    """The jitted update: (state, batch) → (state, metrics, `PerTrajectory` of f32[M, R, S] or None); donates the state.
 
     An update whose loss or gradient norm is not finite leaves parameters and optimizer state bitwise as they were, and is
     counted. Compiles once for each shape of the batch.
@@ -233,8 +233,8 @@ def make_step(
         mesh, config.model.compute_dtype, deterministic=config.model.deterministic, has_gradient=True
     )
 
-    def step(state: TrainState, rows: batch.Batch) -> tuple[TrainState, algorithms.Metrics, jax.Array | None]:
-        value, gradients, metrics, residuals = loss_and_gradients(
+    def step(state: TrainState, rows: batch.Batch) -> tuple[TrainState, algorithms.Metrics, Numbers]:
+        value, gradients, metrics, numbers = loss_and_gradients(
             architecture, state.params, rows, algorithm, mesh, config=config
         )
         norm = optax.tree.norm(gradients)
@@ -260,10 +260,10 @@ def make_step(
             "actor/grad_norm": norm,
             "actor/lr": schedule(_optimizer_count(state.opt_state)),
         }
-        return kernels.cond(is_finite, apply, skip, state), metrics, residuals
+        return kernels.cond(is_finite, apply, skip, state), metrics, numbers
 
     # Stating the outputs' placement avoids a second compilation: an inferred one may be equal and written differently.
     placement = jax.tree.map(lambda leaf: leaf.sharding, abstract(abstract_params(architecture, mesh), optimizer, mesh))
-    residuals = batch.sharding(mesh) if algorithm.residual else None
-    outputs = (placement, mesh_lib.replicated(mesh), residuals)
+    numbers = batch.sharding(mesh) if algorithm.per_trajectory else None
+    outputs = (placement, mesh_lib.replicated(mesh), numbers)
     return jax.jit(step, donate_argnums=0, out_shardings=outputs, compiler_options=options)

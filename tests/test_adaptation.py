@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from reval_jax import adaptation, config, round_metrics
+from reval_jax import adaptation, algorithms, config, round_metrics
 
 START = adaptation.Adaptation()
 
@@ -160,7 +160,7 @@ def test_a_round_s_shares_are_of_its_first_update_and_of_its_draws():
         begins_fresh=True,
         is_on_policy=True,
         num_skipped=0,
-        residuals=[np.array([1.0, 2.0], np.float32), np.array([3.0], np.float32), np.array([1.0], np.float32)],
+        numbers=[algorithms.PerTrajectory(np.array(each, np.float32)) for each in ([1.0, 2.0], [3.0], [1.0])],
         rewards=[np.array([0.0, 0.5], np.float32), np.array([0.5], np.float32), np.array([0.5], np.float32)],
         groups=[np.array([4, 4]), np.array([4]), np.array([4])],
     )

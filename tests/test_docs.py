@@ -264,4 +264,5 @@ def test_the_page_lists_exactly_the_metrics_of_runs(tmp_path, monkeypatch):
     written = {name for run in (most, rest, *others) for line in run.lines for name in line}
     written = {re.sub("/(low|high)$", "", name.replace("held_out", "{benchmark}")) for name in written}
     written = {re.sub(r"/(pass|maj)@\d+$", r"/\1@{k}", name).replace("mean@4", "mean@{n}") for name in written}
+    written = {re.sub(r"/age/\d+/", "/age/{a}/", name) for name in written}
     assert written == listed_metrics()

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import strategies
 from support import tiny_programs, tiny_runs
 
-from reval_jax import keys, metrics, replay, round_metrics, types, update
+from reval_jax import algorithms, keys, metrics, replay, round_metrics, types, update
 from reval_jax.algorithms import own
 
 CONTRACT = {
@@ -314,7 +314,15 @@ def test_a_runs_lines_have_the_names_dashboards_know(tmp_path):
         assert line.keys() >= CONTRACT
         assert all(line[name] is not None for name in CONTRACT)
         others = line.keys() - CONTRACT - held_out
-        others -= {"timing_s/eval", "timing_s/save", "timing_s/reference_load", "timing_s/reference_store"}
+        others -= {name for name in others if name.startswith("reval/age/")}
+        others -= {
+            "critic/score/mean/low",
+            "critic/score/mean/high",
+            "timing_s/eval",
+            "timing_s/save",
+            "timing_s/reference_load",
+            "timing_s/reference_store",
+        }
         assert others <= {
             "training/skipped",
             "training/update_tokens",
@@ -322,7 +330,7 @@ def test_a_runs_lines_have_the_names_dashboards_know(tmp_path):
             "training/sampled",
             "replay/reuse_at_eviction",
         }
-        from_loss = {name for name in line if name.startswith("reval/") and not name.startswith("reval/fresh/")}
+        from_loss = {name for name in line if re.fullmatch("reval/[^/]+", name)}
         assert [name for name in line.keys() - from_loss if not own.is_reserved(name)] == []
         assert not any(own.is_reserved(name) for name in from_loss)
         assert line["replay/size"] == min(20, 8 * line["training/round"])
@@ -339,10 +347,43 @@ def test_a_runs_lines_have_the_names_dashboards_know(tmp_path):
     assert ["replay/reuse_at_eviction" in line for line in rounds] == [False, False, True]
     # The fresh batch's own residual: in round 1 the second update has the same rows, after the first one.
     first = rounds[0]
+    for name in ("residual_mean", "residual_abs", "value_gap"):
+        assert first[f"reval/age/0/{name}"] == pytest.approx(first[f"reval/{name}"], rel=1e-4, abs=1e-6)
     assert first["reval/fresh/residual_mean"] != first["reval/residual_mean"]
     assert abs(first["reval/fresh/log_ratio"]) < 1e-3
     # Before the first update the policy is the reference, so only the sampler's rounding remains.
     assert abs(rounds[0]["actor/kl_ref"]) < 1e-3
+
+
+def test_numbers_by_age_are_means_over_every_use_of_a_trajectory_of_that_age():
+    ages = np.array([0, 1, 2, 3, 4, 40])
+    buffer = tiny_programs.random_trajectories(6)._replace(round=(50 - ages).astype(np.int32))
+    batches = [np.array([0, 1, 2]), np.array([1, 3, 4, 5])]
+    residual = [np.array(each, np.float32) for each in ([1, 2, -3], [-6, 1, 5, 7])]
+    done = round_metrics.Updates(
+        metrics=[{}, {}],
+        batches=batches,
+        begins_fresh=True,
+        is_on_policy=True,
+        num_skipped=0,
+        numbers=[algorithms.PerTrajectory(each, 10 * each) for each in residual],
+    )
+    by_age = {0: [1], 1: [2, -6], 2: [-3, 1], 4: [5], 16: [7]}
+    expected = {
+        f"reval/age/{age}/{name}": float(np.mean(of_values(values)))
+        for age, values in by_age.items()
+        for name, of_values in (
+            ("residual_mean", lambda values: values),
+            ("residual_abs", np.abs),
+            ("value_gap", lambda values: np.multiply(values, 10)),
+        )
+    }
+    assert round_metrics.by_age(done, buffer, 50) == expected
+    without = done._replace(numbers=[each._replace(value_gap=None) for each in done.numbers])
+    assert round_metrics.by_age(without, buffer, 50) == {
+        name: value for name, value in expected.items() if "value_gap" not in name
+    }
+    assert round_metrics.by_age(done._replace(numbers=()), buffer, 50) == {}
 
 
 def test_the_metrics_of_the_fresh_batch_are_those_of_the_first_update():

@@ -43,14 +43,29 @@ def test_the_first_lines_say_what_was_trained_how_and_what_came_of_it(tmp_path, 
         "update__updates_per_round": 3,
         "run__rounds": 6,
     }
-    text = shown(page_of(run_files.write(tmp_path / "mine", rising(), **settings), capsys))
+    lines = [line | {"reval/residual_abs": 1.0} for line in rising()]
+    text = shown(page_of(run_files.write(tmp_path / "mine", lines, **settings), capsys))
     assert "SmolLM2 learns sums by ReVal" in text
     assert "β = 0.02" in text
-    assert "3 updates a round" in text
+    assert (
+        "3 updates a round on 1024 responses each, the first on the fresh responses, the others drawn from the last"
+        in text
+    )
     assert "went from 0.100 [0.048, 0.198] in round 1 to 0.900 [0.802, 0.952] in round 6: it rose." in text
     assert "best of 6 rounds is round 6" in text
     assert "rounds 6 of 6 done" in text
     assert "To know first" not in text
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"update__objective": "policy_gradient"}, "a policy gradient: 2 updates a round on the fresh responses."),
+        ({"update__objective": "my_file:mine"}, "the objective my_file:mine: 2 updates a round"),
+    ],
+)
+def test_other_methods_are_named_too(tmp_path, capsys, settings, words):
+    assert words in shown(page_of(run_files.write(tmp_path / "run", rising(), **settings), capsys))
 
 
 def test_scores_whose_intervals_overlap_are_not_told_apart(tmp_path, capsys):

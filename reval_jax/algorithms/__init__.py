@@ -33,7 +33,7 @@ from __future__ import annotations
 
 from reval_jax.algorithms.choice import choose
 from reval_jax.algorithms.policy_gradient import on_policy
-from reval_jax.algorithms.record import Algorithm, Draw, Loss, Metrics, Residual, ShapeReward, limits
+from reval_jax.algorithms.record import Algorithm, Draw, Loss, Metrics, PerTrajectory, Residual, ShapeReward, limits
 from reval_jax.algorithms.value_based import replayed, value_based
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     "Draw",
     "Loss",
     "Metrics",
+    "PerTrajectory",
     "Residual",
     "ShapeReward",
     "choose",

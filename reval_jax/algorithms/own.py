@@ -20,8 +20,8 @@ _CONTRACT = (
 
 _RESERVED = (
     *("actor/loss", "actor/grad_norm", "actor/lr", "actor/entropy", "actor/kl_ref", "critic/score/", "filter_groups/"),
-    *("overlong/", "perf/", "pool/", "replay/", "reset/", "response_length/", "reuse/", "reval/fresh/", "timing_s/"),
-    *("training/", "val-core/", "verifier/"),
+    *("overlong/", "perf/", "pool/", "replay/", "reset/", "response_length/", "reuse/", "reval/age/", "reval/fresh/"),
+    *("timing_s/", "training/", "val-core/", "verifier/"),
 )
 """Names of the trainer's own metrics, and beginnings of names."""
 

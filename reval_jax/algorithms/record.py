@@ -21,6 +21,16 @@ Loss = Callable[..., tuple[jax.Array, Metrics]]
 Residual = Callable[[policy.PolicyScores, batch.Batch, float], jax.Array]
 """(scores, one micro-batch, beta) → residual f32[R, S] in nats, one a trajectory; any number in an empty slot."""
 
+
+class PerTrajectory(NamedTuple):
+    """Numbers of each trajectory of an update, before it: f32[R, S] of a micro-batch, nats; any number in an empty slot."""
+
+    residual: jax.Array | np.ndarray
+    value_gap: jax.Array | np.ndarray | None = (
+        None  # V(s1) less that of the reference; None where the reference's is not there
+    )
+
+
 ShapeReward = Callable[[types.Trajectories], np.ndarray]
 """A round's trajectories, of whole groups → f32[B]. Their `reward` is the verifier's by `update.reward_design` less the penalty
 for length; with `rollout.filter_groups` the groups that are left out are not among them."""
@@ -47,8 +57,8 @@ class Algorithm(NamedTuple):
         ShapeReward  # called once for each trajectory, when its round is collected: a replayed group is incomplete
     )
     reads: frozenset[Reading] = frozenset()  # what the loss or `shape_reward` reads that has to be computed for it
-    # (scores, one micro-batch) → f32[R, S], one number per trajectory that the update also returns; None for none.
-    residual: Callable[[policy.PolicyScores, batch.Batch], jax.Array] | None = None
+    # (scores, one micro-batch) → what the update also returns of each trajectory; None for nothing.
+    per_trajectory: Callable[[policy.PolicyScores, batch.Batch], PerTrajectory] | None = None
     # (scores, one micro-batch) → a tree of sums over the micro-batch. Their sum over the whole step, by one more forward pass, is
     # the loss's third argument; None for no such pass.
     prepare: Callable[[policy.PolicyScores, batch.Batch], Any] | None = None

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from reval_jax import batch, objective, policy
 from reval_jax import config as config_lib
 from reval_jax.algorithms import baselines, draws
-from reval_jax.algorithms.record import Algorithm, Loss, Metrics, Reading, Residual
+from reval_jax.algorithms.record import Algorithm, Loss, Metrics, PerTrajectory, Reading, Residual
 
 REFERENCE: frozenset[Reading] = frozenset({"reference_log_prob", "reference_value"})
 UNREAD = ("surrogate", "mean", "correction")
@@ -25,11 +25,14 @@ def value_based(config: config_lib.Config, residual: Residual, *, reads: frozens
     """
     refuse_unread(config, UNREAD)
     is_weighted = config.replay.priority != "uniform"
-    loss = functools.partial(_value_loss, config, residual, is_weighted, "reference_value" in _computed(config, reads))
-    algorithm = replayed(config, loss)._replace(reads=reads | baselines.reads(config))
-    if not _needs_residual(config):
-        return algorithm
-    return algorithm._replace(residual=lambda scores, rows: residual(scores, rows, config.update.beta))
+    has_reference_value = "reference_value" in _computed(config, reads)
+
+    def per_trajectory(scores: policy.PolicyScores, rows: batch.Batch) -> PerTrajectory:
+        gap = scores.soft_value - rows.reference_value if has_reference_value else None
+        return PerTrajectory(residual(scores, rows, config.update.beta), gap)
+
+    loss = functools.partial(_value_loss, config, residual, is_weighted, has_reference_value)
+    return replayed(config, loss)._replace(reads=reads | baselines.reads(config), per_trajectory=per_trajectory)
 
 
 def replayed(config: config_lib.Config, loss: Loss) -> Algorithm:
@@ -83,16 +86,6 @@ def refuse_unread(config: config_lib.Config, names: tuple[str, ...]) -> None:
                 f"update.{name}={value} with update.objective={config.update.objective}, which does not read it. Leave "
                 f"update.{name}={default}, or use another objective."
             )
-
-
-def _needs_residual(config: config_lib.Config) -> bool:
-    """Whether anything on the host reads the residual of each trajectory of an update."""
-    is_read = (
-        config.replay.priority in ("residual", "centred_residual"),
-        config.update.max_updates_per_round > 0,
-        config.update.reference_reset_pull > 0,
-    )
-    return any(is_read)
 
 
 def _computed(config: config_lib.Config, reads: frozenset[Reading]) -> frozenset[Reading]:

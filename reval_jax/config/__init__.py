@@ -21,6 +21,7 @@ from reval_jax.config.files import (
 from reval_jax.config.sections import (
     ENGINES,
     FUNCTION_NAME,
+    IN_WORDS,
     OBJECTIVES,
     AnswerFormat,
     BuiltIn,
@@ -42,6 +43,7 @@ from reval_jax.config.yaml_core import dump
 __all__ = [
     "ENGINES",
     "FUNCTION_NAME",
+    "IN_WORDS",
     "OBJECTIVES",
     "REMOVED",
     "RENAMED",

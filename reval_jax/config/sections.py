@@ -28,6 +28,16 @@ Fraction = Annotated[float, pydantic.Field(ge=0, le=1, strict=True)]
 FUNCTION_NAME = r"\w+(?:\.\w+)*:\w+(?:\.\w+)*"
 BuiltIn = Literal["reval", "tbrm", "regression", "policy_gradient", "grpo", "rover", "ppo"]
 OBJECTIVES: tuple[str, ...] = typing.get_args(BuiltIn)
+IN_WORDS: dict[str, str] = {
+    "reval": "ReVal (squared Bellman residuals of whole responses)",
+    "tbrm": "TBRM (squared Bellman residuals without the reference's V)",
+    "regression": "regression of the log-ratio on the reward (Eq. 8 of the ReVal paper)",
+    "policy_gradient": "a policy gradient",
+    "grpo": "GRPO (a policy gradient)",
+    "rover": "ROVER (token-level Bellman residuals)",
+    "ppo": "PPO (a policy gradient with a value head)",
+}
+"""What each is to a reader of a run."""
 PRESETS = ("cispo", "dapo", "dr_grpo", "gspo", "m2po", "nsr", "oapl", "psr", "remax", "rlep", "rloo")
 """Published names that are settings of an objective, in configs/algorithms; the names of objectives have a file there too."""
 ENGINES = ("jax",)

@@ -31,6 +31,12 @@ SCORE = Panel(
     has_resets=True,
 )
 
+AGES = (
+    *((0, "fresh"), (1, "1 round"), (2, "2 to 3")),
+    *((4, "4 to 7"), (8, "8 to 15"), (16, "16 or more")),
+)
+"""Of `round_metrics.by_age`, with labels."""
+
 VERDICTS = Panel(
     "Verdicts",
     "Share of the round's responses with each verdict.",
@@ -112,6 +118,16 @@ GROUPS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 "Uses of a trajectory",
                 "Updates that trained on it: so far, of those in the buffer; in all, of those that left it.",
                 (("replay/reuse_mean", "in the buffer"), ("replay/reuse_at_eviction", "when it left")),
+            ),
+            Panel(
+                "Residual by age",
+                "Size in nats, of what the round trained on, by rounds since it was sampled.",
+                tuple((f"reval/age/{age}/residual_abs", label) for age, label in AGES),
+            ),
+            Panel(
+                "Value gap by age",
+                "Nats: V of the policy less V of the reference, by rounds since the trajectory was sampled.",
+                tuple((f"reval/age/{age}/value_gap", label) for age, label in AGES),
             ),
             Panel(
                 "Fresh share of what was trained on",

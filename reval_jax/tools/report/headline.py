@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from reval_jax import config as config_lib
 from reval_jax import terminal, types
 from reval_jax.evaluate import intervals
 from reval_jax.tools.report import reading
@@ -58,21 +59,13 @@ def subject(run: reading.Run) -> str:
 
 def method(run: reading.Run) -> str:
     """The algorithm as one or two sentences, from the settings that choose it."""
-    objective, beta = run.setting("update.objective"), run.setting("update.beta")
-    named = {
-        "reval": f"ReVal (squared Bellman residual of whole responses, β = {beta})",
-        "tbrm": f"TBRM (squared Bellman residual without V of the reference, β = {beta})",
-        "regression": f"regression of the log-ratio on the reward (Eq. 8 of the ReVal paper, β = {beta})",
-        "rover": "ROVER (token-level Bellman residual)",
-        "ppo": "PPO (a policy gradient with a value head)",
-    }
-    gradient = (
-        f"a policy gradient ({run.setting('update.surrogate')} surrogate, {run.setting('update.baseline')} baseline)"
-    )
-    name = named.get(objective, gradient if objective in ("policy_gradient", "grpo") else f"the objective {objective}")
+    objective = str(run.setting("update.objective"))
+    name = config_lib.IN_WORDS.get(objective, f"the objective {objective}")
+    has_residual = bool(run.series("reval/residual_abs"))
+    name += f" with β = {run.setting('update.beta')}" if has_residual else ""
     updates, batch = run.setting("update.updates_per_round", 1), run.setting("update.batch_size", "?")
     draws = run.setting("update.draws", "auto")
-    if draws == "replay" or (draws == "auto" and objective in ("reval", "tbrm", "regression")):
+    if draws == "replay" or (draws == "auto" and has_residual):
         capacity = run.setting("replay.capacity", "?")
         fresh = "the first on the fresh responses, the others " if run.setting("update.fresh_first", True) else ""
         how = f"{_count(updates, 'update')} a round on {batch} responses each, {fresh}drawn from the last {capacity}."
