@@ -275,6 +275,10 @@ def test_two_runs_share_their_axes_and_differing_settings_are_listed(tmp_path, c
     other = run_files.write(tmp_path / "other", [*falling(), run_files.line(12, 0.2)], update__beta=0.5)
     page = page_of(one, capsys, "--compare", other)
     text = shown(page)
+    assert (
+        "In round 6, the last that both have, A scores 0.900 [0.802, 0.952] and B 0.100 [0.048, 0.198]: A is higher."
+        in text
+    )
     assert "A: one" in text
     assert "B: other" in text
     assert "update.beta 0.02 0.5" in text

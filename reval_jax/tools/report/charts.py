@@ -165,7 +165,7 @@ def _frame(axes: Axes, to_x: Callable[[float], float], to_y: Callable[[float], f
     parts = []
     for y in _log_ticks(*axes.y) if axes.is_log else _ticks(*axes.y, 5):
         parts.append(f'<path class="grid" d="M{_LEFT} {to_y(y):.1f}H{right}"/>')
-        parts.append(f'<text class="tick" x="{_LEFT - 6}" y="{to_y(y) + 4:.1f}" text-anchor="end">{y:.4g}</text>')
+        parts.append(f'<text class="tick" x="{_LEFT - 6}" y="{to_y(y) + 4:.1f}" text-anchor="end">{_tick(y)}</text>')
     for x in _ticks(*axes.x, 8):
         if x == int(x):
             parts.append(f'<path class="grid" d="M{to_x(x):.1f} {bottom}v4"/>')
@@ -176,6 +176,10 @@ def _frame(axes: Axes, to_x: Callable[[float], float], to_y: Callable[[float], f
         f'<path class="mark" d="M{to_x(x):.1f} {_TOP}V{bottom}"><title>round {x:g}</title></path>' for x in axes.marks
     ]
     return "".join(parts)
+
+
+def _tick(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def _ticks(low: float, high: float, count: int) -> list[float]:

@@ -20,9 +20,26 @@ def headlines(runs: Sequence[reading.Run]) -> str:
         for index, run in enumerate(runs)
     )
     return (
+        f'<p class="lead outcome">{headline.text(outcome(*runs))}</p>'
         "<p>A is drawn solid, B dashed. <code>reval report --run-dir</code> of one run alone shows its rollouts too.</p>"
         f'<div class="columns">{columns}</div>'
     )
+
+
+def outcome(one: reading.Run, other: reading.Run) -> str:
+    """Which run's score is higher in the last round that both have, and whether the two can be told apart."""
+    of_other = {score.round: score for score in headline.scores_of(other)}
+    shared = [(score, of_other[score.round]) for score in headline.scores_of(one) if score.round in of_other]
+    if not shared:
+        return "The runs have no round in common."
+    ours, theirs = shared[-1]
+    said = {
+        1: "B is higher",
+        -1: "A is higher",
+        0: "their 95% intervals overlap, so they are not told apart",
+        None: "without intervals they cannot be told apart",
+    }[headline.order_of(ours, theirs)]
+    return f"In round {ours.round}, the last that both have, A scores {ours} and B {theirs}: {said}."
 
 
 def differences(one: reading.Run, other: reading.Run) -> str:

@@ -51,7 +51,7 @@ GROUPS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
         (
             Panel(
                 "Distance from the reference",
-                "Nats a response. It grows from 0, and falls to 0 when the reference becomes the policy (vertical lines).",
+                "Nats a response. It grows from 0, and falls to 0 when the reference becomes the policy.",
                 (("actor/kl_ref", "fresh responses"), ("reval/log_ratio", "trained batches")),
                 has_resets=True,
             ),
@@ -228,7 +228,7 @@ def figure(panel: Panel, runs: Sequence[reading.Run]) -> str:
     marks = runs[0].resets if panel.has_resets and len(runs) == 1 else []
     axes = charts.axes_of(drawn, limits=limits, may_be_log=panel.may_be_log, marks=marks)
     about = panel.about + (" Logarithmic." if axes.is_log else "")
-    if marks and "vertical lines" not in about:
+    if marks:
         about += " Vertical lines: resets of the reference."
     keys = [(curve.label, curve.colour, curve.is_dashed) for curve in drawn]
     return _html(panel.title, about, keys if len(keys) > 1 else [], charts.curves(drawn, axes, name=panel.title))
@@ -262,7 +262,7 @@ def _stacked(panel: Panel, runs: Sequence[reading.Run]) -> str:
         title = panel.title if len(runs) == 1 else f"{panel.title}, {'AB'[index]}"
         keys = [(layer.label, layer.colour, False) for layer in layers]
         figures.append(_html(title, about, keys, charts.stacked(layers, shared, name=title), is_area=True))
-    return "".join(figures)
+    return "".join(figures) if len(figures) == 1 else f'<div class="pair">{"".join(figures)}</div>'
 
 
 def _layers(panel: Panel, run: reading.Run) -> list[charts.Curve]:

@@ -40,6 +40,7 @@ def section(run: reading.Run) -> str:
     return (
         f'<p class="lead">{text(subject(run))}</p>'
         f'<p class="lead outcome">{text(outcome(run))}</p>'
+        + "".join(f'<p class="lead">{text(each)}</p>' for each in _held_out(run))
         + _facts(run)
         + (f'<div class="warnings"><h3>To know first</h3><ul>{warnings}</ul></div>' if warnings else "")
     )
@@ -89,7 +90,7 @@ def outcome(run: reading.Run) -> str:
     also = f" The best of {len(scores)} rounds is round {best.round}: {best.value:.3f}." if len(scores) > 2 else ""
     return (
         f"The score of the sampled responses went from {first} in round {first.round} to {last} in round {last.round}: "
-        f"{_compared(first, last)}.{also}{''.join(_held_out(run))}"
+        f"{_compared(first, last)}.{also}"
     )
 
 
@@ -191,7 +192,7 @@ def _held_out(run: reading.Run) -> list[str]:
                 Score(int(round), value, *bounds.get(round, (None, None))) for round, value in (points[0], points[-1])
             )
             found.append(
-                f" On the held-out questions of {benchmark_of(metric)} it went from {first} (round {first.round}) to {last} "
+                f"On the held-out questions of {benchmark_of(metric)} it went from {first} (round {first.round}) to {last} "
                 f"(round {last.round}): {_compared(first, last)}."
             )
     return found
