@@ -199,12 +199,17 @@ def _held_out(run: reading.Run) -> list[str]:
 
 
 def _compared(first: Score, last: Score) -> str:
-    if None in (first.low, first.high, last.low, last.high):
+    order = order_of(first, last)
+    if order is None:
         return "without intervals, nobody can say whether it changed"
-    is_above, is_below = (last.low or 0.0) > (first.high or 0.0), (last.high or 0.0) < (first.low or 0.0)
-    return (
-        "it rose" if is_above else "it fell" if is_below else "their 95% intervals overlap, so they are not told apart"
-    )
+    return {1: "it rose", -1: "it fell", 0: "their 95% intervals overlap, so they are not told apart"}[order]
+
+
+def order_of(one: Score, other: Score) -> int | None:
+    """1 if the other's interval lies above, -1 if below, 0 if they overlap; None where one has none."""
+    if one.low is None or one.high is None or other.low is None or other.high is None:
+        return None
+    return int(other.low > one.high) - int(other.high < one.low)
 
 
 def _facts(run: reading.Run) -> str:
