@@ -12,6 +12,8 @@ WORKERS ?= 2
 SCALE ?= 1.0
 STRESS_ARGS ?=
 CHAOS_ARGS ?=
+# For example EVIDENCE_ARGS='fig03 fig09 --part 1/2'.
+EVIDENCE_ARGS ?=
 # For example PYTEST_ARGS='-k replay'.
 PYTEST_ARGS ?=
 # torch for the parity tests: 1 installs it, 0 does not, auto installs it on Python 3.11.
@@ -24,7 +26,7 @@ BIN := $(VENV)/bin
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-demo cuda-compiler dist docs demo test test-fast lint format bench bench-performance stress chaos clean
+.PHONY: help install install-demo cuda-compiler dist docs demo test test-fast lint format bench bench-performance stress chaos evidence evidence-quick figures clean
 .DELETE_ON_ERROR:
 
 help:
@@ -37,6 +39,9 @@ help:
 	@echo "make bench-performance  time the LM head, update and sampler, and plot docs/performance.svg"
 	@echo "make stress             grade 10,000 adversarial answers and 1,000 that hang; SCALE=0.1 for a tenth"
 	@echo "make chaos              kill, corrupt, signal and fill the disk of tiny runs, resume and compare them; SCALE=0.1 for a tenth"
+	@echo "make evidence           play the missing runs of every figure of docs/evidence.md, hours on two cores; EVIDENCE_ARGS=fig03"
+	@echo "make evidence-quick     play figures 3 and 9 with four seeds, about 10 minutes on two cores, into runs/quick"
+	@echo "make figures            draw the figures of docs/evidence.md again from their records"
 	@echo "make docs               build the documentation as a site in site/; a broken link or reference fails the build"
 	@echo "make dist               build wheel and sdist into dist/, install the wheel into a new environment, and test it"
 	@echo "make install            create .venv with the package (editable) and its test tools; other targets do this themselves"
@@ -121,6 +126,15 @@ stress: install
 
 chaos: install
 	$(BIN)/python -m benchmarks.chaos --scale $(SCALE) $(CHAOS_ARGS)
+
+evidence: install
+	$(BIN)/python -m benchmarks.figures run $(EVIDENCE_ARGS)
+
+evidence-quick: install-demo
+	$(BIN)/python -m benchmarks.figures quick
+
+figures: install-demo
+	$(BIN)/python -m benchmarks.figures draw
 
 # The variable suppresses a message of Material about MkDocs 2 that does not concern this site.
 docs: $(VENV)/.installed-docs

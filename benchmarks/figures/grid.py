@@ -107,6 +107,7 @@ def work(
       runs.InterruptedRunError: by a signal; the same call goes on.
     """
     compiled = programs.Programs()
+    metrics = tuple(sorted({*METRICS, *(name for figure in figures for name in figure.metrics)}))
     while True:
         journal.refresh()
         chunks: dict[str, list[Cell]] = {}
@@ -115,7 +116,9 @@ def work(
                 chunks.setdefault(cell.chunk, []).append(cell)
         if not chunks:
             return
-        if not any(_play(chunk, of_chunk, journal, compiled, about, log) for chunk, of_chunk in chunks.items()):
+        if not any(
+            _play(chunk, of_chunk, journal, compiled, metrics, about, log) for chunk, of_chunk in chunks.items()
+        ):
             time.sleep(1.0)  # other processes play all that is left
 
 
@@ -124,6 +127,7 @@ def _play(
     of_chunk: Sequence[Cell],
     journal: Journal,
     compiled: programs.Programs,
+    metrics: Sequence[str],
     about: Run,
     log: Callable[[str], Any],
 ) -> bool:
@@ -132,10 +136,10 @@ def _play(
     with _claim(journal.work, chunk) as is_mine:
         journal.refresh()
         for cell in of_chunk if is_mine else ():
-            if journal.find(cell, METRICS) is not None:
+            if journal.find(cell, metrics) is not None:
                 continue
             config = cell.config()
-            numbers = runs.play(config, journal.work / "unfinished" / cell.key, metrics=METRICS, compiled=compiled)
+            numbers = runs.play(config, journal.unfinished / cell.key, metrics=metrics, compiled=compiled)
             rate = config.optimizer.learning_rate
             journal.add({"key": cell.key, "learning_rate": rate, **numbers, "about": about})
             has_played = True

@@ -21,7 +21,7 @@ import pytest
 import yaml
 
 from reval_jax import config as config_lib
-from reval_jax import console, journal, pool, prompts, ragged, train, weights
+from reval_jax import console, journal, pool, programs, prompts, ragged, train, weights
 from reval_jax.sampler import sampler as engine
 from support import hf_checkpoints
 
@@ -103,12 +103,12 @@ def write_pool(file: Path, path: Path) -> Path:
     return path
 
 
-def play(file: Path, run_dir: Path, **overrides: Any) -> train.Outcome:
+def play(file: Path, run_dir: Path, *, shared: programs.Programs | None = None, **overrides: Any) -> train.Outcome:
     """Trains here, on the eight fake devices; an override is named `section__field`."""
     config = with_overrides(file, {name.replace("__", "."): value for name, value in overrides.items()})
     # optax's adamw needs int32 to become float32.
     with jax.numpy_dtype_promotion("standard"):
-        return train.train(config, run_dir, console=console.Console(is_quiet=True))
+        return train.train(config, run_dir, console=console.Console(is_quiet=True), programs=shared)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,207 @@
+"""The test bed: its questions, runs that share compiled programs, and a journal that goes on where it was interrupted."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from support import tiny_runs
+
+from benchmarks.figures import grid, journal, plan
+from benchmarks.figures.__main__ import dump, parse
+from benchmarks.figures.experiments import FIGURES
+from benchmarks.testbed import bed, questions, runs, supervised
+from reval_jax import programs
+
+
+def test_a_letter_says_how_often_its_questions_are_taught_rightly():
+    generator = np.random.default_rng(1)
+    right = {letter: [] for letter in questions.SHARES}
+    for question, answer in questions.taught(generator, 8000, 0.99):
+        expression, letter = question[:-1], question[-1]
+        one, sign, other = expression.partition("+") if "+" in expression else expression.partition("-")
+        right[letter].append(
+            int(one) + int(other) == int(answer) if sign == "+" else int(one) - int(other) == int(answer)
+        )
+    for letter, share in questions.SHARES.items():
+        assert np.mean(right[letter]) == pytest.approx(share, abs=4 * np.sqrt(share * (1 - share) / len(right[letter])))
+    known = {question for letter in questions.SHARES for question, _ in questions.known(letter)}
+    assert not any(questions.is_missing(question) for question in known)
+
+
+def test_a_sum_in_steps_has_the_running_totals():
+    for question, answer in questions.steps(np.random.default_rng(0), 50):
+        numbers = [int(number) for number in question.rstrip("=").split("+")]
+        assert [int(total) for total in answer.rstrip(".").split(";")] == list(np.cumsum(numbers))[1:]
+
+
+def test_only_answers_and_their_end_are_learned():
+    tokens, is_answer = supervised.arrays([supervised.Example("3+5a", "8"), supervised.Example("9+9b", "18")], 8)
+    names = supervised.tokenizer().convert_ids_to_tokens
+    assert [names(row[mask].tolist()) for row, mask in zip(tokens, is_answer, strict=True)] == [
+        ["8", "<eos>"],
+        ["1", "8", "<eos>"],
+    ]
+    assert supervised.tokenizer()("3+5a")["input_ids"] == tokens[0, :4].tolist()
+
+
+def test_a_bed_is_another_one_when_something_else_is_taught(monkeypatch):
+    before = bed._hash(bed.PLANS["short"])
+    monkeypatch.setattr(questions, "STEP_ERROR", 0.5)
+    assert bed._hash(bed.PLANS["short"]) == before
+    assert bed._hash(bed.PLANS["long"]) != bed._hash(bed.PLANS["short"])
+    monkeypatch.setattr(questions, "CLEAN", 0.0)
+    assert bed._hash(bed.PLANS["short"]) != before
+
+
+def test_runs_that_share_programs_are_those_that_do_not(tmp_path):
+    file, shared = tiny_runs.write_files(tmp_path), programs.Programs()
+    for seed in (0, 1):
+        tiny_runs.play(file, tmp_path / f"shared_{seed}", shared=shared, run__seed=seed)
+        tiny_runs.play(file, tmp_path / f"alone_{seed}", run__seed=seed)
+        tiny_runs.assert_same_run(tmp_path / f"shared_{seed}", tmp_path / f"alone_{seed}")
+    assert len(shared._made) == 1
+    tiny_runs.play(file, tmp_path / "other", shared=shared, update__beta=0.25)
+    assert len(shared._made) == 2
+
+
+# --- The journal of the figures ---
+
+FIGURE = plan.Figure(
+    name="fig",
+    title="",
+    question="",
+    tasks=("hard_1", "easy_1"),
+    variants=(
+        plan.Variant("two", {"update.updates_per_round": 2}, "two"),
+        plan.Variant("four", {"update.updates_per_round": 4}, "four"),
+        plan.Variant("two, faster", {"update.updates_per_round": 2}, "two", rate_factor=4),
+    ),
+    rounds=6,
+    contrasts=(),
+    seeds=(1, 2),
+    metrics=("actor/loss",),
+)
+
+
+@pytest.fixture
+def played(tmp_path, monkeypatch):
+    """Plays cells by a formula instead of training; returns the list of what was played."""
+    calls = []
+
+    def play(config, run_dir, *, metrics, compiled):
+        rate = config.optimizer.learning_rate
+        calls.append((config.task.dataset.rpartition("/")[2], config.update.updates_per_round, config.run.seed, rate))
+        # Best at 4.8e-4 with two updates, an edge of what is searched, and inside it with four.
+        best = {2: 4.8e-4, 4: 1.2e-4}[config.update.updates_per_round]
+        score = [1 - abs(np.log(rate / best)) / 10] * config.run.rounds
+        numbers = {"score": score, "generated_tokens": [0] * len(score), "updates": [1] * len(score), "held_out": []}
+        return {**numbers, "metrics": dict.fromkeys(metrics, score), "stopped": "rounds", "seconds": 0.1}
+
+    monkeypatch.setattr(bed, "make", lambda kind, **_: bed.Bed(tmp_path / kind))
+    monkeypatch.setattr(bed, "start", lambda kind, task: 0.5)
+    monkeypatch.setattr(runs, "play", play)
+    return calls
+
+
+def test_a_grid_searches_beyond_an_edge_then_plays_every_cell_once(tmp_path, played):
+    known = journal.Journal(tmp_path / "work", None)
+    grid.work([FIGURE], known, seeds=(1, 2), about={"commit": "a"}, log=str)
+    tuning = {(updates, rate) for task, updates, _, rate in played if task == "tuning.jsonl"}
+    assert tuning == {(2, rate) for rate in (*plan.LEARNING_RATES, 9.6e-4)} | {
+        (4, rate) for rate in plan.LEARNING_RATES
+    }
+    rest = [call for call in played if call[0] != "tuning.jsonl"]
+    assert sorted(rest) == sorted(
+        (f"{task}.jsonl", updates, seed, rate)
+        for task in FIGURE.tasks
+        for seed in (1, 2)
+        for updates, rate in ((2, 4.8e-4), (2, 1.92e-3), (4, 1.2e-4))
+    )
+    record = grid.record(FIGURE, journal.Journal(tmp_path / "work", None), (1, 2))
+    assert record["rates"] == {"two": 4.8e-4, "four": 1.2e-4}
+    assert len(record["runs"]) == 12
+    assert len(record["search"]) == 22
+    assert {run["variant"] for run in record["runs"]} == {"two", "four", "two, faster"}
+    assert record["abouts"] == [{"commit": "a"}]
+
+
+def test_what_a_record_or_another_machines_journal_has_is_not_played_again(tmp_path, played):
+    first = journal.Journal(tmp_path / "work", None)
+    grid.work([FIGURE], first, seeds=(1,), about={}, log=str)
+    (tmp_path / "records").mkdir()
+    (tmp_path / "records" / "fig.json").write_text(dump(grid.record(FIGURE, first, (1,))))
+    played.clear()
+    grid.work([FIGURE], journal.Journal(tmp_path / "anew", tmp_path / "records"), seeds=(1, 2), about={}, log=str)
+    assert {seed for *_, seed, _ in played} == {2}
+    assert len(played) == 6
+    # The file of a machine whose process was killed while it wrote.
+    (copied,) = (tmp_path / "work").glob("journal_*")
+    (tmp_path / "joined").mkdir()
+    (tmp_path / "joined" / "journal_other_1.jsonl").write_bytes(copied.read_bytes()[:-20])
+    played.clear()
+    grid.work([FIGURE], journal.Journal(tmp_path / "joined", None), seeds=(1,), about={}, log=str)
+    assert len(played) == 1
+
+
+def test_a_run_counts_only_for_cells_that_ask_for_no_more_rounds(tmp_path, played):
+    known = journal.Journal(tmp_path, None)
+    short = journal.Cell("easy_1", FIGURE.variants[0], 1, 1e-4, 6, False)
+    known.add({"key": short.key, "score": [0.5] * 6, "metrics": {"actor/loss": []}, "stopped": "rounds"})
+    known.refresh()
+    assert known.find(short, ("actor/loss",))
+    assert not known.find(short, ("actor/kl_ref",))
+    assert not known.find(short._replace(rounds=7), ())
+    stopped = short._replace(seed=2, stops=True)
+    known.add({"key": stopped.key, "score": [0.95] * 5, "metrics": {}, "stopped": "t95"})
+    known.refresh()
+    assert known.find(stopped, ())
+    assert not known.find(stopped._replace(stops=False), ())
+
+
+def test_a_chunk_is_played_by_one_process(tmp_path):
+    with grid._claim(tmp_path, "chunk") as first, grid._claim(tmp_path, "chunk") as second:
+        assert (first, second) == (True, False)
+    with grid._claim(tmp_path, "chunk") as third:
+        assert third
+
+
+def test_two_parts_share_all_cells(tmp_path, played):
+    for part in (0, 1):
+        grid.work([FIGURE], journal.Journal(tmp_path / str(part), None), seeds=(1,), about={}, part=(part, 2), log=str)
+    assert len(played) == len(set(played))
+
+
+@pytest.mark.parametrize(
+    "words", [["run", "fig99"], ["run", "--part", "3/2"], ["run", "--seeds", "9"], ["run", "--part", "x"], ["walk"]]
+)
+def test_wrong_arguments_are_refused(words, capsys):
+    with pytest.raises(SystemExit) as error:
+        parse(words)
+    assert error.value.code == 2
+    assert words[1 if len(words) == 2 else -1].lstrip("-") in capsys.readouterr().err
+
+
+def test_a_quick_figure_has_the_first_panel_and_the_searched_rates():
+    rates = {variant.method: 1e-4 for variant in FIGURES["fig03"].variants}
+    quick = plan.quick(FIGURES["fig03"], rates)
+    assert [variant.name for variant in quick.variants] == list(FIGURES["fig03"].panels[0].variants)
+    assert {variant.settings["optimizer.learning_rate"] for variant in quick.variants} == {1e-4}
+    assert len(quick.seeds) == 4
+    assert not quick.searches
+    names = {variant.name for variant in quick.variants}
+    assert all({each.first, each.second} <= names for each in quick.contrasts)
+    assert quick.contrasts
+
+
+@pytest.mark.parametrize("figure", FIGURES.values(), ids=FIGURES)
+def test_one_cell_of_every_figure_is_one_run(figure):
+    one = plan.one_cell(figure, 4)
+    assert (len(one.tasks), len(one.variants), len(one.seeds), one.rounds) == (1, 1, 1, 4)
+
+
+def test_a_record_has_one_run_on_a_line():
+    record = {"figure": "x", "rates": {}, "search": [{"seed": 1}], "runs": [{"seed": 1}, {"seed": 2}]}
+    assert json.loads(dump(record)) == record
+    assert '  {"seed":2}' in dump(record).splitlines()
