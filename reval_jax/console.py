@@ -1,15 +1,15 @@
-"""Progress of a run for a person: a live bar on a terminal, one line per round everywhere."""
+"""Progress of a run for a person: a live view on a terminal, one line per round everywhere."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import rich.console
 import rich.progress
 
-from reval_jax import terminal
+from reval_jax import progress, terminal
 
 Report = Callable[[int, int], None]
 """(steps done, steps in total) → None."""
@@ -21,6 +21,25 @@ class Console:
     def __init__(self, *, is_quiet: bool = False) -> None:
         self._console = rich.console.Console(stderr=True, quiet=is_quiet, highlight=False, soft_wrap=True)
         self._logged: set[str] = set()
+        self._view: progress.View | None = None
+
+    @contextlib.contextmanager
+    def live(self, rounds: int, past: Sequence[Mapping[str, Any]], *, phase: Callable[[], str]) -> Iterator[None]:
+        """Show a view of the run during the block, on a terminal that can; `working` and `round_line` tell it what happens.
+
+        Args:
+          rounds, past, phase: of `progress.View`.
+        """
+        can_move = self._console.file.isatty() and not self._console.is_dumb_terminal
+        if self._console.quiet or not can_move or not self._console.encoding.startswith("utf"):
+            yield
+            return
+        self._view = progress.View(rounds, past, phase)
+        try:
+            with progress.Live(self._console, self._view):
+                yield
+        finally:
+            self._view = None
 
     def log(self, text: str) -> None:
         """Print one line."""
@@ -35,7 +54,15 @@ class Console:
     @contextlib.contextmanager
     def working(self, description: str) -> Iterator[Report]:
         """Show a progress bar during the block, on a terminal only; yields `report(done, total)`."""
-        if not self._console.is_terminal:
+        if (view := self._view) is not None:
+            shown = terminal.visible(description)
+            view.work(shown, 0, 0)
+            try:
+                yield lambda done, total: view.work(shown, done, total)
+            finally:
+                view.rest()
+            return
+        if not self._console.is_terminal or self._console.is_dumb_terminal:
             yield lambda done, total: None
             return
         columns = (
@@ -50,6 +77,8 @@ class Console:
 
     def round_line(self, rounds: int, line: Mapping[str, Any]) -> None:
         """Print one round: score, loss, gradient norm, distance to the reference, seconds."""
+        if self._view is not None:
+            self._view.add(line)
         seconds = " ".join(
             f"{phase} {line[f'timing_s/{phase}']:.1f}s"
             for phase in ("generate", "verify", "reference", "update", "eval", "round")

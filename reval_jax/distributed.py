@@ -54,7 +54,8 @@ def start(*, cache_directory: str | None = None) -> None:
     if compilation_cache() is None:
         default = os.path.join(os.path.expanduser("~"), ".cache", "reval_jax", "xla")
         jax.config.update("jax_compilation_cache_dir", cache_directory or default)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 def compilation_cache() -> str | None:

@@ -27,16 +27,18 @@ class Clock:
     """Wall-clock seconds by phase since the last `read`."""
 
     def __init__(self) -> None:
+        self.current = ""  # the phase of the block that runs now
         self._seconds: dict[str, float] = {}
         self._start = time.perf_counter()
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Add the duration of the block to `timing_s/{name}`."""
-        start = time.perf_counter()
+        start, outer, self.current = time.perf_counter(), self.current, name
         try:
             yield
         finally:
+            self.current = outer
             self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - start
 
     def read(self) -> dict[str, float]:

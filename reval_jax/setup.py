@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import socket
@@ -115,6 +116,13 @@ def prepare(
     except BaseException:
         held.release()
         raise
+
+
+def live(components: Components) -> contextlib.AbstractContextManager[None]:
+    """The view of the run that a terminal shows during its rounds."""
+    file, rounds, clock = components.directory.metrics, components.config.run.rounds, components.clock
+    past = metrics.read(file) if file.exists() else []
+    return components.console.live(rounds, past, phase=lambda: clock.current)
 
 
 def hold(run_dir: Path, *, log: Callable[[str], None]) -> owner.Owner:

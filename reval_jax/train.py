@@ -79,7 +79,7 @@ def train(
     actor = rollout.synchronous(components, preemption)
     outcome: sinks.Outcome = "failed"
     try:
-        with preemption:
+        with preemption, setup.live(components):
             try:
                 if run.progress.round == 0:
                     run = write_baseline(components, run, preemption)
