@@ -110,7 +110,13 @@ def test_a_run_that_stopped_at_its_score_has_ended(tmp_path, capsys):
 def test_a_score_that_fell_is_said(tmp_path, capsys):
     text = shown(page_of(run_files.write(tmp_path / "run", falling()), capsys))
     assert "it fell" in text
-    assert "The score has fallen since its best" in text
+    assert "The score has fallen: its mean was 0.740 in rounds 1 to 3, and is 0.260 in rounds 4 to 6" in text
+    # The best of many rounds is above the last one by chance alone.
+    noise = np.random.default_rng(0).binomial(64, 0.5, 60) / 64
+    lines = [run_files.line(round, score) for round, score in enumerate(noise, start=1)]
+    text = shown(page_of(run_files.write(tmp_path / "noise", lines), capsys))
+    assert "fallen" not in text
+    assert f"The mean of the last 5 rounds is {noise[-5:].mean():.3f}." in text
 
 
 def falling():
@@ -178,6 +184,18 @@ def test_curves_bands_and_resets_stand_where_the_numbers_are(tmp_path, capsys):
     for drawn in (chart, kl):
         (mark,) = re.findall(r'class="mark" d="M([\d.]+) ', drawn)
         assert float(mark) == pytest.approx(points[1, 0], abs=0.1)
+
+
+def test_seconds_of_rounds_that_compile_are_said_and_leave_the_others_their_height(tmp_path, capsys):
+    lines = [line | ({"timing_s/round": 90.0} if line["training/round"] == 1 else {}) for line in rising()]
+    page = page_of(run_files.write(tmp_path / "run", lines), capsys)
+    assert "Beyond the axis: 1 round, of up to 90 s." in shown(page)
+    chart = re.search(r'aria-label="Seconds of a round by phase">(.*?)</svg>', page)[1]
+    edge = re.findall(r'class="area [^"]*" d="M([^"]+)Z"', chart)[-1].split("L")
+    heights = [float(point.split()[1]) for point in edge[:6]]
+    # 4 times the median of 2 seconds is the top.
+    top, bottom = 12, 216
+    np.testing.assert_allclose(heights, [top, *[bottom - (bottom - top) * 2 / 8.4] * 5], atol=0.1)
 
 
 def test_every_metric_that_a_run_lacks_leaves_no_empty_chart(tmp_path, capsys):

@@ -59,7 +59,7 @@
   if (hasColours) {
     state.colour = "0";
     choose("colours", "colour", [...data.scores.map((label, index) => [String(index), label]), ["", "none"]]);
-    choose("tokens", "coloured", [["", "all responses"], ["yes", "coloured ones only"]]);
+    choose("tokens", "coloured", [["", "all"], ["yes", "coloured only"]]);
   }
 
   const matching = () => {

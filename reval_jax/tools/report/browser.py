@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from typing import Any
 
 from reval_jax import terminal, types
@@ -122,7 +123,7 @@ def _about(run: reading.Run, found: choice.Choice, rows: list[types.Json]) -> st
 
 
 def _colours(run: reading.Run, scores: token_file.TokenScores | None, num_coloured: int) -> str:
-    command = f"<code>reval inspect --run-dir {headline.text(run.directory.path)}</code>"
+    command = f"<code>reval inspect --run-dir {headline.text(shlex.quote(str(run.directory.path)))}</code>"
     if not num_coloured or scores is None:
         return (
             f"No token has colours yet: {command} scores them with the run's last checkpoint and its initial model; then make "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -184,7 +185,9 @@ _HELD_OUT = (
 
 def sections(runs: Sequence[reading.Run]) -> str:
     """HTML of all charts that have a point; of two runs every chart shows both on the same axes."""
-    groups = [("Score", (SCORE, VERDICTS, *_held_out(runs))), *GROUPS]
+    # Areas of two runs need a row of their own.
+    score = (SCORE, VERDICTS, *_held_out(runs)) if len(runs) == 1 else (SCORE, *_held_out(runs), VERDICTS)
+    groups = [("Score", score), *GROUPS]
     drawn = [(title, [figure(panel, runs) for panel in panels]) for title, panels in groups]
     return "".join(
         f'<section><h2>{title}</h2><div class="panels">{"".join(figures)}</div></section>'
@@ -244,21 +247,24 @@ def _bounds(run: reading.Run, metric: str) -> Bounds:
 def _stacked(panel: Panel, runs: Sequence[reading.Run]) -> str:
     """One chart of areas for each run, on the same axes."""
     of_runs = [_layers(panel, run) for run in runs]
-    if not all(of_runs):
-        return ""
     totals = [
-        sorted(map(sum, zip(*([y for _, y in layer.points] for layer in layers), strict=True))) for layers in of_runs
+        sum(values)
+        for layers in of_runs
+        for values in zip(*([y for _, y in layer.points] for layer in layers), strict=True)
     ]
-    # A first round that compiles would leave nothing to see of the others.
-    tops = [ordered[-2] if len(ordered) > 2 and ordered[-1] > 3 * ordered[-2] else ordered[-1] for ordered in totals]
-    limits = panel.limits or (0.0, max(tops) * 1.05 or 1.0)
-    is_cut = max(ordered[-1] for ordered in totals) > limits[1] * 1.0001
+    if not totals:
+        return ""
+    # The first rounds, which compile, would leave nothing to see of the others.
+    limits = panel.limits or (0.0, min(max(totals), 4 * statistics.median(totals)) * 1.05 or 1.0)
     shared = charts.axes_of([layer for layers in of_runs for layer in layers], limits=limits)
-    about = panel.about + (
-        f" One round took {charts.number(max(o[-1] for o in totals))} s, beyond the axis." if is_cut else ""
-    )
+    about, num_beyond = panel.about, sum(total > limits[1] * 1.0001 for total in totals)
+    if num_beyond:
+        rounds = "1 round" if num_beyond == 1 else f"{num_beyond} rounds"
+        about += f" Beyond the axis: {rounds}, of up to {charts.number(max(totals))} s."
     figures = []
     for index, layers in enumerate(of_runs):
+        if not layers:
+            continue
         title = panel.title if len(runs) == 1 else f"{panel.title}, {'AB'[index]}"
         keys = [(layer.label, layer.colour, False) for layer in layers]
         figures.append(_html(title, about, keys, charts.stacked(layers, shared, name=title), is_area=True))

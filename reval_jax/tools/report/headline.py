@@ -13,6 +13,7 @@ from reval_jax import terminal, types
 from reval_jax.evaluate import intervals
 from reval_jax.tools.report import reading
 
+_WINDOW = 5  # rounds whose mean stands for the end of a run
 _MANY_CUT, _MANY_UNGRADED = 0.2, 0.01  # shares from which on they are a warning
 
 
@@ -88,6 +89,9 @@ def outcome(run: reading.Run) -> str:
         return f"The score of the sampled responses is {last} in round {last.round}, the only one."
     # Of two rounds the best is too often the last for a sentence of its own.
     also = f" The best of {len(scores)} rounds is round {best.round}: {best.value:.3f}." if len(scores) > 2 else ""
+    if len(scores) >= 2 * _WINDOW:
+        mean = sum(score.value for score in scores[-_WINDOW:]) / _WINDOW
+        also = f" The mean of the last {_WINDOW} rounds is {mean:.3f}." + also
     return (
         f"The score of the sampled responses went from {first} in round {first.round} to {last} in round {last.round}: "
         f"{_compared(first, last)}.{also}"
@@ -135,7 +139,7 @@ def warnings_of(run: reading.Run) -> list[str]:
     found = [*_ending(run), *run.notes]
     if not lines:
         return found
-    latest, last = lines[-1], lines[-1]["training/round"]
+    latest = lines[-1]
     if skipped := latest.get("training/skipped"):
         found.append(f"{_count(skipped, 'update')} had a loss or gradient that was not finite, and were skipped.")
     sampled = sum(line.get("training/sampled") or 0 for line in lines)
@@ -154,16 +158,33 @@ def warnings_of(run: reading.Run) -> list[str]:
             f"of {run.setting('rollout.max_response_tokens', '?')} tokens."
         )
     scores = scores_of(run)
-    best = max(scores, key=lambda score: score.value)
-    if scores[-1].high is not None and best.low is not None and scores[-1].high < best.low:
-        found.append(
-            f"The score has fallen since its best: {best} in round {best.round}, {scores[-1]} in round {last}."
-        )
+    if fallen := _fallen(scores):
+        found.append(fallen)
     if all(score.value == scores[0].value for score in scores) and len(scores) > 1:
         found.append(f"The score is {scores[0].value:g} in every round: a value like this teaches nothing.")
     if lines[0]["training/round"] > 1:
         found.append(f"The metrics begin with round {lines[0]['training/round']}: earlier lines were lost.")
     return found
+
+
+def _fallen(scores: Sequence[Score]) -> str:
+    """That the score has fallen, if each of the last rounds is below each of the best rounds in a row; empty otherwise.
+
+    The best single round is the luckiest of many, so that the last one is nearly always below it.
+    """
+    size = min(_WINDOW, len(scores) // 2)
+    if size < 3:
+        return ""
+    starts = range(len(scores) - 2 * size + 1)
+    start = max(starts, key=lambda first: sum(score.value for score in scores[first : first + size]))
+    best, last = scores[start : start + size], scores[-size:]
+    if max(score.value for score in last) >= min(score.value for score in best):
+        return ""
+    means = [sum(score.value for score in part) / size for part in (best, last)]
+    return (
+        f"The score has fallen: its mean was {means[0]:.3f} in rounds {best[0].round} to {best[-1].round}, and is {means[1]:.3f} "
+        f"in rounds {last[0].round} to {last[-1].round}, every one of which is below every one of those."
+    )
 
 
 def _ending(run: reading.Run) -> list[str]:
@@ -261,8 +282,7 @@ def _count(number: object, noun: str) -> str:
 
 
 def _short(path: object) -> str:
-    """A path's own name; a hub id and procedural:NAME stay."""
-    name = str(path)
-    return (
-        Path(name).name.removesuffix(".jsonl").removesuffix(".gguf") if Path(name).suffix or name[:1] in "/." else name
-    )
+    """A file's own name, or the last two parts of another path; a hub id and procedural:NAME stay."""
+    name = Path(str(path)).name
+    is_file = name.endswith((".jsonl", ".gguf"))
+    return name.removesuffix(".jsonl").removesuffix(".gguf") if is_file else "/".join(str(path).split("/")[-2:])
