@@ -55,6 +55,7 @@ def test_a_bed_is_another_one_when_something_else_is_taught(monkeypatch):
     assert bed._hash(bed.PLANS["short"]) != before
 
 
+@pytest.mark.slow
 def test_runs_that_share_programs_are_those_that_do_not(tmp_path):
     file, shared = tiny_runs.write_files(tmp_path), programs.Programs()
     for seed in (0, 1):
