@@ -23,6 +23,7 @@ from reval_jax import (
     prompts,
     reference,
     replay,
+    rollout_files,
     sampler,
     trajectories,
     types,
@@ -71,6 +72,31 @@ def _sampling_params(config: config_lib.Config, run: RunState) -> model.Params:
     if config.rollout.policy == "learner" or run.reference is None:
         return run.state.params
     return reference.load(run.reference)
+
+
+def write(components: Components, sampled: RoundRollout, round: int) -> None:
+    """The round's rollouts file, on one process: every trajectory, trained on or not.
+
+    The files are a log: where one cannot be written, the run goes on without it.
+    """
+    if jax.process_index() != 0:
+        return
+    components.owner.check()
+    config, directory, log_once = components.config, components.directory, components.console.log_once
+    try:
+        rollout_files.write(directory.rollout(round + 1), sampled.prompts, sampled.all, components.tokenizer)
+        if gib := config.run.max_rollouts_gib:
+            deleted = rollout_files.delete_oldest(directory.rollout_files(), max_bytes=gib * 2**30)
+            if deleted:
+                log_once(
+                    "deleted rollouts",
+                    f"the rollouts have more than run.max_rollouts_gib={gib:g}: the oldest files are deleted from now on, "
+                    f"the first that of round {deleted[0]}",
+                )
+    except OSError as error:
+        log_once(
+            "no rollouts", f"the rollouts of round {round + 1} cannot be written ({error}); the run goes on without"
+        )
 
 
 class _Round(NamedTuple):

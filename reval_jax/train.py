@@ -26,7 +26,6 @@ from reval_jax import (
     reference,
     replay,
     rollout,
-    rollout_files,
     round_metrics,
     run_directory,
     sampler,
@@ -195,7 +194,7 @@ def play_round(
     }
     if components.benchmarks and config.eval.every and (round + 1) % config.eval.every == 0:
         line |= evaluate_policy(components, run, preemption, may_stop=was_saved)
-    write_rollouts(components, sampled, round)
+    rollout.write(components, sampled, round)
     return write_line(components, run, line)
 
 
@@ -209,7 +208,7 @@ def check_verdicts(components: Components, sampled: rollout.RoundRollout, round:
         kinds = np.concatenate([sampled.all.verdict, sampled.greedy_verdict])
         verifier.check_failures(kinds, components.config.verifier)
     except verifier.UnreliableError:
-        write_rollouts(components, sampled, round)
+        rollout.write(components, sampled, round)
         raise
 
 
@@ -388,31 +387,6 @@ def check_processes_agree(buffer: replay.Buffer, cursor: int, num_updates: int, 
             "state of update.max_updates_per_round and update.reference_reset_pull": str(adapted),
         }
     )
-
-
-def write_rollouts(components: Components, sampled: rollout.RoundRollout, round: int) -> None:
-    """The round's rollouts file, on one process: every trajectory, trained on or not.
-
-    The files are a log: where one cannot be written, the run goes on without it.
-    """
-    if jax.process_index() != 0:
-        return
-    components.owner.check()
-    config, directory, log_once = components.config, components.directory, components.console.log_once
-    try:
-        rollout_files.write(directory.rollout(round + 1), sampled.prompts, sampled.all, components.tokenizer)
-        if gib := config.run.max_rollouts_gib:
-            deleted = rollout_files.delete_oldest(directory.rollout_files(), max_bytes=gib * 2**30)
-            if deleted:
-                log_once(
-                    "deleted rollouts",
-                    f"the rollouts have more than run.max_rollouts_gib={gib:g}: the oldest files are deleted from now on, "
-                    f"the first that of round {deleted[0]}",
-                )
-    except OSError as error:
-        log_once(
-            "no rollouts", f"the rollouts of round {round + 1} cannot be written ({error}); the run goes on without"
-        )
 
 
 def write_line(components: Components, run: RunState, line: types.Json) -> RunState:

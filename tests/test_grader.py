@@ -14,7 +14,7 @@ import pytest
 from support import fuzzed_answers, hostile_answers
 
 from benchmarks import stress
-from reval_jax import config, config_checks, train, types, verifier
+from reval_jax import config, config_checks, rollout, train, types, verifier
 from reval_jax.verifier import grading
 
 TESTS = Path(__file__).resolve().parent
@@ -202,7 +202,7 @@ def test_answers_too_large_for_the_built_in_grader_never_stop_a_run():
 
 def test_failed_verdicts_of_greedy_responses_count(monkeypatch: pytest.MonkeyPatch):
     written = []
-    monkeypatch.setattr(train, "write_rollouts", lambda *arguments: written.append(arguments))
+    monkeypatch.setattr(rollout, "write", lambda *arguments: written.append(arguments))
     crash = types.VERDICTS.index("crash")
     components = SimpleNamespace(config=config.Config())
     whole = SimpleNamespace(

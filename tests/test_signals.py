@@ -36,21 +36,22 @@ PLAYING = "signals.watch.begin_rounds(grace_seconds=3, standing=lambda: 'Round 4
 READY = "import threading; threading.Timer(0.5, print, ('ready',), {'flush': True}).start()\n"
 
 
-def default_signals() -> None:
-    """In the child: a shell's background jobs ignore these, and their children inherit that."""
-    for number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
-
-
-def start(program: str, **settings) -> subprocess.Popen[str]:
-    """Starts a Python program, and waits until it has printed `ready`."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", program],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        text=True,
-        **{"stderr": subprocess.PIPE, "preexec_fn": default_signals, **settings},
-    )
+def start(program: str, *, ignored: signal.Signals | None = None, **settings) -> subprocess.Popen[str]:
+    """Starts a Python program that ignores no signal but `ignored`, and waits until it has printed `ready`."""
+    numbers = (signal.SIGINT, signal.SIGHUP)
+    # A child inherits what is ignored, as a shell's background jobs ignore SIGINT; handlers become defaults.
+    before = [signal.signal(number, signal.SIG_IGN if number == ignored else lambda *_: None) for number in numbers]
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-c", program],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            text=True,
+            **{"stderr": subprocess.PIPE, **settings},
+        )
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
     assert process.stdout.readline() == "ready\n"
     return process
 
@@ -138,7 +139,7 @@ def test_a_blocked_standard_error_does_not_keep_the_process_from_its_end():
 
 
 def test_a_hangup_that_nohup_ignores_stays_ignored():
-    process = start(watched(PLAYING, READY, IN_C), preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    process = start(watched(PLAYING, READY, IN_C), ignored=signal.SIGHUP)
     process.send_signal(signal.SIGHUP)
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(3)
