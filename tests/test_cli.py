@@ -18,6 +18,7 @@ from support import tiny_runs
 
 import reval_jax
 from reval_jax import cli, config, model, terminal, weights
+from reval_jax.cli import arguments, parsing
 from reval_jax.tools import doctor
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -92,6 +93,15 @@ def test_help_names_every_setting_with_its_default_and_its_comment(command, caps
 def test_help_shows_the_config_files_values_as_defaults(files, capsys):
     text = with_flags_joined(output_of(capsys, "train", "--config", files / "config.yaml", "--help"))
     assert re.search(r"--update\.beta FLOAT [^-]*\(default: 0\.5\)", text)
+
+
+@pytest.mark.parametrize(
+    "words", [["--update.fresh_first", "false"], ["--update.fresh-first=false"], ["--update.fresh_first=False"]]
+)
+def test_a_switch_is_written_as_in_a_config_file_or_as_in_python(words):
+    args = parsing.parse(arguments.Train, "train", [*words, "--task.dataset", "false"])
+    assert args.settings.update.fresh_first is False
+    assert args.settings.task.dataset == "false"
 
 
 def test_the_module_is_the_command():

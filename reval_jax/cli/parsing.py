@@ -34,12 +34,34 @@ def parse(dataclass: Any, command: str, argv: list[str], *, defaults: Any = None
         run_dir = run_dirs[0] if run_dirs and dataclass is not arguments.Train else None
         defaults = dataclass(settings=_load(configs, run_dir))
     parsed = tyro.cli(
-        dataclass, args=argv, default=defaults or tyro.MISSING_NONPROP, prog=f"reval {command}", use_underscores=True
+        dataclass,
+        args=_switches_as_in_python(argv),
+        default=defaults or tyro.MISSING_NONPROP,
+        prog=f"reval {command}",
+        use_underscores=True,
     )
     return dataclasses.replace(
         parsed,
         **{field.name: _with_home(getattr(parsed, field.name)) for field in dataclasses.fields(parsed) if field.init},
     )
+
+
+def _switches_as_in_python(argv: list[str]) -> list[str]:
+    """The words with True and False for the true and false of YAML, which the messages about settings use."""
+    switches = {
+        f"--{section.name}.{field.name}"
+        for section in dataclasses.fields(config_lib.Config)
+        for field in dataclasses.fields(section.default)  # type: ignore[arg-type]
+        if field.type == "Switch"
+    }
+    found: list[str] = []
+    for word in argv:
+        flag, equals, value = word.rpartition("=")
+        before = flag if equals else found[-1] if found else ""
+        before = "--" + before.removeprefix("--").replace("-", "_")
+        is_value = before in switches and value in ("true", "false")
+        found.append(f"{flag}{equals}{value.capitalize()}" if is_value else word)
+    return found
 
 
 def _with_home(value: Any) -> Any:
