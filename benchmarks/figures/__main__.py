@@ -26,7 +26,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from benchmarks.figures import draw, grid, page, plan
+from benchmarks.figures import grid, plan
 from benchmarks.figures.experiments import FIGURES
 from benchmarks.figures.journal import RECORDS, WORK, Journal, Run
 from benchmarks.testbed import bed, runs
@@ -161,6 +161,8 @@ def write(figures: Sequence[plan.Figure], args: argparse.Namespace) -> None:
 
 def picture(figures: Sequence[plan.Figure], records: Path) -> None:
     """The pictures of these figures from their records, and the tables of the pages."""
+    from benchmarks.figures import draw, page  # workers, which do without matplotlib, draw nothing
+
     for figure in figures:
         path = records / f"{figure.name}.json"
         if path.exists() and (record := json.loads(path.read_text(encoding="utf-8")))["runs"]:
