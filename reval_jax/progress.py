@@ -90,10 +90,11 @@ class View:
         round = min(self._rounds, (self._lines[-1]["training/round"] if self._lines else 0) + 1)
         text = rich.text.Text(f"round {round} of {self._rounds}: ", style="bold")
         elapsed = f" {_duration(time.monotonic() - self._start)}"
-        if self._work is None:
+        work = self._work  # read once: another thread may end it
+        if work is None:
             text.append(f"{self._phase() or 'between two phases'}{elapsed}", style="not bold")
             return text
-        description, done, total = self._work
+        description, done, total = work
         # The description of a round's work begins with its number, which stands there already.
         text.append(f"{description.removeprefix(f'round {round}: ')} ", style="not bold")
         count = f" {done}/{total}{elapsed}" if total else elapsed

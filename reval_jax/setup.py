@@ -121,7 +121,7 @@ def prepare(
 def live(components: Components) -> contextlib.AbstractContextManager[None]:
     """The view of the run that a terminal shows during its rounds."""
     file, rounds, clock = components.directory.metrics, components.config.run.rounds, components.clock
-    past = metrics.read(file) if file.exists() else []
+    past = metrics.read(file, drops_incomplete=True) if file.exists() else []  # process 0 may be writing
     return components.console.live(rounds, past, phase=lambda: clock.current)
 
 

@@ -96,7 +96,13 @@ def test_help_shows_the_config_files_values_as_defaults(files, capsys):
 
 
 @pytest.mark.parametrize(
-    "words", [["--update.fresh_first", "false"], ["--update.fresh-first=false"], ["--update.fresh_first=False"]]
+    "words",
+    [
+        ["--update.fresh_first", "false"],
+        ["--update.fresh-first=false"],
+        ["--update.fresh_first=FALSE"],
+        ["--update.fresh_first=False"],
+    ],
 )
 def test_a_switch_is_written_as_in_a_config_file_or_as_in_python(words):
     args = parsing.parse(arguments.Train, "train", [*words, "--task.dataset", "false"])

@@ -244,3 +244,28 @@ def test_tables_are_written_between_their_comments_alone(tmp_path, monkeypatch):
     assert (tmp_path / "evidence.md").read_text() == written
     with pytest.raises(ValueError, match="has the comment <!-- nothing -->"):
         page.with_tables("<!-- nothing -->\n<!-- end -->", {})
+
+
+def test_a_figure_added_after_runs_had_been_seen_confirms_nothing():
+    record = made_up_record(fig09.FIGURE)
+    added = fig09.FIGURE._replace(is_exploratory=True)
+    assert {each.verdict for each in outcomes.comparisons(fig09.FIGURE, record)} & {"confirmed", "refuted"}
+    assert {each.verdict for each in outcomes.comparisons(added, record)} == {"exploratory"}
+    assert FIGURES["fig09_low"].is_exploratory
+    assert "`fig09_low`, **added after runs had been seen**" in page.contrasts()
+
+
+def test_a_best_rate_at_the_edge_of_the_search_is_said():
+    record = made_up_record(fig09.FIGURE)
+    inside = page.of_figure(fig09.FIGURE, record, [])
+    assert "at the edge" not in inside
+    method = next(iter(record["rates"]))
+    record["rates"][method] = plan.LEARNING_RATES[-1]
+    assert f"after both extensions, for: {method}." in page.of_figure(fig09.FIGURE, record, [])
+
+
+def test_a_method_whose_search_is_unfinished_is_left_out_of_it():
+    record = made_up_record(fig09.FIGURE)
+    method = next(iter(record["rates"]))
+    del record["rates"][method]
+    assert method not in curves.searches(fig09.FIGURE, record)

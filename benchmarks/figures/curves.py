@@ -30,6 +30,11 @@ class Try(NamedTuple):
     collapsed: tuple[bool, ...]  # whether a run of the rate did
     chosen: float
 
+    @property
+    def is_at_edge(self) -> bool:
+        """Whether a larger or smaller rate might be better still."""
+        return self.chosen in (self.rates[0], self.rates[-1])
+
 
 def groups(tasks: Iterable[str]) -> dict[str, list[str]]:
     """Tasks of one difficulty together: hard_1 and hard_2 are "hard"."""
@@ -75,7 +80,7 @@ def curve(figure: plan.Figure, runs: Sequence[outcomes.Run], panel: plan.Panel) 
 
 
 def searches(figure: plan.Figure, record: outcomes.Record) -> dict[str, Try]:
-    """Method → its search, in the order of the figure's variants; of those that have one.
+    """Method → its search, in the order of the figure's variants; of those whose search is finished.
 
     A run of the search names its method, or the variant with whose settings it was made, as its `variant`.
     """
@@ -84,7 +89,8 @@ def searches(figure: plan.Figure, record: outcomes.Record) -> dict[str, Try]:
     of_method: dict[str, dict[float, list[outcomes.Run]]] = {method: {} for method in methods}
     for run in record["search"]:
         of_method[of_name[run["variant"]]].setdefault(float(run["learning_rate"]), []).append(run)
-    return {method: _try(of_rate, float(record["rates"][method])) for method, of_rate in of_method.items() if of_rate}
+    rates = record["rates"]
+    return {method: _try(of_method[method], float(rates[method])) for method in of_method if method in rates}
 
 
 def reference_values(figure: plan.Figure, record: outcomes.Record) -> dict[str, float]:

@@ -18,7 +18,7 @@ from reval_jax.evaluate import intervals
 
 Run = Mapping[str, Any]
 Record = Mapping[str, Any]
-Verdict = Literal["confirmed", "refuted", "not told apart", "unfinished"]
+Verdict = Literal["confirmed", "refuted", "not told apart", "exploratory", "unfinished"]
 
 WINDOW = 3
 """Rounds whose mean score has to reach LEVEL: 192 responses of the test bed's 64 a round."""
@@ -297,15 +297,20 @@ def between_share(record: Record, variant: str, groups: Sequence[Sequence[str]],
 
 
 def comparisons(figure: plan.Figure, record: Record) -> list[Comparison]:
-    """All contrasts of a figure, with Holm's adjustment among them; one that lacks runs is "unfinished" and counts as p = 1."""
+    """All contrasts of a figure, with Holm's adjustment among them; one that lacks runs is "unfinished" and counts as p = 1.
+
+    Those of a figure that was added after runs had been seen are "exploratory".
+    """
     found = [_compare(figure, record, contrast) for contrast in figure.contrasts]
     adjusted = holm([1.0 if each.missing else each.p for each in found])
+
+    def judged(each: Comparison, p_holm: float) -> Verdict:
+        if each.missing or figure.is_exploratory:
+            return "unfinished" if each.missing else "exploratory"
+        return verdict(each.contrast, each.effect, p_holm, each.censored_pairs)
+
     return [
-        each._replace(
-            p_holm=p_holm,
-            verdict="unfinished" if each.missing else verdict(each.contrast, each.effect, p_holm, each.censored_pairs),
-        )
-        for each, p_holm in zip(found, adjusted, strict=True)
+        each._replace(p_holm=p_holm, verdict=judged(each, p_holm)) for each, p_holm in zip(found, adjusted, strict=True)
     ]
 
 

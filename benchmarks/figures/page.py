@@ -83,14 +83,14 @@ def tables(found: Mapping[str, outcomes.Record]) -> dict[str, str]:
 def contrasts() -> str:
     """Every comparison, as it was decided before the runs."""
     lines = ["| figure | compared | outcome, tasks | confirmed if | refuted if |", "|---|---|---|---|---|"]
-    for name, figure in FIGURES.items():
+    for figure in FIGURES.values():
         for contrast in figure.contrasts:
             confirmed, refuted = _conditions(contrast)
             tasks = ", ".join(contrast.tasks)
             if contrast.other_tasks:
                 tasks += " against " + ", ".join(contrast.other_tasks)
             lines.append(
-                f"| `{name}` | {compared(contrast)} | {LABELS[contrast.outcome]}; {tasks} | "
+                f"| {_title(figure)} | {compared(contrast)} | {LABELS[contrast.outcome]}; {tasks} | "
                 f"{confirmed}. {contrast.confirms} | {refuted}. {contrast.refutes} |"
             )
     return "\n".join(lines)
@@ -100,14 +100,20 @@ def costs() -> str:
     """Runs and seconds of every figure by itself, and of all, whose common cells and searches run once."""
     lines = ["| figure | question | tasks × variants × seeds × rounds | runs | runs of the search | at most, minutes |"]
     lines.append("|---|---|---|---|---|---|")
-    for name, figure in FIGURES.items():
+    for figure in FIGURES.values():
         cost = plan.cost(figure)
         size = f"{len(figure.tasks)} × {len(figure.variants)} × {len(figure.seeds)} × {figure.rounds}"
         minutes = f"{cost.seconds / 60:.0f}"
-        lines.append(f"| `{name}` | {figure.question} | {size} | {cost.runs} | {cost.search_runs} | {minutes} |")
+        lines.append(
+            f"| {_title(figure)} | {figure.question} | {size} | {cost.runs} | {cost.search_runs} | {minutes} |"
+        )
     cost = plan.total(FIGURES.values())
     lines.append(f"| all | what they share once | | {cost.runs} | {cost.search_runs} | {cost.seconds / 60:.0f} |")
     return "\n".join(lines)
+
+
+def _title(figure: plan.Figure) -> str:
+    return f"`{figure.name}`, **added after runs had been seen**" if figure.is_exploratory else f"`{figure.name}`"
 
 
 def compared(contrast: plan.Contrast) -> str:
@@ -151,7 +157,7 @@ def losses(compared_by_name: Mapping[str, list[outcomes.Comparison]]) -> str:
 
 def claims(compared_by_name: Mapping[str, list[outcomes.Comparison]]) -> str:
     """Every contrast of every record with what was seen, refuted ones first."""
-    order = ("refuted", "not told apart", "confirmed", "unfinished")
+    order = ("refuted", "not told apart", "confirmed", "exploratory", "unfinished")
     rows = [(name, each) for name, found in compared_by_name.items() for each in found]
     rows.sort(key=lambda row: order.index(row[1].verdict))
     lines = ["| verdict | claim | figure: compared | seen, 95% interval | pairs |", "|---|---|---|---|---|"]
@@ -218,6 +224,10 @@ def _notes(figure: plan.Figure, record: outcomes.Record) -> list[str]:
         chance = (len(of_level) - 1) / (len(figure.tasks) - 1)
         where = "of the variance of the prompts' mean log T95 lies between difficulties"
         notes.append(f"A share of {share:.2f} {where}; by chance {chance:.2f}.")
+    if edges := [method for method, each in curves.searches(figure, record).items() if each.is_at_edge]:
+        notes.append(
+            f"The best rate is at the edge of what was searched, after both extensions, for: {', '.join(edges)}."
+        )
     if values := curves.reference_values(figure, record):
         listed = ", ".join(f"{value:.1f} ({task})" for task, value in values.items())
         notes.append(f"V_ref(s₁) in nats, from the first residual of TBRM: {listed}.")

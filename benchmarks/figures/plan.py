@@ -87,6 +87,7 @@ class Figure(NamedTuple):
     stops_at_95: bool = True  # a run ends after five rounds in a row at 0.95, since nothing later is read
     searches: bool = True  # False: the variants' settings give the learning rate
     tuning: str = "tuning"  # task of the search
+    is_exploratory: bool = False  # added after runs had been seen: it confirms nothing
 
 
 def quick(figure: Figure, rates: Mapping[str, float]) -> Figure:

@@ -59,7 +59,7 @@ def _switches_as_in_python(argv: list[str]) -> list[str]:
         flag, equals, value = word.rpartition("=")
         before = flag if equals else found[-1] if found else ""
         before = "--" + before.removeprefix("--").replace("-", "_")
-        is_value = before in switches and value in ("true", "false")
+        is_value = before in switches and value.lower() in ("true", "false")
         found.append(f"{flag}{equals}{value.capitalize()}" if is_value else word)
     return found
 
