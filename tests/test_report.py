@@ -107,6 +107,79 @@ def test_a_run_that_stopped_at_its_score_has_ended(tmp_path, capsys):
     assert "has not ended" not in text
 
 
+def test_an_interval_without_a_width_is_none_and_decides_nothing(tmp_path, capsys):
+    def held_out(value):
+        metric = "val-core/two/acc/mean@1"
+        return {metric: value, f"{metric}/low": value, f"{metric}/high": value}
+
+    same = {"critic/score/mean/low": 0.0, "critic/score/mean/high": 0.0}
+    lines = [run_files.line(1, 0.0, **same, **held_out(0.0)), run_files.line(2, 0.9, **held_out(1.0))]
+    page = page_of(run_files.write(tmp_path / "run", lines), capsys)
+    text = shown(page)
+    assert "[0.000, 0.000]" not in html.unescape(page)
+    assert "[0, 0]" not in page
+    assert (
+        "it went from 0.000 (all equal, so no interval) (round 1) to 1.000 (all equal, so no interval) (round 2): without"
+        in text
+    )
+    assert "0.000 (all equal, so no interval) in round 1 to 0.900 [0.802, 0.952] in round 2: without" in text
+    assert "it rose" not in text
+
+
+def test_an_adaptive_number_of_updates_is_named_by_its_bounds(tmp_path, capsys):
+    lines = [line | {"reval/residual_abs": 1.0} for line in rising()]
+    for fewest in (1, 2):
+        settings = {"update__updates_per_round": fewest, "update__max_updates_per_round": 8}
+        text = shown(page_of(run_files.write(tmp_path / f"run{fewest}", lines, **settings), capsys))
+        assert f"{fewest} to 8 updates a round, adaptive, on 1024 responses each" in text
+
+
+def test_no_round_is_the_best_of_a_score_that_never_moved(tmp_path, capsys):
+    lines = [line | {"critic/score/mean": 0.0} for line in rising()]
+    text = shown(page_of(run_files.write(tmp_path / "run", lines), capsys))
+    assert "The best of" not in text
+    assert "best score" not in text
+    assert "best score, round 6" in shown(page_of(run_files.write(tmp_path / "other", rising()), capsys))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"response_length/clip_ratio": None},
+        {"critic/score/mean": "x"},
+        {"critic/score/mean": float("nan")},
+        {"training/sampled": "64", "training/skipped": "x", "training/updates": None},
+        {"verifier/ok": "x", "timing_s/round": "x"},
+        {"timing_s/round": 5e-324, "timing_s/update": float("nan")},
+    ],
+)
+def test_a_value_that_is_no_number_is_left_out(tmp_path, capsys, change):
+    lines = rising()
+    lines[2] |= change
+    lines[-1] |= change
+    page = page_of(run_files.write(tmp_path / "run", lines), capsys)
+    assert "score of the sampled responses went from 0.100" in shown(page)
+    assert not re.search(r"\b(nan|inf)\b", page)
+    every = [line | change for line in rising()]
+    page = page_of(run_files.write(tmp_path / "every", every), capsys)
+    assert not re.search(r"\b(nan|inf)\b", page)
+
+
+@pytest.mark.parametrize("values", [[1e308, -1e308, 0.0], [5e-324, 1e-323, 0.0], [10**400, 1, 2]])
+def test_values_too_large_or_too_close_for_an_axis_end_no_report(tmp_path, capsys, values):
+    lines = [run_files.line(round, 0.5, **{"actor/kl_ref": value}) for round, value in enumerate(values, start=1)]
+    page = page_of(run_files.write(tmp_path / "run", lines), capsys)
+    assert not re.search(r"\b(nan|inf)\b", page)
+
+
+@pytest.mark.parametrize("value", [None, "two", 0])
+def test_settings_of_another_type_end_no_report(tmp_path, capsys, value):
+    names = ("run__stop_rounds", "run__rounds", "update__updates_per_round", "update__passes", "update__beta")
+    for name in names:
+        settings = {"run__stop_score": 0.5, "update__objective": "policy_gradient", name: value}
+        assert "it rose" in shown(page_of(run_files.write(tmp_path / name, rising(), **settings), capsys))
+
+
 def test_a_score_that_fell_is_said(tmp_path, capsys):
     text = shown(page_of(run_files.write(tmp_path / "run", falling()), capsys))
     assert "it fell" in text
@@ -207,10 +280,14 @@ def test_every_metric_that_a_run_lacks_leaves_no_empty_chart(tmp_path, capsys):
 def test_names_of_benchmarks_are_shown_as_they_are(tmp_path, capsys):
     names = ["math$\\foo$", "a$b$c", "<b>", "_hidden", "x_1^2"]
     values = {f"val-core/{name}/acc/mean@{k}": 0.5 for name in names for k in (2, 16)}
+    hostile = {f"val-core/{name}/acc/mean@16": 0.5 for name in ("a\x1b[31m\u202eb", "c")}
     text = shown(page_of(run_files.write(tmp_path / "run", [line | values for line in rising()]), capsys))
     for name in names:
         assert f"{name} @16" in text
         assert f"{name} @2 " not in text, "the largest k alone"
+    page = page_of(run_files.write(tmp_path / "hostile", [line | hostile for line in rising()]), capsys)
+    assert "a\\x1b[31m\\u202eb @16" in shown(page)
+    assert not re.search("[\x1b\u202e]", page)
 
 
 def test_a_run_without_settings_or_with_damaged_ones_is_shown_all_the_same(tmp_path, capsys):

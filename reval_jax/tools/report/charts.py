@@ -5,15 +5,17 @@ Every text is escaped, and nothing has a `style` attribute, which the page's Con
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
+
+from reval_jax.tools.report import headline
 
 WIDTH, HEIGHT = 560, 250
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 12, 12, 34  # margins
 _MAX_BINS = 300  # a longer curve is drawn by the smallest and largest value in each of so many parts
 _MAX_DOTS = 80  # points of a curve that are drawn as dots, which say their numbers under the pointer
+_SMALLEST = 1e-290  # between ticks: powers of ten below it are not exact, or 0
 NUM_COLOURS = 8
 
 Point = tuple[float, float]
@@ -89,10 +91,10 @@ def curves(drawn: Sequence[Curve], axes: Axes, *, name: str) -> str:
         points = _thinned(curve.points)
         parts.append(f'<path class="line c{curve.colour}{dashed}" d="{_path(points, to_x, to_y)}"/>')
         if len(curve.points) <= _MAX_DOTS:
-            bounds = {x: f" [{number(low)}, {number(high)}]" for x, low, high in curve.band}
+            bounds = {x: f" [{number(low)}, {number(high)}]" for x, low, high in curve.band if low < high}
             parts += [
                 f'<circle class="f{curve.colour}" cx="{to_x(x):.1f}" cy="{to_y(y):.1f}" r="2.4"><title>'
-                f"{html.escape(curve.label)}, round {x:g}: {number(y)}{bounds.get(x, '')}</title></circle>"
+                f"{headline.text(curve.label)}, round {x:g}: {number(y)}{bounds.get(x, '')}</title></circle>"
                 for x, y in curve.points
             ]
     return _svg(parts, name)
@@ -113,7 +115,7 @@ def stacked(layers: Sequence[Curve], axes: Axes, *, name: str) -> str:
             bins = [((x, high), (x, low)), ((axes.x[1], high), (axes.x[1], low))]
         edge = [point for point, _ in bins] + [point for _, point in reversed(bins)]
         parts.append(
-            f'<path class="area f{layer.colour}" d="{_path(edge, to_x, to_y)}Z"><title>{html.escape(layer.label)}'
+            f'<path class="area f{layer.colour}" d="{_path(edge, to_x, to_y)}Z"><title>{headline.text(layer.label)}'
             "</title></path>"
         )
     return _svg([*parts, _frame(axes, to_x, to_y)], name)
@@ -123,7 +125,7 @@ def legend(curves: Iterable[tuple[str, int, bool]]) -> str:
     """HTML of the keys of a chart: (label, colour, is dashed) each."""
     keys = "".join(
         f'<li><svg class="key" viewBox="0 0 22 8" aria-hidden="true"><path class="line c{colour}'
-        f'{" dashed" if is_dashed else ""}" d="M1 4H21"/></svg>{html.escape(label)}</li>'
+        f'{" dashed" if is_dashed else ""}" d="M1 4H21"/></svg>{headline.text(label)}</li>'
         for label, colour, is_dashed in curves
     )
     return f'<ul class="legend">{keys}</ul>'
@@ -139,7 +141,8 @@ def number(value: float) -> str:
 
 
 def _svg(parts: Iterable[str], name: str) -> str:
-    return f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(name)}">{"".join(parts)}</svg>'
+    shape = f'viewBox="0 0 {WIDTH} {HEIGHT}" role="img"'
+    return f'<svg class="chart" {shape} aria-label="{headline.text(name)}">{"".join(parts)}</svg>'
 
 
 def _scales(axes: Axes) -> tuple[Callable[[float], float], Callable[[float], float]]:
@@ -185,6 +188,8 @@ def _tick(value: float) -> str:
 def _ticks(low: float, high: float, count: int) -> list[float]:
     """Round numbers from low to high, about `count` of them."""
     step = (high - low) / count
+    if step < _SMALLEST:
+        return [low]
     size = 10.0 ** math.floor(math.log10(step))
     step = next(size * factor for factor in (1, 2, 5, 10) if size * factor >= step * 0.999)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)

@@ -37,7 +37,7 @@ def outcome(one: reading.Run, other: reading.Run) -> str:
         1: "B is higher",
         -1: "A is higher",
         0: "their 95% intervals overlap, so they are not told apart",
-        None: "without intervals they cannot be told apart",
+        None: "without an interval of both they cannot be told apart",
     }[headline.order_of(ours, theirs)]
     return f"In round {ours.round}, the last that both have, A scores {ours} and B {theirs}: {said}."
 

@@ -274,12 +274,15 @@ def _stacked(panel: Panel, runs: Sequence[reading.Run]) -> str:
 def _layers(panel: Panel, run: reading.Run) -> list[charts.Curve]:
     """The panel's areas: shares of the sampled responses, or seconds with what no phase names as the last."""
     names = [name for name, _ in panel.metrics]
-    lines = [line for line in run.lines if any(line.get(name) is not None for name in names)]
-    values = {name: [float(line.get(name) or 0.0) for line in lines] for name in names}
+    lines = [line for line in run.lines if any(reading.is_number(line.get(name)) for name in names)]
     if panel.limits:
-        lines = [line for line in lines if line.get("training/sampled")]
-        values = {name: [(line.get(name) or 0) / line["training/sampled"] for line in lines] for name in names}
+        lines = [line for line in lines if reading.is_number(num := line.get("training/sampled")) and num > 0]
+        whole = [line["training/sampled"] for line in lines]
+        values = {
+            name: [_or_zero(line.get(name)) / num for line, num in zip(lines, whole, strict=True)] for name in names
+        }
     else:
+        values = {name: [_or_zero(line.get(name)) for line in lines] for name in names}
         phases = [values[name] for name in names[:-1]]
         rest = [max(0.0, whole - sum(parts)) for whole, *parts in zip(values[names[-1]], *phases, strict=True)]
         values[names[-1]] = rest
@@ -290,6 +293,10 @@ def _layers(panel: Panel, run: reading.Run) -> list[charts.Curve]:
         for number, (name, label) in enumerate(panel.metrics)
         if any(values[name])
     ]
+
+
+def _or_zero(value: object) -> float:
+    return float(value) if isinstance(value, int | float) and reading.is_number(value) else 0.0
 
 
 def _html(title: str, about: str, keys: Sequence[tuple[str, int, bool]], chart: str, *, is_area: bool = False) -> str:

@@ -14,11 +14,15 @@ from reval_jax.evaluate import intervals
 from reval_jax.tools.report import reading
 
 _WINDOW = 5  # rounds whose mean stands for the end of a run
+_NO_WIDTH = 1e-9  # of an interval, but for rounding
 _MANY_CUT, _MANY_UNGRADED = 0.2, 0.01  # shares from which on they are a warning
 
 
 class Score(NamedTuple):
-    """A score with its 95% interval; low and high are None where the metrics have none."""
+    """A score with its 95% interval; low and high are None where the metrics have none.
+
+    Where all that it is a mean of is equal, no resample differs, and low equals high: that says nothing of what others would be.
+    """
 
     round: int
     value: float
@@ -27,7 +31,16 @@ class Score(NamedTuple):
 
     def __str__(self) -> str:
         value = f"{self.value:.3f}"
-        return value if self.low is None or self.high is None else f"{value} [{self.low:.3f}, {self.high:.3f}]"
+        if bounds := self.interval:
+            return f"{value} [{bounds[0]:.3f}, {bounds[1]:.3f}]"
+        return value if self.low is None or self.high is None else f"{value} (all equal, so no interval)"
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Low and high, if they say how sure the score is."""
+        if self.low is None or self.high is None or self.high - self.low < _NO_WIDTH:
+            return None
+        return self.low, self.high
 
 
 def text(value: object) -> str:
@@ -65,30 +78,39 @@ def method(run: reading.Run) -> str:
     name = config_lib.IN_WORDS.get(objective, f"the objective {objective}")
     has_residual = bool(run.series("reval/residual_abs"))
     name += f" with β = {run.setting('update.beta')}" if has_residual else ""
-    updates, batch = run.setting("update.updates_per_round", 1), run.setting("update.batch_size", "?")
+    updates, batch = reading.whole(run.setting("update.updates_per_round", 1)), run.setting("update.batch_size", "?")
+    most = reading.whole(run.setting("update.max_updates_per_round", 0)) or 0
+    is_adaptive = updates is not None and most > updates
     draws = run.setting("update.draws", "auto")
     if draws == "replay" or (draws == "auto" and has_residual):
         capacity = run.setting("replay.capacity", "?")
         fresh = "the first on the fresh responses, the others " if run.setting("update.fresh_first", True) else ""
-        how = f"{_count(updates, 'update')} a round on {batch} responses each, {fresh}drawn from the last {capacity}."
-        if updates == 1 and fresh:
+        number = f"{updates} to {most} updates a round, adaptive," if is_adaptive else f"{_updates(updates)} a round"
+        how = f"{number} on {batch} responses each, {fresh}drawn from the last {capacity}."
+        if updates == 1 and fresh and not is_adaptive:
             how = f"one update a round on the {batch} fresh responses."
     else:
-        passes = run.setting("update.passes", 1)
-        how = f"{_count(updates * passes, 'update')} a round on the fresh responses."
+        passes = reading.whole(run.setting("update.passes", 1))
+        how = f"{_updates(None if updates is None or passes is None else updates * passes)} a round on the fresh responses."
     return f"{name}: {how}"
+
+
+def _updates(number: int | None) -> str:
+    return "an unknown number of updates" if number is None else _count(number, "update")
 
 
 def outcome(run: reading.Run) -> str:
     """What came of it: first, last and best score, and whether the first and the last can be told apart."""
     scores = scores_of(run)
     if not scores:
-        return "No round has finished."
+        return "No round has a score." if run.lines[-1]["training/round"] > 0 else "No round has finished."
     first, last, best = scores[0], scores[-1], max(scores, key=lambda score: score.value)
     if len(scores) == 1:
         return f"The score of the sampled responses is {last} in round {last.round}, the only one."
     # Of two rounds the best is too often the last for a sentence of its own.
     also = f" The best of {len(scores)} rounds is round {best.round}: {best.value:.3f}." if len(scores) > 2 else ""
+    if _is_constant(scores):
+        also = ""
     if len(scores) >= 2 * _WINDOW:
         mean = sum(score.value for score in scores[-_WINDOW:]) / _WINDOW
         also = f" The mean of the last {_WINDOW} rounds is {mean:.3f}." + also
@@ -109,11 +131,17 @@ def scores_of(run: reading.Run) -> list[Score]:
     found = []
     for line in run.rounds:
         round, value, num = line["training/round"], line[reading.SCORE], line.get("training/sampled")
+        if not reading.is_number(value):
+            continue
         low, high = bounds.get(round, (None, None))
-        if low is None and is_binary and num and 0 <= value <= 1:
+        if low is None and is_binary and reading.is_number(num) and num > 0 and 0 <= value <= 1:
             _, low, high = intervals.wilson(value, num)
         found.append(Score(round, value, low, high))
     return found
+
+
+def _is_constant(scores: Sequence[Score]) -> bool:
+    return all(score.value == scores[0].value for score in scores)
 
 
 def held_out_metrics(lines: Sequence[types.Json], kind: str) -> list[str]:
@@ -140,18 +168,18 @@ def warnings_of(run: reading.Run) -> list[str]:
     if not lines:
         return found
     latest = lines[-1]
-    if skipped := latest.get("training/skipped"):
+    skipped = latest.get("training/skipped")
+    if reading.is_number(skipped) and skipped > 0:
         found.append(f"{_count(skipped, 'update')} had a loss or gradient that was not finite, and were skipped.")
-    sampled = sum(line.get("training/sampled") or 0 for line in lines)
-    ungraded = {
-        kind: sum(line.get(f"verifier/{kind}") or 0 for line in lines) for kind in ("limit", "timeout", "crash")
-    }
+    sampled = run.total("training/sampled")
+    ungraded = {kind: run.total(f"verifier/{kind}") for kind in ("limit", "timeout", "crash")}
     if sampled and sum(ungraded.values()) > _MANY_UNGRADED * sampled:
         kinds = ", ".join(f"{count} {kind}" for kind, count in ungraded.items() if count)
         found.append(
             f"Grading failed on {sum(ungraded.values()) / sampled:.1%} of the responses ({kinds}): they count 0."
         )
-    recent = [line["response_length/clip_ratio"] for line in lines[-5:] if "response_length/clip_ratio" in line]
+    cut = [line.get("response_length/clip_ratio") for line in lines[-5:]]
+    recent = [share for share in cut if reading.is_number(share)]
     if recent and sum(recent) / len(recent) > _MANY_CUT:
         found.append(
             f"{sum(recent) / len(recent):.0%} of the responses of the last {_count(len(recent), 'round')} were cut at the limit "
@@ -160,7 +188,7 @@ def warnings_of(run: reading.Run) -> list[str]:
     scores = scores_of(run)
     if fallen := _fallen(scores):
         found.append(fallen)
-    if all(score.value == scores[0].value for score in scores) and len(scores) > 1:
+    if _is_constant(scores) and len(scores) > 1:
         found.append(f"The score is {scores[0].value:g} in every round: a value like this teaches nothing.")
     if lines[0]["training/round"] > 1:
         found.append(f"The metrics begin with round {lines[0]['training/round']}: earlier lines were lost.")
@@ -190,7 +218,7 @@ def _fallen(scores: Sequence[Score]) -> str:
 def _ending(run: reading.Run) -> list[str]:
     """Whether the run has ended, as a warning if it has not."""
     last, planned = run.lines[-1]["training/round"], run.setting("run.rounds", None)
-    if not isinstance(planned, int) or last >= planned or has_stopped_at_score(run):
+    if reading.whole(planned) is None or last >= planned or has_stopped_at_score(run):
         return []
     state = "a process is training it now" if run.is_alive else "the command that began it resumes it"
     return [f"The run has not ended: {last} of {planned} rounds are done; {state}."]
@@ -198,9 +226,11 @@ def _ending(run: reading.Run) -> list[str]:
 
 def has_stopped_at_score(run: reading.Run) -> bool:
     """Whether the last rounds reached `run.stop_score`, which ends a run."""
-    goal, needed = run.setting("run.stop_score", None), run.setting("run.stop_rounds", 2)
+    goal, needed = run.setting("run.stop_score", None), reading.whole(run.setting("run.stop_rounds", 2))
+    if not reading.is_number(goal) or needed is None or needed < 1:
+        return False
     recent = [line[reading.SCORE] for line in run.rounds][-needed:]
-    return isinstance(goal, int | float) and len(recent) == needed and all(score >= goal for score in recent)
+    return len(recent) == needed and all(reading.is_number(score) and score >= goal for score in recent)
 
 
 def _held_out(run: reading.Run) -> list[str]:
@@ -222,15 +252,15 @@ def _held_out(run: reading.Run) -> list[str]:
 def _compared(first: Score, last: Score) -> str:
     order = order_of(first, last)
     if order is None:
-        return "without intervals, nobody can say whether it changed"
+        return "without an interval of both, nobody can say whether it changed"
     return {1: "it rose", -1: "it fell", 0: "their 95% intervals overlap, so they are not told apart"}[order]
 
 
 def order_of(one: Score, other: Score) -> int | None:
     """1 if the other's interval lies above, -1 if below, 0 if they overlap; None where one has none."""
-    if one.low is None or one.high is None or other.low is None or other.high is None:
+    if one.interval is None or other.interval is None:
         return None
-    return int(other.low > one.high) - int(other.high < one.low)
+    return int(other.interval[0] > one.interval[1]) - int(other.interval[1] < one.interval[0])
 
 
 def _facts(run: reading.Run) -> str:
@@ -239,23 +269,20 @@ def _facts(run: reading.Run) -> str:
     ended = (
         "stopped at its score" if has_stopped_at_score(run) and last != planned else "done" if last == planned else ""
     )
-    seconds = sum(line.get("timing_s/round") or 0.0 for line in run.lines)
+    seconds, updates = sum(value for _, value in run.series("timing_s/round")), latest.get("training/updates")
     scores = scores_of(run)
     cards = [
         ("rounds", f"{last} of {planned}", ended),
-        ("updates", f"{latest.get('training/updates', 0):,}", ""),
-        ("responses", f"{sum(line.get('training/sampled') or 0 for line in run.rounds):,}", ""),
+        ("updates", f"{updates if reading.is_number(updates) else 0:,}", ""),
+        ("responses", f"{run.total('training/sampled'):,}", ""),
         ("time", duration(seconds), "summed over rounds"),
         ("resets of the reference", str(len(run.resets)), ""),
     ]
     if scores:
         best = max(scores, key=lambda score: score.value)
-        cards = [
-            ("first score", f"{scores[0].value:.3f}", _interval(scores[0])),
-            ("last score", f"{scores[-1].value:.3f}", _interval(scores[-1])),
-            (f"best score, round {best.round}", f"{best.value:.3f}", _interval(best)),
-            *cards,
-        ]
+        shown = [("first score", scores[0]), ("last score", scores[-1]), (f"best score, round {best.round}", best)]
+        kept = shown[:2] if _is_constant(scores) else shown
+        cards = [*((name, f"{score.value:.3f}", _interval(score)) for name, score in kept), *cards]
     return (
         '<dl class="facts">'
         + "".join(
@@ -267,7 +294,7 @@ def _facts(run: reading.Run) -> str:
 
 
 def _interval(score: Score) -> str:
-    return "" if score.low is None or score.high is None else f"{score.low:.3f} to {score.high:.3f}"
+    return f"{score.interval[0]:.3f} to {score.interval[1]:.3f}" if score.interval else ""
 
 
 def duration(seconds: float) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +11,8 @@ from reval_jax import config as config_lib
 from reval_jax import metrics, owner, run_directory, types
 
 SCORE = "critic/score/mean"
+
+_LARGEST = 1e300  # in size: sums and differences of a few such numbers are finite still
 
 
 class Run(NamedTuple):
@@ -36,7 +37,7 @@ class Run(NamedTuple):
 
     def series(self, metric: str) -> list[tuple[float, float]]:
         """(round, value) of every line that has a finite number under this name."""
-        return [(line[metrics.ROUND], line[metric]) for line in self.lines if _is_number(line.get(metric))]
+        return [(line[metrics.ROUND], line[metric]) for line in self.lines if is_number(line.get(metric))]
 
     def bounds(self, metric: str) -> list[tuple[float, float, float]]:
         """(round, low, high) of every line that has the metric's interval."""
@@ -44,8 +45,12 @@ class Run(NamedTuple):
         return [
             (line[metrics.ROUND], line[low], line[high])
             for line in self.lines
-            if _is_number(line.get(low)) and _is_number(line.get(high))
+            if is_number(line.get(low)) and is_number(line.get(high))
         ]
+
+    def total(self, metric: str) -> float:
+        """The sum over rounds of training; what is no number counts 0."""
+        return sum(line[metric] for line in self.rounds if is_number(line.get(metric)))
 
     @property
     def resets(self) -> list[int]:
@@ -126,8 +131,14 @@ def _changes(file: Path) -> list[str]:
     return notes
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def is_number(value: Any) -> bool:
+    """Whether the value is a finite number of a size that can be drawn."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST
+
+
+def whole(value: Any) -> int | None:
+    """The value if it is a whole number; None otherwise."""
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def last(points: Sequence[tuple[float, float]]) -> float | None:
