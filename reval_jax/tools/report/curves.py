@@ -296,7 +296,7 @@ def _layers(panel: Panel, run: reading.Run) -> list[charts.Curve]:
 
 
 def _or_zero(value: object) -> float:
-    return float(value) if isinstance(value, int | float) and reading.is_number(value) else 0.0
+    return float(value) if reading.is_number(value) else 0.0
 
 
 def _html(title: str, about: str, keys: Sequence[tuple[str, int, bool]], chart: str, *, is_area: bool = False) -> str:

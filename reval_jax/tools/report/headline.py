@@ -130,11 +130,11 @@ def scores_of(run: reading.Run) -> list[Score]:
     is_binary = not run.setting("verifier.function", "")
     found = []
     for line in run.rounds:
-        round, value, num = line["training/round"], line[reading.SCORE], line.get("training/sampled")
+        round, value, num = line["training/round"], line[reading.SCORE], reading.whole(line.get("training/sampled"))
         if not reading.is_number(value):
             continue
         low, high = bounds.get(round, (None, None))
-        if low is None and is_binary and reading.is_number(num) and num > 0 and 0 <= value <= 1:
+        if low is None and is_binary and num and 0 <= value <= 1:
             _, low, high = intervals.wilson(value, num)
         found.append(Score(round, value, low, high))
     return found
