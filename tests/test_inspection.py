@@ -149,7 +149,7 @@ def test_the_report_gets_the_log_ratio_of_the_last_checkpoint_to_the_initial_mod
     assert list(stored.rows) == [(round, line) for round in (1, 2) for line in range(8)]
     for row, before, after in zip(stored.rows.values(), scored[0], scored[2], strict=True):
         assert row["tokens"] == before["tokens"]
-        assert row["digest"] == token_file.digest(before["response"])
+        assert row["digest"] == token_file.digest(before["prompt"], before["response"])
         ratio = np.subtract(after["log_prob"], before["log_prob"])
         np.testing.assert_allclose(row["log_ratio"], ratio, atol=6e-4)
         np.testing.assert_allclose(row["endogenous_reward"], after["endogenous_reward"], atol=6e-4)

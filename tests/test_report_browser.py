@@ -51,7 +51,7 @@ def run_dir(tmp_path_factory):
         {
             "round": round,
             "line": 0,
-            "digest": token_file.digest("right answer"),
+            "digest": token_file.digest("2+3=", "right answer"),
             "tokens": ["right", " ans", "wer"],
             **scores,
         }

@@ -101,10 +101,10 @@ def _score_for_report(
         with console.Console().working(f"scoring for the report with {policy.source}") as report:
             measured.append(inspection.scored(policy, tokens, config, on_progress=report))
         sources.append(policy.source)
-        tokenizer = policy.tokenizer
+        tokenizer, last = policy.tokenizer, policy.round
         del policy
     reference, trained = measured
-    about = {"policy": sources[1], "reference": sources[0], "temperature": config.rollout.temperature}
+    about = {"policy": sources[1], "round": last, "reference": sources[0], "temperature": config.rollout.temperature}
     rows = inspection.token_rows(sample, tokens, trained, reference, tokenizer)
     token_file.write(directory.token_scores, about, rows)
     num_rounds = len({round for round, _ in sample.keys})

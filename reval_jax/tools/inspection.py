@@ -392,7 +392,7 @@ def token_rows(
         yield {
             "round": key[0],
             "line": key[1],
-            "digest": token_file.digest(rollout.response),
+            "digest": token_file.digest(rollout.prompt, rollout.response),
             "tokens": tokenizer.batch_decode([[token] for token in ids], skip_special_tokens=False),
             **dict(zip(token_file.SCORES, numbers, strict=True)),
         }

@@ -43,8 +43,9 @@
   };
   const unique = values => [...new Set(values)];
   const short = text => { const line = text.replace(/\s+/g, " ").trim(); return line.length > 60 ? "…" + line.slice(-60) : line; };
+  const unfinished = new Set(data.rows.filter(row => row.u).map(row => row.r));
   const rounds = unique(data.rows.map(row => row.r));
-  choose("round", "round", [["", "all rounds"], ...rounds.map(round => [String(round), "round " + round])]);
+  choose("round", "round", [["", "all rounds"], ...rounds.map(round => [String(round), "round " + round + (unfinished.has(round) ? " (unfinished)" : "")])]);
   if (data.prompts.length > 1) choose("prompt", "prompt", [["", "all " + data.prompts.length + " prompts"], ...data.prompts.map((text, index) => [String(index), short(text)])]);
   const count = verdict => data.rows.filter(row => row.v === verdict).length;
   choose("verdict", "verdict", [["", "all verdicts"], ...data.verdicts.filter(count).map(verdict => [verdict, verdict + " (" + count(verdict) + ")"])]);
@@ -74,14 +75,14 @@
   const card = row => {
     const made = add(list, "article", undefined, "rollout"), about = add(made, "div", undefined, "about");
     add(about, "span", row.v, row.v === "ok" ? "verdict ok" : "verdict");
-    add(about, "span", "round " + row.r);
+    add(about, "span", "round " + row.r + (row.u ? " (unfinished)" : ""));
     add(about, "span", "reward " + row.w);
     add(about, "span", row.n + " tokens" + (row.c ? ", cut at the limit" : ""));
     add(about, "span", "right answer: " + row.a);
     const texts = add(made, "div", undefined, "texts");
     add(texts, "pre", data.prompts[row.p], "prompt");
     const response = add(texts, "pre", undefined, "response");
-    if (!row.t) { response.textContent = row.x; return; }
+    if (!row.t || (state.colour === "" && row.x !== undefined)) { response.textContent = row.x; return; }
     const index = state.colour === "" ? -1 : Number(state.colour);
     row.t.forEach((text, at) => {
       const token = add(response, "span", text.replace(/\n/g, "↵\n"), index < 0 ? "" : shade(row.s[index][at], scales[index]));

@@ -5,16 +5,21 @@ Nothing of a response is ever HTML: the JSON has no `<`, `>` or `&`, and the scr
 
 from __future__ import annotations
 
+import collections
 import json
 import re
 import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from reval_jax import terminal, types
+from reval_jax import rollout_files, run_directory, terminal, types
 from reval_jax.tools.report import choice, headline, reading, token_file
 
 MAX_BYTES = 3_000_000
 """Of the JSON in the page."""
+
+_PART = "\ufffd"  # what bytes that are no whole character decode to
 
 MAX_CHARACTERS, MAX_TOKENS = 20_000, 4_000
 """Of one response that the page shows, as text or token by token."""
@@ -39,6 +44,9 @@ def section(run: reading.Run) -> str:
     scored = scores.rows if scores else {}
     found = choice.choose(files, budget=MAX_BYTES * 0.8, cost=_cost, first=scored)
     rows, prompts = _fitted(found, scored)
+    finished = {line["training/round"] for line in run.lines}
+    for row in rows:
+        row |= {} if row["r"] in finished else {"u": True}
     content = {
         "verdicts": types.VERDICTS,
         "prompts": prompts,
@@ -46,7 +54,7 @@ def section(run: reading.Run) -> str:
         "rows": sorted(rows, key=lambda row: (row["r"], row["l"])),
     }
     return (
-        f"<section><h2>Rollouts</h2><p>{headline.text(_about(run, found, rows))}</p>"
+        f"<section><h2>Rollouts</h2><p>{headline.text(_about(run, files, found, rows))}</p>"
         f"<p>{_colours(run, scores, sum('s' in row for row in rows))}</p>"
         "<noscript><p>Browsing the responses needs JavaScript; the rest of this page does not.</p></noscript>"
         '<div id="browser"></div>'
@@ -71,7 +79,7 @@ def _fitted(found: choice.Choice, scored: dict[tuple[int, int], types.Json]) -> 
     prompts: dict[str, int] = {}
     rows, size = [], 0
     for each in found.rows:
-        prompt = _shown(each.record["prompt"])
+        prompt = shown(each.record["prompt"])
         row = _row(each, scored.get(each.key)) | {"p": prompts.get(prompt, len(prompts))}
         needed = len(embedded(row).encode(errors="backslashreplace"))
         needed += 0 if prompt in prompts else len(embedded(prompt).encode(errors="backslashreplace"))
@@ -84,25 +92,60 @@ def _fitted(found: choice.Choice, scored: dict[tuple[int, int], types.Json]) -> 
 
 
 def _row(chosen: choice.Row, scores: types.Json | None) -> types.Json:
-    """A response in short keys: round, line, answer, verdict, reward, tokens, is cut; its text, or its tokens and scores."""
+    """A response in short keys: round, line, answer, verdict, reward, tokens, is cut; its text, or its tokens and scores.
+
+    The text stands beside the tokens where these together are not it, so that it can be found and read all the same.
+    """
     record = chosen.record
     row = {
         "r": chosen.round,
         "l": chosen.line,
-        "a": _shown(record["answer"]),
+        "a": shown(record["answer"]),
         "v": record["verdict"],
         "w": round(record["reward"], 4),
         "n": record["num_tokens"],
         "c": bool(record.get("is_truncated")),
     }
-    if scores is None or scores["digest"] != token_file.digest(record["response"]):
-        return row | {"x": _shown(record["response"])}
-    tokens = [terminal.visible(token) for token in scores["tokens"][:MAX_TOKENS]]
-    numbers = [[round(value, 2) for value in scores[name][:MAX_TOKENS]] for name in token_file.SCORES]
-    return row | {"t": tokens, "s": numbers} | ({"more": True} if len(scores["tokens"]) > MAX_TOKENS else {})
+    if scores is None or scores["digest"] != token_file.digest(record["prompt"], record["response"]):
+        return row | {"x": shown(record["response"])}
+    pieces = _pieces(scores["tokens"], record["response"])
+    if pieces is None:
+        row["x"] = shown(record["response"])
+        pieces = [(token, at, at + 1) for at, token in enumerate(scores["tokens"])]
+    tokens = [terminal.visible(text) for text, _, _ in pieces[:MAX_TOKENS]]
+    numbers = [
+        [round(sum(scores[name][start:end]), 2) for _, start, end in pieces[:MAX_TOKENS]] for name in token_file.SCORES
+    ]
+    return row | {"t": tokens, "s": numbers} | ({"more": True} if len(pieces) > MAX_TOKENS else {})
 
 
-def _shown(text: str) -> str:
+def _pieces(tokens: Sequence[str], text: str) -> list[tuple[str, int, int]] | None:
+    """The text in parts, each with its tokens' start and end: one token, or several that share a character.
+
+    A token that ends within a character decodes to U+FFFD; what it and its neighbours are together, the text says. None where the
+    tokens, one by one, are not the text.
+    """
+    found, at, start = [], 0, 0
+    while start < len(tokens):
+        end, token = start + 1, tokens[start]
+        if _PART not in token:
+            upto = at + len(token)
+            if text[at:upto] != token:
+                return None
+        else:
+            while end < len(tokens) and _PART in tokens[end]:
+                end += 1
+            # They have their whole characters, and at least one more.
+            fewest = 1 + sum(len(each.replace(_PART, "")) for each in tokens[start:end])
+            upto = text.find(tokens[end], at + fewest) if end < len(tokens) else len(text)
+            if upto < 0:
+                return None
+        found.append((text[at:upto], start, end))
+        at, start = upto, end
+    return found if at == len(text) else None
+
+
+def shown(text: str) -> str:
     """The text with what a terminal or a browser would obey as escapes, cut if it is very long."""
     cut = (
         f"… ({len(text):,} characters in all; the page shows {MAX_CHARACTERS:,})" if len(text) > MAX_CHARACTERS else ""
@@ -110,16 +153,31 @@ def _shown(text: str) -> str:
     return terminal.visible(text[:MAX_CHARACTERS]) + cut
 
 
-def _about(run: reading.Run, found: choice.Choice, rows: list[types.Json]) -> str:
-    sampled, rounds = sum(line.get("training/sampled") or 0 for line in run.rounds), sorted({row["r"] for row in rows})
+def _about(run: reading.Run, files: Mapping[int, Path], found: choice.Choice, rows: Sequence[types.Json]) -> str:
+    held_of = collections.Counter(row["r"] for row in rows)
+    sampled_of = {line["training/round"]: reading.whole(line.get("training/sampled")) for line in run.lines}
+    of_files = {round: _num_responses(file) for round, file in files.items() if sampled_of.get(round) is None}
+    sampled = sum(max(held_of[round], num or 0) for round, num in {**sampled_of, **of_files}.items())
+    last = max(sampled_of.keys() | held_of.keys())
     held = f"The page holds {len(rows):,} of the {sampled:,} sampled responses"
     if len(rows) < sampled:
         held += (
-            f", of {len(rounds)} of {run.lines[-1]['training/round']} rounds: the first and the last that have a rollouts file, "
-            "others evenly between, right and wrong ones in turn. All are in RUN/rollouts (zcat prints them)"
+            f", of {len(held_of)} of {last} rounds: the first and the last that have a rollouts file, others evenly between, "
+            "right and wrong ones in turn. All that the run keeps are in RUN/rollouts (zcat prints them)"
         )
-    damaged = f" Left out as damaged: {'; '.join(found.damaged)}." if found.damaged else ""
+    unfinished = ", ".join(str(round) for round in sorted(files.keys() - sampled_of.keys()))
+    if unfinished:
+        held += f". Unfinished, as metrics.jsonl has no line of it: round {unfinished}"
+    damaged = f" Left out as damaged: {'; '.join(found.damaged).rstrip('.')}." if found.damaged else ""
     return f"{held}.{damaged}"
+
+
+def _num_responses(file: Path) -> int:
+    """Of a rollouts file; 0 of a damaged one."""
+    try:
+        return len(rollout_files.read(file).splitlines())
+    except ValueError:
+        return 0
 
 
 def _colours(run: reading.Run, scores: token_file.TokenScores | None, num_coloured: int) -> str:
@@ -129,9 +187,15 @@ def _colours(run: reading.Run, scores: token_file.TokenScores | None, num_colour
             f"No token has colours yet: {command} scores them with the run's last checkpoint and its initial model; then make "
             "this report again."
         )
+    scored, saved = scores.about.get("round"), run_directory.saved_rounds(run.directory.checkpoints)
+    stale = (
+        f" These numbers are of the checkpoint of round {scored}; the newest is of round {saved[-1]}."
+        if scored is not None and saved and saved[-1] != scored
+        else ""
+    )
     return (
         f"{num_coloured:,} of them have coloured tokens, by {headline.text(scores.about['policy'])} against "
         f"{headline.text(scores.about['reference'])}. Log-ratio: how much more (blue) or less (orange) likely training made this "
         "token, in nats. Endogenous reward: log π + V here − V at the next token, the reward that the model holds for the "
-        f"token (its last token has no next one). {command} scores again."
+        f"token (its last token has no next one). {command} scores again.{stale}"
     )

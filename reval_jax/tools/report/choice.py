@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from reval_jax import rollout_files, types
+from reval_jax.tools.report import reading
 
 _FEWEST_ROUNDS, _MOST_ROUNDS = 3, 40
 _ROWS = 8  # responses of a round that are worth more than another round
@@ -99,7 +100,8 @@ def _check(record: Any) -> None:
     wanted = {"prompt": str, "response": str, "answer": str, "verdict": str, "reward": float, "num_tokens": int}
     for name, kind in wanted.items():
         value = record.get(name) if isinstance(record, dict) else None
-        if not isinstance(value, (int, float) if kind is float else kind):
+        is_reward = kind is float and (reading.is_number(value) or isinstance(value, bool))
+        if not (is_reward or (kind is not float and isinstance(value, kind))):
             raise ValueError(f"a line's {name!r} is not what a run writes")
 
 

@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from reval_jax import types
-from reval_jax.tools.report import charts, headline, reading
+from reval_jax.tools.report import charts, choice, headline, reading
+
+MAX_MARKS = 300
+"""Vertical lines of a chart; of more resets, the first, the last and some evenly between are drawn."""
 
 Bounds = Sequence[tuple[float, float, float]]
 
@@ -229,10 +232,12 @@ def figure(panel: Panel, runs: Sequence[reading.Run]) -> str:
         panel.limits if panel.limits and min(values) >= panel.limits[0] and max(values) <= panel.limits[1] else None
     )
     marks = runs[0].resets if panel.has_resets and len(runs) == 1 else []
-    axes = charts.axes_of(drawn, limits=limits, may_be_log=panel.may_be_log, marks=marks)
+    shown = choice.spread(marks, MAX_MARKS)
+    axes = charts.axes_of(drawn, limits=limits, may_be_log=panel.may_be_log, marks=shown)
     about = panel.about + (" Logarithmic." if axes.is_log else "")
     if marks:
-        about += " Vertical lines: resets of the reference."
+        some = f"{len(shown):,} of the {len(marks):,} " if len(shown) < len(marks) else ""
+        about += f" Vertical lines: {some}resets of the reference."
     keys = [(curve.label, curve.colour, curve.is_dashed) for curve in drawn]
     return _html(panel.title, about, keys if len(keys) > 1 else [], charts.curves(drawn, axes, name=panel.title))
 

@@ -134,7 +134,7 @@ def scores_of(run: reading.Run) -> list[Score]:
         if not reading.is_number(value):
             continue
         low, high = bounds.get(round, (None, None))
-        if low is None and is_binary and num and 0 <= value <= 1:
+        if low is None and is_binary and num is not None and num > 0 and 0 <= value <= 1:
             _, low, high = intervals.wilson(value, num)
         found.append(Score(round, value, low, high))
     return found

@@ -10,7 +10,9 @@ from reval_jax import durable
 from reval_jax.tools.report import browser, comparison, curves, headline, reading, tokens
 
 MAX_BYTES = 5_000_000
-"""No report is larger."""
+"""No report is larger but for its first screen and its curves, which are never left out."""
+
+_ROOM = 100_000  # bytes for style, script and the head
 
 _HERE = Path(__file__).parent
 
@@ -23,11 +25,30 @@ def write(run_dir: Path, output: Path) -> Path:
         written.
     """
     run = reading.read(run_dir)
-    body = (
-        f"<header><h1>{headline.text(run.name)}</h1>{headline.section(run)}</header>"
-        f"{curves.sections([run])}{browser.section(run)}{tokens.section(run.directory.inspection)}{_settings(run)}"
-    )
-    return _write(output, run.name, body)
+    body = f"<header><h1>{headline.text(run.name)}</h1>{headline.section(run)}</header>{curves.sections([run])}"
+    others = {
+        "Rollouts": browser.section(run),
+        "Endogenous reward": tokens.section(run.directory.inspection),
+        "Settings": _settings(run),
+    }
+    return _write(output, run.name, body + _fitting(others, MAX_BYTES - _ROOM - _size(body)))
+
+
+def _fitting(sections: dict[str, str], num_bytes: int) -> str:
+    """The sections by heading; while they are too large for a page, a sentence in place of the largest."""
+    kept = dict(sections)
+    for name in sorted(sections, key=lambda each: _size(sections[each]), reverse=True):
+        if sum(map(_size, kept.values())) <= num_bytes:
+            break
+        if kept[name]:
+            kept[name] = (
+                f"<section><h2>{name}</h2><p>Left out: the page would be larger than {MAX_BYTES / 1e6:g} MB.</p></section>"
+            )
+    return "".join(kept.values())
+
+
+def _size(text: str) -> int:
+    return len(text.encode(errors="backslashreplace"))
 
 
 def write_comparison(run_dir: Path, other_dir: Path, output: Path) -> Path:

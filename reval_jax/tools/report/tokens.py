@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from reval_jax import types
-from reval_jax.tools.report import headline
+from reval_jax.tools.report import browser, headline
 
 NUM_SHADES = 5
 
@@ -27,7 +27,7 @@ def section(file: Path) -> str:
     try:
         result = json.loads(file.read_text(encoding="utf-8"))
         found = _about(result) + _table(result) + "".join(map(_example, result["examples"]))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ValueError(
             f"{file} is not a file of reval inspect ({type(error).__name__}: {error}). Run reval inspect again, or "
             "delete it."
@@ -67,10 +67,13 @@ def _example(example: types.Json) -> str:
     # The last token's reward has no V(s_{h+1}) to subtract: scaled by the largest, all others would be white.
     scale = float(np.quantile(np.abs(rewards[:-1]), 0.95)) if rewards.size > 1 else float(np.abs(rewards).max())
     numbers = zip(example["tokens"], rewards, example["log_prob"], example["soft_value"], strict=True)
-    tokens = "".join(_token(*each, scale=scale) for each in numbers)
+    tokens = "".join([_token(*each, scale=scale) for each in numbers][: browser.MAX_TOKENS])
+    if len(rewards) > browser.MAX_TOKENS:
+        tokens += f'<span class="soft"> … (the page shows {browser.MAX_TOKENS:,} of {len(rewards):,} tokens)</span>'
     title = f"{example['where']}, verdict {example['verdict']}, return {example['scores']['return']:.2f}"
     return (
-        f'<article class="rollout"><h3>{headline.text(title)}</h3><pre class="prompt">{headline.text(example["prompt"])}</pre>'
+        f'<article class="rollout"><h3>{headline.text(title)}</h3>'
+        f'<pre class="prompt">{headline.text(browser.shown(example["prompt"]))}</pre>'
         f'<pre class="response">{tokens}</pre></article>'
     )
 
