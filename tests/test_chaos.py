@@ -67,6 +67,14 @@ def test_how_a_process_ended_is_told(end, expected):
     assert (found and found[0]) == expected
 
 
+def test_two_signals_may_have_two_answers_and_no_more():
+    def found(number):
+        text = "reval: interrupted\n" * number
+        return outcomes.fault(End(130, text, 9), codes=(130,), most_messages=2)
+
+    assert [found(number) and found(number)[0] for number in range(4)] == [UNCLEAR, None, None, UNCLEAR]
+
+
 NOTES = damage.Damage("checkpoint notes", "flip", "checkpoints/4/notes/metadata", 0)
 LOG = damage.Damage("rollouts", "flip", "rollouts/round_000001.jsonl.gz", 0)
 METRICS = damage.Damage("metrics", "flip", "metrics.jsonl", 0)

@@ -252,7 +252,7 @@ def program(names: tuple[str, ...], axes: tuple[tuple[str, int], ...]) -> Callab
         )
 
     def run(params: Any, rows: batch.Batch, index: jax.Array) -> Any:
-        algorithm = records[0]._replace(loss=functools.partial(chosen, index), residual=None)
+        algorithm = records[0]._replace(loss=functools.partial(chosen, index), per_trajectory=None)
         return update.loss_and_gradients(first.architecture, params, rows, algorithm, first.mesh, config=first.config)[
             :3
         ]

@@ -70,12 +70,15 @@ def has_crashed(output: str) -> bool:
     return any(mark in output for mark in CRASHES)
 
 
-def fault(end: End, *, codes: Collection[int], needs_message: bool | None = None) -> tuple[str, str] | None:
+def fault(
+    end: End, *, codes: Collection[int], needs_message: bool | None = None, most_messages: int = 1
+) -> tuple[str, str] | None:
     """The broken promise in how a process ended, as (outcome, detail), or None.
 
     Args:
       codes: the promised exit codes.
-      needs_message: whether exactly one message is promised; None: for every code but 0 and 75.
+      needs_message: whether a message is promised; None: for every code but 0 and 75.
+      most_messages: more are a fault too.
     """
     tail = "\n".join(end.output.splitlines()[-12:])
     if end.code is None:
@@ -87,7 +90,7 @@ def fault(end: End, *, codes: Collection[int], needs_message: bool | None = None
         return UNCLEAR, f"exit code {end.code}, promised {sorted(codes)}: {tail}"
     if needs_message is None:
         needs_message = end.code not in (0, 75)
-    if needs_message and len(messages(end.output)) != 1:
+    if needs_message and not 1 <= len(messages(end.output)) <= most_messages:
         return UNCLEAR, f"exit code {end.code} with {len(messages(end.output))} messages: {tail}"
     return None
 

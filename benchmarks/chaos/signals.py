@@ -88,7 +88,8 @@ def attack(lab: Lab, sent: Sent) -> Attempt:
     codes: tuple[int, ...] = (CODES[sent.name], 0) if "done: " in end.output or not was_running else (CODES[sent.name],)
     if (sent.name, sent.times) == ("INT", 2):
         codes += (-signal.SIGINT,)  # the second may find Python itself at its end; a shell reports 130 for it too
-    found = fault(end, codes=codes)
+    # The first may have been answered when the second comes, and is answered too.
+    found = fault(end, codes=codes, most_messages=sent.times if sent.name == "INT" else 1)
     if found is None and sent.name == "INT" and end.code == 130 and "interrupted" not in end.output:
         found = UNCLEAR, "exit code 130 without a word"
     if found is None and seconds > limit + SLACK and not lab.is_busy:
