@@ -223,7 +223,6 @@ def test_a_run_on_a_terminal_shows_the_view_and_leaves_the_same_lines_as_elsewhe
     assert code == 0
     for expected in (
         "round 1 of 4: ",
-        "sampling ",
         "round 4 of 4: ",
         "score   ",
         "an estimate: ",
