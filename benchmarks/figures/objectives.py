@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from reval_jax import algorithms, batch, config, objective, policy, types
+from reval_jax.algorithms.value_based import reval
 
 
 def regression_huber(settings: config.Config) -> algorithms.Algorithm:
@@ -43,19 +44,8 @@ def regression_huber(settings: config.Config) -> algorithms.Algorithm:
 
 def reval_batch_mean(settings: config.Config) -> algorithms.Algorithm:
     """ReVal whose 0/1 reward is compared with the mean of the round, where groups of one have no mean of their own."""
-    algorithm = algorithms.value_based(settings, _reval)
+    algorithm = algorithms.value_based(settings, reval)
     return algorithm._replace(shape_reward=functools.partial(_less_mean, algorithm.shape_reward))
-
-
-def _reval(scores: policy.PolicyScores, rows: batch.Batch, beta: float) -> jax.Array:
-    return objective.reval_residual(
-        scores.soft_value,
-        rows.reference_value,
-        scores.trajectory_log_prob,
-        rows.reference_log_prob,
-        rows.reward,
-        beta=beta,
-    )
 
 
 def _less_mean(shape_reward: algorithms.ShapeReward, trajectories: types.Trajectories) -> np.ndarray:

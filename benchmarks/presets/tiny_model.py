@@ -8,14 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tokenizers
 import transformers
-from tokenizers import decoders, models, pre_tokenizers
 
+from benchmarks.testbed import supervised
 from reval_jax import model, weights
 
 CHARACTERS = "0123456789+-="
-PAD, EOS = "<pad>", "<eos>"
 WRONG = 0.6
 """Share of the taught answers that are a random number instead of the right one."""
 STEPS, BATCH, LENGTH = 600, 256, 10
@@ -25,7 +23,7 @@ def make(directory: Path, *, seed: int = 0) -> Path:
     """Teaches the model by supervised learning and writes it as a Hugging Face directory, unless it is there already."""
     if directory.exists():
         return directory
-    tokenizer = _tokenizer()
+    tokenizer = supervised.tokenizer(CHARACTERS)
     architecture = model.Architecture(
         vocab_size=len(tokenizer),
         width=128,
@@ -46,17 +44,6 @@ def make(directory: Path, *, seed: int = 0) -> Path:
     params = _taught(architecture, tokenizer, seed)
     weights.export(directory, architecture, params, tokenizer, eos_token_ids=(tokenizer.eos_token_id,), dtype="float32")
     return directory
-
-
-def _tokenizer() -> transformers.PreTrainedTokenizerBase:
-    """One token per character."""
-    vocabulary = {token: index for index, token in enumerate([PAD, EOS, *CHARACTERS])}
-    built = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token=PAD))
-    built.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex("."), "isolated")
-    built.decoder = decoders.Fuse()
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=built, pad_token=PAD, eos_token=EOS, clean_up_tokenization_spaces=False
-    )
 
 
 def _examples(

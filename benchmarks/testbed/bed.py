@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from benchmarks.testbed import questions, supervised
@@ -79,7 +80,7 @@ def make(kind: str, *, root: Path = ROOT, log: Callable[[str], None] = print) ->
     bed = Bed(root / f"{kind}_{_hash(plan)}")
     if (bed.directory / "about.json").exists():
         return bed
-    num_params = sum(int(np.prod(leaf.shape)) for leaf in _leaves(plan.architecture))
+    num_params = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(model.abstract_params(plan.architecture)))
     log(
         f"teaching the test bed's model for {kind} answers, {num_params / 1e6:.2f} million parameters, in {bed.directory}"
     )
@@ -159,12 +160,6 @@ def _architecture(max_positions: int) -> model.Architecture:
         max_positions=max_positions,
         family="llama",
     )
-
-
-def _leaves(architecture: model.Architecture) -> list[Any]:
-    import jax
-
-    return jax.tree.leaves(model.abstract_params(architecture))
 
 
 def _hash(plan: _Plan) -> str:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from benchmarks.testbed import bed
 from reval_jax import config as config_lib
 from reval_jax import console, programs, train, types
+from reval_jax import metrics as metrics_file
 
 RESPONSES = 64  # of a round
 STOP_SCORE, STOP_ROUNDS = 0.95, 5  # a run may end after so many rounds in a row at this score
@@ -37,8 +38,6 @@ TASKS: Mapping[str, Task] = {
 }
 """Tasks by name: one prompt × 64 responses; `many` has 64 prompts × 1 response of a distribution, `many_groups` 8 prompts × 8
 the same, and `long` 8 sums in steps × 8."""
-
-LOGGED = ("critic/score/mean", "training/trajectories", "training/updates")
 
 
 class InterruptedRunError(Exception):
@@ -119,7 +118,7 @@ def play(
     try:
         outcome = train.train(config, run_dir, console=console.Console(is_quiet=True), programs=compiled)
     except FloatingPointError as error:
-        stopped, lines = f"failed: {error}", _lines(run_dir)
+        stopped, lines = f"failed: {error}", metrics_file.read(run_dir / "metrics.jsonl")
     else:
         if outcome.is_preempted:
             raise InterruptedRunError
@@ -142,12 +141,6 @@ def play(
         "stopped": stopped,
         "seconds": round(time.monotonic() - begun, 1),
     }
-
-
-def _lines(run_dir: Path) -> list[types.Json]:
-    from reval_jax import metrics
-
-    return metrics.read(run_dir / "metrics.jsonl")
 
 
 def _cumulative(rounds: Sequence[types.Json]) -> list[float]:

@@ -31,9 +31,9 @@ class Example(NamedTuple):
     answer: str
 
 
-def tokenizer() -> transformers.PreTrainedTokenizerBase:
-    """One token per character."""
-    vocabulary = {token: index for index, token in enumerate([PAD, EOS, *CHARACTERS])}
+def tokenizer(characters: str = CHARACTERS) -> transformers.PreTrainedTokenizerBase:
+    """One token per character, behind PAD and EOS."""
+    vocabulary = {token: index for index, token in enumerate([PAD, EOS, *characters])}
     built = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token=PAD))
     built.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex("."), "isolated")
     built.decoder = decoders.Fuse()
