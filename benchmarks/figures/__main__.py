@@ -1,13 +1,14 @@
-"""Runs the figures on the test bed, and draws them.
+"""Runs the figures, and draws them.
 
     python -m benchmarks.figures run fig03 fig09    # plays what is missing, then writes records and pictures
     python -m benchmarks.figures run --part 2/3     # a third of the runs; copy runs/figures/journal_* together to join them
+    python -m benchmarks.figures run fig09_smollm2  # on SmolLM2-135M: hours, so only where it is named
     python -m benchmarks.figures draw               # pictures and tables from the records; plays nothing
     python -m benchmarks.figures quick              # figures 3 and 9 with four seeds, into runs/quick, in some minutes
-    python -m benchmarks.figures check              # one short run of each figure, into runs/check
+    python -m benchmarks.figures check              # one short run of each figure, of SmolLM2 of one, into runs/check
 
-`make evidence`, `make figures` and `make evidence-quick` are the first, third and fourth. An interrupted command goes on where it
-stopped. Runs that the records in docs/evidence have are not played again, but with --anew.
+`make evidence`, `make figures` and `make evidence-quick` are the first, `draw` and `quick`. An interrupted command goes on where
+it stopped. Runs that the records in docs/evidence have are not played again, but with --anew.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from benchmarks.figures import grid, plan
-from benchmarks.figures.experiments import FIGURES
+from benchmarks.figures.experiments import FIGURES, ON_TEST_BED
 from benchmarks.figures.journal import RECORDS, WORK, Journal, Run
-from benchmarks.testbed import bed, runs
+from benchmarks.testbed import runs
 from reval_jax import durable, run_directory
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,6 +38,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 QUICK = ("fig03", "fig09")
 CHECK_ROUNDS = 4
+DEFAULTS = {"run": ON_TEST_BED, "draw": FIGURES, "quick": QUICK, "check": [*ON_TEST_BED, "fig09_smollm2"]}
+"""Figures of a command that names none."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     figures = chosen(args)
     if args.command != "draw":
         for kind in sorted({runs.TASKS[task].bed for figure in figures for task in tasks_of(figure)}):
-            bed.make(kind, log=say)
+            runs.make(kind, log=say)
         if args.jobs == 1:
             journal = Journal(args.work, None if args.anew else RECORDS)
             try:
@@ -86,7 +89,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("command", choices=["run", "draw", "quick", "check"])
     parser.add_argument(
-        "figures", nargs="*", help=f"of {', '.join(FIGURES)} (default: all; of quick: {', '.join(QUICK)})"
+        "figures",
+        nargs="*",
+        help=f"of {', '.join(FIGURES)} (default: of run those of the test bed; of quick {', '.join(QUICK)}; else all)",
     )
     parser.add_argument(
         "--seeds", type=int, default=8, help="how many of a figure's seeds, 1 to 8 (default: 8; of quick: 4)"
@@ -106,7 +111,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args.work = args.work or (WORK if is_full else Path("runs") / args.command)
     args.records = args.records or (RECORDS if is_full else args.work)
     args.anew |= not is_full
-    args.figures = args.figures or list(QUICK if args.command == "quick" else FIGURES)
+    args.figures = args.figures or list(DEFAULTS[args.command])
     if unknown := [name for name in args.figures if name not in FIGURES]:
         parser.error(f"there is no figure {', '.join(unknown)}. There are {', '.join(FIGURES)}.")
     if args.command == "quick":

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from benchmarks.figures import outcomes, plan
 from benchmarks.figures.experiments import FIGURES
 from benchmarks.figures.journal import Cell, Journal, Run
-from benchmarks.testbed import bed, runs
+from benchmarks.testbed import runs
 from reval_jax import programs
 
 EXTENSIONS = 2
@@ -32,7 +32,7 @@ class Search(NamedTuple):
 
 def search(figure: plan.Figure, method: str, journal: Journal) -> Search:
     """The runs of a method at all rates, and beyond the edge where the best rate is at one."""
-    variant, rates = plan.searched(figure)[method], list(plan.LEARNING_RATES)
+    variant, rates = plan.searched(figure)[method], list(figure.learning_rates)
     extensions = 0
     while True:
         tries = [
@@ -182,11 +182,16 @@ def record(figure: plan.Figure, journal: Journal, seeds: Sequence[int]) -> Run:
     return {
         "figure": figure.name,
         "abouts": abouts,
-        "starts": {task: bed.start(runs.TASKS[task].bed, task) for task in figure.tasks},
+        "starts": {task: runs.start(task) for task in figure.tasks if _is_start_read(figure, task)},
         "rates": {method: each.best for method, each in searches.items() if each.best is not None},
         "search": tried,
         "runs": found,
     }
+
+
+def _is_start_read(figure: plan.Figure, task: str) -> bool:
+    """Whether a comparison with the end that β fixes needs the task's success rate before training."""
+    return any(isinstance(each.second, plan.Plateau) and task in each.tasks for each in figure.contrasts)
 
 
 def _named(run: Run, variant: str, cell: Cell) -> Run:

@@ -14,6 +14,7 @@ Expected = Literal["greater", "less", "equal"]
 
 LEARNING_RATES = (3e-5, 6e-5, 1.2e-4, 2.4e-4, 4.8e-4)
 """Searched for every method alike; extended where the best is at an edge."""
+SMOLLM2_RATES = (5e-7, 1e-6, 2e-6, 4e-6, 8e-6)
 
 TUNING_SEEDS = (100, 101)
 """Of the search, on the figure's `tuning` task; neither is reported."""
@@ -21,11 +22,18 @@ TUNING_SEEDS = (100, 101)
 SEARCH_ROUNDS = 40
 """Of every run of the search, whatever the figure's own number is, so that figures share the search of a common method."""
 
-START_SECONDS = 1.5
-"""Of a run that finds its programs compiled: two cores."""
-ROUND_SECONDS = {"tuning": 0.05, "many": 0.06, "many_groups": 0.06, "long": 0.12}
-UPDATE_SECONDS = {"tuning": 0.025, "long": 0.05}
-"""Of a round's sampling and verdicts, and of an update, by task; others are as `tuning`. Estimates, for `cost`."""
+START_SECONDS = {"tuning": 1.5, "smollm2_hard": 20.0, "smollm2_medium": 20.0}
+"""Of a run that finds its programs compiled: two cores. Tasks that are not named are as `tuning`, here and below."""
+ROUND_SECONDS = {
+    "tuning": 0.05,
+    "many": 0.06,
+    "many_groups": 0.06,
+    "long": 0.12,
+    "smollm2_hard": 3.0,
+    "smollm2_medium": 3.0,
+}
+UPDATE_SECONDS = {"tuning": 0.025, "long": 0.05, "smollm2_hard": 4.0, "smollm2_medium": 4.0}
+"""Of a round's sampling and verdicts, and of an update, by task. Estimates, for `cost`."""
 
 
 class Variant(NamedTuple):
@@ -87,6 +95,7 @@ class Figure(NamedTuple):
     stops_at_95: bool = True  # a run ends after five rounds in a row at 0.95, since nothing later is read
     searches: bool = True  # False: the variants' settings give the learning rate
     tuning: str = "tuning"  # task of the search
+    learning_rates: tuple[float, ...] = LEARNING_RATES  # of the search
     is_exploratory: bool = False  # added after runs had been seen: it confirms nothing
 
 
@@ -149,7 +158,7 @@ def cost(figure: Figure) -> Cost:
     per_task = [(task, variant) for task in figure.tasks for variant in figure.variants]
     searches = [(figure.tuning, variant) for variant in searched(figure).values()]
     seconds = sum(len(figure.seeds) * _seconds(task, variant, figure.rounds) for task, variant in per_task)
-    tries = len(LEARNING_RATES) * len(TUNING_SEEDS)
+    tries = len(figure.learning_rates) * len(TUNING_SEEDS)
     seconds += sum(tries * _seconds(task, variant, SEARCH_ROUNDS) for task, variant in searches)
     return Cost(len(per_task) * len(figure.seeds), len(searches) * tries, seconds)
 
@@ -167,7 +176,7 @@ def total(figures: Iterable[Figure]) -> Cost:
                     cell = (task, settings, rate, seed, figure.rounds, figure.stops_at_95)
                     cells[cell] = _seconds(task, variant, figure.rounds)
         for method, variant in searched(figure).items():
-            for index in range(len(LEARNING_RATES) * len(TUNING_SEEDS)):
+            for index in range(len(figure.learning_rates) * len(TUNING_SEEDS)):
                 tries[(method, figure.tuning, index)] = _seconds(figure.tuning, variant, SEARCH_ROUNDS)
     return Cost(len(cells), len(tries), sum(cells.values()) + sum(tries.values()))
 
@@ -177,6 +186,7 @@ def _seconds(task: str, variant: Variant, rounds: int) -> float:
     # The defaults of configs/algorithms: two updates, and one pass.
     updates = settings.get("update.max_updates_per_round") or settings.get("update.updates_per_round", 2)
     updates *= settings.get("update.passes", 1)
-    of_round = ROUND_SECONDS.get(task, ROUND_SECONDS["tuning"])
-    of_update = UPDATE_SECONDS.get(task, UPDATE_SECONDS["tuning"])
-    return START_SECONDS + rounds * (of_round + updates * of_update)
+    begin, of_round, of_update = (
+        seconds.get(task, seconds["tuning"]) for seconds in (START_SECONDS, ROUND_SECONDS, UPDATE_SECONDS)
+    )
+    return begin + rounds * (of_round + updates * of_update)

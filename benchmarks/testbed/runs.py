@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.testbed import bed
+from benchmarks.testbed import bed, smollm2
 from reval_jax import config as config_lib
 from reval_jax import console, programs, train, types
 from reval_jax import metrics as metrics_file
@@ -21,10 +21,13 @@ EVAL_EVERY = 10  # rounds, of the tasks with held-out questions
 SHORT_TOKENS, LONG_TOKENS = 5, 24  # of a response, its end token included
 
 
-class Task(NamedTuple):
-    """A training set of the test bed."""
+SMOLLM2 = "smollm2"
 
-    bed: str  # a key of bed.PLANS
+
+class Task(NamedTuple):
+    """A training set of a model."""
+
+    bed: str  # a key of bed.PLANS, or SMOLLM2
     prompts: int  # of a round
     has_held_out: bool = False
 
@@ -35,9 +38,24 @@ TASKS: Mapping[str, Task] = {
     "many": Task("short", RESPONSES, has_held_out=True),
     "many_groups": Task("short", RESPONSES // 8, has_held_out=True),
     "long": Task("long", RESPONSES // 8, has_held_out=True),
+    **{name: Task(SMOLLM2, 1) for name in smollm2.TASKS},
 }
 """Tasks by name: one prompt × 64 responses; `many` has 64 prompts × 1 response of a distribution, `many_groups` 8 prompts × 8
-the same, and `long` 8 sums in steps × 8."""
+the same, and `long` 8 sums in steps × 8. Those of SmolLM2 are one prompt × 64."""
+
+
+def make(kind: str, *, log: Callable[[str], None] = print) -> None:
+    """Makes the model of these tasks, unless it is there."""
+    if kind == SMOLLM2:
+        smollm2.make()
+    else:
+        bed.make(kind, log=log)
+
+
+def start(task: str, *, root: Path = bed.ROOT) -> float:
+    """The success rate at which a task begins."""
+    kind = TASKS[task].bed
+    return smollm2.start(task, root) if kind == SMOLLM2 else bed.start(kind, task, root=root)
 
 
 class InterruptedRunError(Exception):
@@ -52,6 +70,17 @@ def settings(
     Raises:
       ValueError: a setting does not exist or cannot have this value.
     """
+    tree = smollm2.settings(task) if TASKS[task].bed == SMOLLM2 else _of_test_bed(task, root)
+    tree["run"] = tree.get("run", {}) | {"rounds": rounds, "seed": seed}
+    tree["run"] |= {"stop_score": STOP_SCORE if stops else None, "stop_rounds": STOP_ROUNDS}
+    for name, value in overrides.items():
+        section, field = name.split(".")
+        tree[section][field] = value
+    return config_lib.from_tree(tree, source=f"the test bed's task {task}")
+
+
+def _of_test_bed(task: str, root: Path) -> types.Json:
+    """The settings of a task of the test bed, as a tree."""
     known = TASKS[task]
     place = bed.make(known.bed, root=root)
     data = task.split("_")[0] if known.has_held_out else task
@@ -85,7 +114,6 @@ def settings(
         "verifier": {"workers": 1},
         "eval": {"every": 0},
         "checkpoint": {"every": 10_000, "keep": 1},
-        "run": {"rounds": rounds, "seed": seed},
     }
     if known.has_held_out:
         tree["eval"] = {
@@ -94,12 +122,7 @@ def settings(
             "samples_per_prompt": 4,
             "max_prompts": bed.HELD_OUT,
         }
-    if stops:
-        tree["run"] |= {"stop_score": STOP_SCORE, "stop_rounds": STOP_ROUNDS}
-    for name, value in overrides.items():
-        section, field = name.split(".")
-        tree[section][field] = value
-    return config_lib.from_tree(tree, source=f"the test bed's task {task}")
+    return tree
 
 
 def play(

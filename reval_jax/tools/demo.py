@@ -64,7 +64,7 @@ def _run(args: Demo) -> int:
     config, run_dir = configs[args.task], Path("runs") / f"demo_{args.task}"
 
     console.log(f"Measuring three one-prompt tasks by avg@{args.samples} (first number of a 12-token response) ...")
-    before = _measure(configs, None, console)
+    before = measure(configs, None, console)
     console.log(
         f"\nTraining on the {args.task} task by ReVal, until two rounds in a row score {config.run.stop_score} ..."
     )
@@ -73,7 +73,7 @@ def _run(args: Demo) -> int:
         console.log("Stopped on request, and saved. Run the same command again to resume.")
         return exit_codes.PREEMPTED
     console.log("\nMeasuring again ...")
-    after = _measure(configs, run_dir, console)
+    after = measure(configs, run_dir, console)
 
     _print_table(args.task, before, after)
     for result, when in ((before[args.task], "before"), (after[args.task], "after")):
@@ -143,7 +143,7 @@ def _config(task: str, model_path: str, samples: int) -> config_lib.Config:
     )
 
 
-def _measure(
+def measure(
     configs: dict[str, config_lib.Config], run_dir: Path | None, console: console_lib.Console
 ) -> dict[str, evaluate.Result]:
     """avg@k on every task of the published model or, with `run_dir`, of the last checkpoint."""

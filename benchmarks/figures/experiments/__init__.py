@@ -7,11 +7,14 @@ from benchmarks.figures.experiments import (
     age,
     fig02,
     fig03,
+    fig03_smollm2,
     fig05,
     fig07,
     fig08,
+    fig08_smollm2,
     fig09,
     fig09_low,
+    fig09_smollm2,
     fig10,
     fig11,
     fig11_many,
@@ -36,6 +39,12 @@ FIGURES = {
         prioritized,
         adaptive,
         tbrm_rates,
+        fig09_smollm2,
+        fig03_smollm2,
+        fig08_smollm2,
     )
 }
 """Name → experiment, in the order of the page."""
+
+ON_TEST_BED = [name for name in FIGURES if "smollm2" not in name]
+"""Those whose runs take seconds."""

@@ -1,0 +1,49 @@
+"""Figure 9 on SmolLM2-135M-Instruct: `2+2=`, answers of at most 12 tokens, one learning rate.
+
+No search: every design has the rate of configs/one_shot_hard.yaml, 2e-6, of which docs/learning_curves.md shows that ReVal learns
+there. Expected from the cosines of this model's own first gradients on this prompt (docs/evidence_protocol.md) and from a pilot
+with one seed: group mean above 0/1 above ±1, and ±1 mended by stopping ∇V.
+"""
+
+from __future__ import annotations
+
+from benchmarks.figures.experiments import fig09
+from benchmarks.figures.plan import Contrast
+
+TASKS = ("smollm2_hard",)
+RATE = 2e-6
+
+
+def _above(first: str, second: str, confirms: str) -> Contrast:
+    return Contrast(first, second, "final", TASKS, confirms=confirms, refutes="It is below.")
+
+
+FIGURE = fig09.FIGURE._replace(
+    name="fig09_smollm2",
+    title="Reward designs, with and without the gradient of V(s₁), on SmolLM2-135M",
+    question="The same on a real model: is it the gradient of V(s₁) that decides?",
+    tasks=TASKS,
+    variants=tuple(
+        variant._replace(settings={**variant.settings, "optimizer.learning_rate": RATE})
+        for variant in fig09.FIGURE.variants
+    ),
+    rounds=12,
+    searches=False,
+    stops_at_95=False,
+    contrasts=(
+        _above("group mean", "0/1", "Group-mean reward is above 0/1."),
+        _above("0/1", "±1", "0/1 reward is above ±1."),
+        _above("±1, ∇V stopped", "±1", "Stopping ∇V mends ±1."),
+        _above("0/1, ∇V stopped", "0/1", "Stopping ∇V mends 0/1."),
+        Contrast(
+            "group mean, ∇V stopped",
+            "group mean",
+            "final",
+            TASKS,
+            confirms="With group-mean reward ∇V makes less than 0.1 of difference.",
+            refutes="It makes more.",
+            expects="equal",
+            margin=0.1,
+        ),
+    ),
+)
