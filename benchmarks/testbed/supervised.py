@@ -42,9 +42,9 @@ def tokenizer(characters: str = CHARACTERS) -> transformers.PreTrainedTokenizerB
     )
 
 
-def arrays(examples: Sequence[Example], length: int) -> tuple[np.ndarray, np.ndarray]:
+def arrays(examples: Sequence[Example], length: int, characters: str = CHARACTERS) -> tuple[np.ndarray, np.ndarray]:
     """Tokens i32[n, length] of questions with their answers and the end token, and bool[n, length], which are answers."""
-    ids = {character: index for index, character in enumerate(CHARACTERS, start=2)}
+    ids = {character: index for index, character in enumerate(characters, start=2)}
     tokens, is_answer = np.zeros((len(examples), length), np.int32), np.zeros((len(examples), length), np.bool_)
     for row, (question, answer) in enumerate(examples):
         whole = [*(ids[character] for character in question + answer), 1]
@@ -62,11 +62,13 @@ def teach(
     length: int,
     seed: int,
     log: Callable[[str], None],
+    characters: str = CHARACTERS,
 ) -> model.Params:
     """The parameters after `steps` of AdamW on what `draw(generator, batch, share of the steps done)` returns.
 
     Args:
       length: tokens of the longest example, its end token included.
+      characters: of the tokenizer.
     """
     optimizer = optax.adamw(optax.warmup_cosine_decay_schedule(0.0, PEAK_RATE, steps // 12, steps))
 
@@ -85,8 +87,9 @@ def teach(
     params = model.init_params(architecture, jax.random.key(seed))
     state, generator = optimizer.init(params), np.random.default_rng(seed)
     for index in range(steps):
-        params, state, value = step(params, state, *arrays(draw(generator, batch, index / steps), length))
-        if (index + 1) % (steps // 10) == 0:
+        examples = draw(generator, batch, index / steps)
+        params, state, value = step(params, state, *arrays(examples, length, characters))
+        if (index + 1) % max(1, steps // 10) == 0:
             log(f"  step {index + 1} of {steps}: {float(value):.3f} nats per token")
     return jax.device_get(params)
 
