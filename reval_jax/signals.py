@@ -7,12 +7,13 @@ thread that reads it ends a process that does not end by itself. Standard librar
 - SIGTERM and SIGHUP ask `reval train` to stop. Before its rounds begin it ends at once; afterwards the loop stops at the next
   point from which it can resume, and is ended shortly before `run.grace_seconds` have passed.
 - SIGINT raises KeyboardInterrupt, in every command. The process is ended when it is still there INTERRUPT_SECONDS later, and
-  at once by a second SIGINT.
+  at once by a second SIGINT, or while a module is imported: a library in C++ that gets an exception then may abort.
 - `Watch.leave` ends the process though other threads are still running.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import math
 import os
@@ -69,6 +70,9 @@ class Watch:
         threading.Thread(target=self._serve, name="signals", daemon=True).start()
         self.is_installed = True
         self.rearm()
+        # Of the functions that run at exit this is the last: Python then gives signals back their defaults, and one that still
+        # comes would end the process by itself, with another exit code than the settled one.
+        atexit.register(self._ignore_stops)
 
     def rearm(self) -> None:
         """Take the signals back from a library: jax.distributed handles SIGTERM itself from its start on."""
@@ -107,9 +111,15 @@ class Watch:
         os.write(self._writer, b"\0")  # so that the thread looks at its deadline
         sys.exit(code)
 
+    def _ignore_stops(self) -> None:
+        for each in set(self._handled) & set(STOPS):
+            signal.signal(each, signal.SIG_IGN)
+
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
         if signum == signal.SIGINT:
             self.is_interrupted = True
+            if _is_importing(frame):
+                self._end(exit_codes.INTERRUPTED, INTERRUPTED)
             if not self._is_leaving:
                 raise KeyboardInterrupt
         else:
@@ -169,6 +179,13 @@ class Watch:
             if os.isatty(2):
                 os.write(2, b"\x1b[?25h\n")  # a progress bar hides the cursor
             os.write(2, "".join(line + "\n" for line in lines).encode())
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    """Whether this frame is that of an import, or was called by one."""
+    while frame is not None and not frame.f_code.co_filename.startswith("<frozen importlib"):
+        frame = frame.f_back
+    return frame is not None
 
 
 watch = Watch()

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from support import tiny_runs
 
+from reval_jax import signals
+
 ROOT = Path(__file__).resolve().parent.parent
 
 # A minutes-long call in C that runs no Python, so no handler, as a compilation by XLA: only a thread can see the signal.
@@ -86,6 +88,37 @@ __main__.main()
     assert done.returncode == 75, done.stderr
     assert done.stderr == f"reval: {number.name} before the first round: nothing is lost. Run the same command again.\n"
     assert not (tmp_path / "run").exists()
+
+
+def test_sigint_in_an_import_ends_the_process_at_once_since_an_exception_there_may_abort_it(tmp_path):
+    (tmp_path / "interrupted.py").write_text(f"import os\nos.kill(os.getpid(), {int(signal.SIGINT)})\n")
+    program = watched(f"""
+sys.path.insert(0, {str(tmp_path)!r})
+try:
+    import interrupted
+except BaseException as error:
+    print("raised", repr(error))
+print("goes on")
+""")
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr == f"{signals.INTERRUPTED}\n"
+
+
+@pytest.mark.parametrize("number", signals.STOPS)
+def test_a_stop_that_comes_while_python_itself_ends_does_not_change_the_exit_code(number):
+    # What modules hold is deleted after Python has given signals back their defaults.
+    program = f"""
+import os
+class Last:
+    def __del__(self, kill=os.kill, pid=os.getpid()):
+        kill(pid, {int(number)})
+last = Last()
+{watched()}
+signals.watch.leave(75)
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (75, "")
 
 
 @pytest.mark.parametrize("stuck", [IN_C, SWALLOWS], ids=["in_c", "swallowed"])
