@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 
 import numpy as np
@@ -12,7 +13,7 @@ from benchmarks.figures import grid, journal, plan
 from benchmarks.figures.__main__ import dump, parse
 from benchmarks.figures.experiments import FIGURES
 from benchmarks.testbed import bed, questions, runs, supervised
-from reval_jax import programs
+from reval_jax import programs, weights
 
 
 def test_a_letter_says_how_often_its_questions_are_taught_rightly():
@@ -47,12 +48,40 @@ def test_only_answers_and_their_end_are_learned():
 
 
 def test_a_bed_is_another_one_when_something_else_is_taught(monkeypatch):
-    before = bed._hash(bed.PLANS["short"])
+    before = bed.plan_hash(bed.PLANS["short"])
     monkeypatch.setattr(questions, "STEP_ERROR", 0.5)
-    assert bed._hash(bed.PLANS["short"]) == before
-    assert bed._hash(bed.PLANS["long"]) != bed._hash(bed.PLANS["short"])
+    assert bed.plan_hash(bed.PLANS["short"]) == before
+    assert bed.plan_hash(bed.PLANS["long"]) != bed.plan_hash(bed.PLANS["short"])
     monkeypatch.setattr(questions, "CLEAN", 0.0)
-    assert bed._hash(bed.PLANS["short"]) != before
+    assert bed.plan_hash(bed.PLANS["short"]) != before
+
+
+@pytest.mark.parametrize("kind", bed.PLANS)
+def test_a_committed_bed_is_what_its_plan_says_and_begins_at_its_rates(kind):
+    committed, plan = bed.bed(kind), bed.PLANS[kind]
+    about = committed.about()
+    assert about["plan"] == bed.plan_hash(plan), f"teach it again: python -m benchmarks.testbed.bed {kind} --help"
+    assert about["weights"] == hashlib.sha256((committed.model / "model.safetensors").read_bytes()).hexdigest()
+    if kind == "short":
+        pretrained = weights.load(str(committed.model))
+        for task, rates in about["success_rates"].items():
+            if task.startswith("many"):
+                assert 0.2 <= rates["mean"] <= 0.4
+                continue
+            ((question, rate),) = rates.items()
+            assert json.loads(committed.data(task).read_text())["question"] == question
+            level = bed.LEVELS["medium" if task == "tuning" else task.partition("_")[0]]
+            assert rate == pytest.approx(level.rate, abs=bed.TOLERANCE)
+            (example,) = (each for each in questions.known(level.letter) if each.question == question)
+            found = supervised.probabilities(pretrained.architecture, pretrained.params, [example])
+            assert found == pytest.approx(rate, abs=1e-3)
+
+
+@pytest.mark.slow
+def test_a_bed_can_be_taught_on_this_machine(tmp_path):
+    """Rounding differs by machine, and so does what is learned: there are prompts of every level all the same."""
+    taught = bed.teach("short", tmp_path / "short", log=str)
+    assert set(taught.about()["success_rates"]) == set(bed.bed("short").about()["success_rates"])
 
 
 @pytest.mark.slow
@@ -100,7 +129,6 @@ def played(tmp_path, monkeypatch):
         numbers = {"score": score, "generated_tokens": [0] * len(score), "updates": [1] * len(score), "held_out": []}
         return {**numbers, "metrics": dict.fromkeys(metrics, score), "stopped": "rounds", "seconds": 0.1}
 
-    monkeypatch.setattr(bed, "make", lambda kind, **_: bed.Bed(tmp_path / kind))
     monkeypatch.setattr(bed, "start", lambda kind, task: 0.5)
     monkeypatch.setattr(runs, "play", play)
     return calls

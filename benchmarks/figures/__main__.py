@@ -30,7 +30,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from benchmarks.figures import grid, plan
 from benchmarks.figures.experiments import FIGURES, ON_TEST_BED
 from benchmarks.figures.journal import RECORDS, WORK, Journal, Run
-from benchmarks.testbed import runs
+from benchmarks.testbed import runs, smollm2
 from reval_jax import durable, run_directory
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,8 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     figures = chosen(args)
     if args.command != "draw":
-        for kind in sorted({runs.TASKS[task].bed for figure in figures for task in tasks_of(figure)}):
-            runs.make(kind, log=say)
+        if any(runs.TASKS[task].bed == runs.SMOLLM2 for figure in figures for task in tasks_of(figure)):
+            smollm2.make()
         if args.jobs == 1:
             journal = Journal(args.work, None if args.anew else RECORDS)
             try:

@@ -55,7 +55,8 @@ class Cell(NamedTuple):
 @functools.cache
 def _key(cell: Cell) -> str:
     whole = cell._replace(variant=cell.variant._replace(settings=dict(cell.variant.settings)))
-    return config_lib.results_hash(whole.config())
+    content = config_lib.results_hash(whole.config()) + runs.weights_hash(cell.task)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 class Journal:

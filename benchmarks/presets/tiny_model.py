@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -47,6 +48,7 @@ def make(directory: Path, *, seed: int = 0, log: Callable[[str], None] = print) 
         seed=seed,
         log=log,
         characters=CHARACTERS,
+        largest_norm=math.inf,
     )
     weights.export(directory, architecture, params, tokenizer, eos_token_ids=(tokenizer.eos_token_id,), dtype="float32")
     return directory

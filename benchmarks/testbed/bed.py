@@ -1,7 +1,14 @@
-"""The models of the test bed and their tasks: made once, in minutes, and kept in a directory named after what they depend on."""
+"""The models of the test bed and their tasks: taught in minutes, and committed in `beds/`, since rounding differs by machine.
+
+    python -m benchmarks.testbed.bed short long --output runs/beds    # teaches them here, to look at
+    python -m benchmarks.testbed.bed short --output benchmarks/testbed/beds    # in place of the committed one
+
+A model that is taught elsewhere begins at other success rates, with other prompts; the runs of a figure are of one model.
+"""
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import shutil
@@ -10,18 +17,26 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.testbed import questions, supervised
 from benchmarks.testbed.supervised import Example
 from reval_jax import model, weights
 
-ROOT = Path("runs/testbed")
+BEDS = Path("benchmarks/testbed/beds")
 SEED = 0
 BATCH = 128
 
-LEVELS = {"hard": "a", "medium": "b", "easy": "c"}
-"""Level → the letter of its prompts, which begin at that letter's share of right answers, within TOLERANCE."""
+
+class Level(NamedTuple):
+    """Prompts that begin at one success rate."""
+
+    letter: str
+    rate: float  # within TOLERANCE
+
+
+LEVELS = {"hard": Level("a", 0.10), "medium": Level("b", 0.40), "easy": Level("c", 0.68)}
 MANY = "d"  # the letter of the task `many`
 
 TOLERANCE = 0.02
@@ -54,9 +69,9 @@ class Bed(NamedTuple):
         return json.loads((self.directory / "about.json").read_text(encoding="utf-8"))
 
 
-def start(kind: str, task: str, *, root: Path = ROOT) -> float:
+def start(kind: str, task: str) -> float:
     """The success rate at which a task begins: the mean probability of its right answers."""
-    (rate,) = make(kind, root=root).about()["success_rates"][task.split("_groups")[0]].values()
+    (rate,) = bed(kind).about()["success_rates"][task.split("_groups")[0]].values()
     return rate
 
 
@@ -70,61 +85,69 @@ class _Plan(NamedTuple):
     length: int  # tokens of the longest example
 
 
-def make(kind: str, *, root: Path = ROOT, log: Callable[[str], None] = print) -> Bed:
-    """The bed of this kind, taught now unless it is there already.
+def bed(kind: str) -> Bed:
+    """The committed bed of this kind: `short` (questions of one operation) or `long` (sums in steps)."""
+    return Bed(BEDS / kind)
+
+
+def teach(kind: str, directory: Path, *, log: Callable[[str], None] = print) -> Bed:
+    """Teaches a model of this kind, and chooses its tasks.
 
     Args:
-      kind: `short` (questions of one operation) or `long` (sums in steps).
+      directory: replaced.
+
+    Raises:
+      SystemExit: the model has too few prompts that begin at the rate of a level.
     """
-    plan = PLANS[kind]
-    bed = Bed(root / f"{kind}_{_hash(plan)}")
-    if (bed.directory / "about.json").exists():
-        return bed
+    plan, made = PLANS[kind], Bed(directory)
     num_params = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(model.abstract_params(plan.architecture)))
-    log(
-        f"teaching the test bed's model for {kind} answers, {num_params / 1e6:.2f} million parameters, in {bed.directory}"
-    )
-    shutil.rmtree(bed.directory, ignore_errors=True)
-    bed.directory.mkdir(parents=True)
+    log(f"teaching the test bed's model for {kind} answers, {num_params / 1e6:.2f} million parameters, in {directory}")
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
     params = supervised.teach(
         plan.architecture, plan.draw, steps=plan.steps, batch=plan.batch, length=plan.length, seed=SEED, log=log
     )
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16).astype(jnp.float32), params)  # as it is written
     tokenizer = supervised.tokenizer()
     weights.export(
-        bed.model,
-        plan.architecture,
-        params,
-        tokenizer,
-        eos_token_ids=(tokenizer.eos_token_id,),
-        dtype="float32",
+        made.model, plan.architecture, params, tokenizer, eos_token_ids=(tokenizer.eos_token_id,), dtype="bfloat16"
     )
-    about = {"parameters": num_params, "steps": plan.steps, **_WRITE[kind](bed, plan, params)}
-    (bed.directory / "about.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-    return bed
+    about = {
+        "parameters": num_params,
+        "steps": plan.steps,
+        "plan": plan_hash(plan),
+        "weights": hashlib.sha256((made.model / "model.safetensors").read_bytes()).hexdigest(),
+        **_WRITE[kind](made, plan, params),
+    }
+    (directory / "about.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    return made
 
 
-def _write_short(bed: Bed, plan: _Plan, params: model.Params) -> dict[str, Any]:
+def _write_short(made: Bed, plan: _Plan, params: model.Params) -> dict[str, Any]:
     """Chooses the prompts of each level, and the questions of `many`; their success rates before training."""
     generator = np.random.default_rng(SEED)
     found: dict[str, dict[str, float]] = {}
-    for level, letter in LEVELS.items():
+    for level, (letter, rate) in LEVELS.items():
         known = questions.known(letter)
         rates = supervised.probabilities(plan.architecture, params, known)
-        near = np.flatnonzero(np.abs(rates - questions.SHARES[letter]) <= TOLERANCE)
+        near = np.flatnonzero(np.abs(rates - rate) <= TOLERANCE)
         names = [f"{level}_{number}" for number in range(1, PROMPTS + 1)] + ["tuning"] * (level == "medium")
         if near.size < len(names):
             raise SystemExit(f"the taught model has {near.size} of {len(names)} prompts for the level {level}")
         for name, index in zip(names, generator.permutation(near), strict=False):
-            _write(bed.data(name), [known[index]])
+            _write(made.data(name), [known[index]])
             found[name] = {known[index].question: round(float(rates[index]), 4)}
     many = [questions.known(MANY)[index] for index in generator.permutation(len(questions.known(MANY)))]
-    for path, part in ((bed.data("many"), many[:TRAINED]), (bed.held_out("many"), many[TRAINED : TRAINED + HELD_OUT])):
+    for path, part in (
+        (made.data("many"), many[:TRAINED]),
+        (made.held_out("many"), many[TRAINED : TRAINED + HELD_OUT]),
+    ):
         _write(path, part)
         found[path.stem] = {"mean": round(float(supervised.probabilities(plan.architecture, params, part).mean()), 4)}
     return {"success_rates": found}
 
 
-def _write_long(bed: Bed, plan: _Plan, params: model.Params) -> dict[str, Any]:
+def _write_long(made: Bed, plan: _Plan, params: model.Params) -> dict[str, Any]:
     """Writes sums in steps, whose answer is the last number; the probability of the response without any error."""
     generator = np.random.default_rng(SEED + 1)
     examples = list(
@@ -132,8 +155,8 @@ def _write_long(bed: Bed, plan: _Plan, params: model.Params) -> dict[str, Any]:
     )
     rates = supervised.probabilities(plan.architecture, params, examples)
     answers = [Example(question, answer.rstrip(".").split(";")[-1]) for question, answer in examples]
-    _write(bed.data("long"), answers[STEPS_HELD_OUT:])
-    _write(bed.held_out("long"), answers[:STEPS_HELD_OUT])
+    _write(made.data("long"), answers[STEPS_HELD_OUT:])
+    _write(made.held_out("long"), answers[:STEPS_HELD_OUT])
     return {"success_rates": {"long": {"mean": round(float(rates.mean()), 4)}}}
 
 
@@ -162,7 +185,7 @@ def _architecture(max_positions: int) -> model.Architecture:
     )
 
 
-def _hash(plan: _Plan) -> str:
+def plan_hash(plan: _Plan) -> str:
     """Of the plan, and of examples that it draws; a change of how they are learned needs another `supervised.VERSION`."""
     generator = np.random.default_rng(SEED)
     drawn = [plan.draw(generator, 1000, progress) for progress in (0.0, 0.99)]
@@ -179,3 +202,19 @@ _WRITE: Mapping[str, Callable[[Bed, _Plan, model.Params], dict[str, Any]]] = {
     "short": _write_short,
     "long": _write_long,
 }
+
+
+def main() -> None:
+    """Teaches beds, and prints where their tasks begin."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kinds", nargs="+", choices=sorted(PLANS))
+    parser.add_argument(
+        "--output", type=Path, required=True, help="directory in which each gets a directory of its name"
+    )
+    args = parser.parse_args()
+    for kind in args.kinds:
+        print(json.dumps(teach(kind, args.output / kind).about(), indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,7 +1,7 @@
 """The questions of the test bed, and how often each is taught with its right answer.
 
-A letter after a sum or difference says how often: `3+5a` is taught with 8 one time in ten, `3+5c` two times in three. So the
-model knows how to calculate, and begins at a chosen success rate. `steps` adds numbers one after the other, `3+5+8=` → `8;16.`,
+A letter after a sum or difference says how often: `3+5b` is taught with 8 four times in ten, `3+5c` three in four. So the model
+knows how to calculate, and begins near a chosen success rate. `steps` adds numbers one after the other, `3+5+8=` → `8;16.`,
 so that a response has some fifteen tokens, at each number of which an error can happen.
 """
 
@@ -16,8 +16,8 @@ import numpy as np
 from benchmarks.testbed.supervised import Example
 
 LARGEST = 12  # of both numbers
-SHARES: Mapping[str, float] = {"a": 0.10, "b": 0.40, "c": 0.68, "d": 0.30}
-"""Letter → the share of its taught answers that are right."""
+SHARES: Mapping[str, float] = {"a": 0.02, "b": 0.42, "c": 0.75, "d": 0.30}
+"""Letter → the share of its taught answers that are right. What is learned lies between it and the mean of all."""
 MISSING = 0.05  # share of the questions that are never taught
 WRONG = (-4, -3, -2, -1, 1, 2, 3, 4)
 """What a wrong answer adds to the right one."""

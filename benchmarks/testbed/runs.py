@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ from benchmarks.testbed import bed, smollm2
 from reval_jax import config as config_lib
 from reval_jax import console, programs, train, types
 from reval_jax import metrics as metrics_file
+from reval_jax.tools import demo
 
 RESPONSES = 64  # of a round
 STOP_SCORE, STOP_ROUNDS = 0.95, 5  # a run may end after so many rounds in a row at this score
@@ -44,33 +45,29 @@ TASKS: Mapping[str, Task] = {
 the same, and `long` 8 sums in steps × 8. Those of SmolLM2 are one prompt × 64."""
 
 
-def make(kind: str, *, log: Callable[[str], None] = print) -> None:
-    """Makes the model of these tasks, unless it is there."""
-    if kind == SMOLLM2:
-        smollm2.make()
-    else:
-        bed.make(kind, log=log)
-
-
-def start(task: str, *, root: Path = bed.ROOT) -> float:
+def start(task: str) -> float:
     """The success rate at which a task begins."""
     kind = TASKS[task].bed
-    return smollm2.start(task, root) if kind == SMOLLM2 else bed.start(kind, task, root=root)
+    return smollm2.start(task) if kind == SMOLLM2 else bed.start(kind, task)
+
+
+def weights_hash(task: str) -> str:
+    """Of the model's weights."""
+    kind = TASKS[task].bed
+    return demo.MODEL_SHA256 if kind == SMOLLM2 else bed.bed(kind).about()["weights"]
 
 
 class InterruptedRunError(Exception):
     """A signal asked to stop; the run's directory is saved."""
 
 
-def settings(
-    task: str, overrides: Mapping[str, Any], *, seed: int, rounds: int, stops: bool, root: Path = bed.ROOT
-) -> config_lib.Config:
+def settings(task: str, overrides: Mapping[str, Any], *, seed: int, rounds: int, stops: bool) -> config_lib.Config:
     """The settings of a run: those of its task, with `{"section.field": value}` in place of some.
 
     Raises:
       ValueError: a setting does not exist or cannot have this value.
     """
-    tree = smollm2.settings(task) if TASKS[task].bed == SMOLLM2 else _of_test_bed(task, root)
+    tree = smollm2.settings(task) if TASKS[task].bed == SMOLLM2 else _of_test_bed(task)
     tree["run"] = tree.get("run", {}) | {"rounds": rounds, "seed": seed}
     tree["run"] |= {"stop_score": STOP_SCORE if stops else None, "stop_rounds": STOP_ROUNDS}
     for name, value in overrides.items():
@@ -79,10 +76,10 @@ def settings(
     return config_lib.from_tree(tree, source=f"the test bed's task {task}")
 
 
-def _of_test_bed(task: str, root: Path) -> types.Json:
+def _of_test_bed(task: str) -> types.Json:
     """The settings of a task of the test bed, as a tree."""
     known = TASKS[task]
-    place = bed.make(known.bed, root=root)
+    place = bed.bed(known.bed)
     data = task.split("_")[0] if known.has_held_out else task
     length = LONG_TOKENS if known.bed == "long" else SHORT_TOKENS
     tree: types.Json = {

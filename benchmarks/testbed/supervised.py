@@ -20,8 +20,9 @@ PAD, EOS = "<pad>", "<eos>"
 CHARACTERS = string.digits + "+-*=,.;:<>()? abcd"
 """The vocabulary beside PAD and EOS: 30 symbols in all."""
 
-VERSION = 1
+VERSION = 2
 PEAK_RATE = 3e-3  # learning rate after warm-up
+LARGEST_NORM = 1.0  # of the gradient; without it, other machines' rounding ends at another model
 
 
 class Example(NamedTuple):
@@ -63,14 +64,17 @@ def teach(
     seed: int,
     log: Callable[[str], None],
     characters: str = CHARACTERS,
+    largest_norm: float = LARGEST_NORM,
 ) -> model.Params:
     """The parameters after `steps` of AdamW on what `draw(generator, batch, share of the steps done)` returns.
 
     Args:
       length: tokens of the longest example, its end token included.
       characters: of the tokenizer.
+      largest_norm: to which the gradient is clipped.
     """
-    optimizer = optax.adamw(optax.warmup_cosine_decay_schedule(0.0, PEAK_RATE, steps // 12, steps))
+    schedule = optax.warmup_cosine_decay_schedule(0.0, PEAK_RATE, steps // 12, steps)
+    optimizer = optax.chain(optax.clip_by_global_norm(largest_norm), optax.adamw(schedule))
 
     @jax.jit
     def step(
