@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import optax
@@ -27,7 +28,7 @@ class Compiled(NamedTuple):
     """The learner's compiled functions."""
 
     optimizer: optax.GradientTransformation
-    step: jax.stages.Wrapped  # of update.make_step
+    step: Callable[..., Any]  # of update.make_step, at the run's learning rate
     score: reference.Scorer | None  # None where the algorithm has no reference
     score_tokens: jax.stages.Wrapped | None  # of token_scores.make_scorer; None where nothing is scored per token
 
@@ -52,14 +53,17 @@ class Programs:
         for section, fields in UNREAD.items():
             for field in fields or tuple(tree[section]):
                 del tree[section][field]
+        # A value, but for the value head, whose rate is a multiple of it.
+        rate = None if architecture.has_value_head else tree["optimizer"].pop("learning_rate")
         key = (repr(tree), architecture, devices, scores_tokens)
         if key not in self._made:
             optimizer = update.make_optimizer(config.optimizer, has_value_head=architecture.has_value_head)
             scorer = token_scores.make_scorer(architecture, devices, config=config) if scores_tokens else None
             self._made[key] = Compiled(
                 optimizer=optimizer,
-                step=update.make_step(architecture, optimizer, devices, algorithm=algorithm, config=config),
+                step=update.make_step(architecture, devices, algorithm=algorithm, config=config),
                 score=reference.make_scorer(architecture, devices, config=config) if algorithm.has_reference else None,
                 score_tokens=scorer,
             )
-        return self._made[key]
+        made = self._made[key]
+        return made if rate is None else made._replace(step=functools.partial(made.step, rate=rate))

@@ -8,7 +8,7 @@ import functools
 import socket
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -63,7 +63,7 @@ class Components(NamedTuple):
     sampling: sampler.Sampling  # of a round; its stop_ids are the model's and the template's
     grader: verifier.Grader  # starts its processes with the first answer that needs one; `train` closes it
     optimizer: optax.GradientTransformation
-    step: jax.stages.Wrapped  # of update.make_step
+    step: Callable[..., Any]  # of update.make_step, at the run's learning rate
     score: reference.Scorer | None  # None where the algorithm has no reference
     score_tokens: jax.stages.Wrapped | None  # of token_scores.make_scorer; None where nothing is scored per token
     peak: timing.Peak  # of one of the learner's devices: for MFU

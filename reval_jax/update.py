@@ -31,14 +31,19 @@ class TrainState(NamedTuple):
     skipped_in_a_row: jax.Array  # i32[]
 
 
-def make_optimizer(settings: config_lib.Optimizer, *, has_value_head: bool = False) -> optax.GradientTransformation:
+def make_optimizer(
+    settings: config_lib.Optimizer, *, has_value_head: bool = False, peak: float | jax.Array | None = None
+) -> optax.GradientTransformation:
     """AdamW behind a global-norm clip, with a linear warm-up.
 
     A value head has a learning rate of its own with the same warm-up. Its gradient counts in the global norm.
+
+    Args:
+      peak: the learning rate after the warm-up, in place of `settings.learning_rate`; the state does not depend on it.
     """
     parts = [
         optax.clip_by_global_norm(settings.max_grad_norm),
-        optax.adamw(learning_rate(settings), b1=settings.b1, b2=settings.b2, weight_decay=settings.weight_decay),
+        optax.adamw(learning_rate(settings, peak), b1=settings.b1, b2=settings.b2, weight_decay=settings.weight_decay),
     ]
     if has_value_head:
         parts.append(_scaled_value_head(settings.value_learning_rate / settings.learning_rate))
@@ -54,12 +59,13 @@ def _scaled_value_head(factor: float) -> optax.GradientTransformation:
     return optax.stateless(scale)
 
 
-def learning_rate(settings: config_lib.Optimizer) -> optax.Schedule:
-    """Update count → learning rate: linear from 0 over `warmup_updates`, then constant."""
+def learning_rate(settings: config_lib.Optimizer, peak: float | jax.Array | None = None) -> optax.Schedule:
+    """Update count → learning rate: linear from 0 over `warmup_updates`, then constant at `peak`, by default the settings'."""
+    rate = settings.learning_rate if peak is None else peak
     if settings.warmup_updates == 0:
-        return optax.constant_schedule(settings.learning_rate)
+        return lambda count: rate
     # The first update has count 0; it takes the first step of the climb, not a step of size 0.
-    return lambda count: settings.learning_rate * jnp.minimum(1.0, (count + 1) / settings.warmup_updates)
+    return lambda count: rate * jnp.minimum(1.0, (count + 1) / settings.warmup_updates)
 
 
 def init(params: model.Params, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
@@ -216,24 +222,29 @@ def loss_and_gradients(
 
 def make_step(
     architecture: model.Architecture,
-    optimizer: optax.GradientTransformation,
     mesh: Mesh,
     *,
     algorithm: algorithms.Algorithm,
     config: config_lib.Config,
 ) -> jax.stages.Wrapped:
-    """The jitted update: (state, batch) → (state, metrics, `PerTrajectory` of f32[M, R, S] or None); donates the state.
+    """The jitted update: (state, batch, rate) → (state, metrics, `PerTrajectory` of f32[M, R, S] or None); donates the state.
+
+    `rate` is the learning rate after the warm-up, by default the settings'. It is a value, so that runs at several rates share
+    one program.
 
     An update whose loss or gradient norm is not finite leaves parameters and optimizer state bitwise as they were, and is
     counted. Compiles once for each shape of the batch.
     """
-    schedule = learning_rate(config.optimizer)
+    settings = config.optimizer
     kernels = policy.kernels(architecture, mesh, config)
     options = model.kernels.compiler_options(
         mesh, config.model.compute_dtype, deterministic=config.model.deterministic, has_gradient=True
     )
 
-    def step(state: TrainState, rows: batch.Batch) -> tuple[TrainState, algorithms.Metrics, Numbers]:
+    def step(
+        state: TrainState, rows: batch.Batch, rate: float | jax.Array = settings.learning_rate
+    ) -> tuple[TrainState, algorithms.Metrics, Numbers]:
+        optimizer = make_optimizer(settings, has_value_head=architecture.has_value_head, peak=rate)
         value, gradients, metrics, numbers = loss_and_gradients(
             architecture, state.params, rows, algorithm, mesh, config=config
         )
@@ -258,11 +269,12 @@ def make_step(
         metrics |= {
             "actor/loss": value,
             "actor/grad_norm": norm,
-            "actor/lr": schedule(_optimizer_count(state.opt_state)),
+            "actor/lr": learning_rate(settings, rate)(_optimizer_count(state.opt_state)),
         }
         return kernels.cond(is_finite, apply, skip, state), metrics, numbers
 
     # Stating the outputs' placement avoids a second compilation: an inferred one may be equal and written differently.
+    optimizer = make_optimizer(settings, has_value_head=architecture.has_value_head)
     placement = jax.tree.map(lambda leaf: leaf.sharding, abstract(abstract_params(architecture, mesh), optimizer, mesh))
     numbers = batch.sharding(mesh) if algorithm.per_trajectory else None
     outputs = (placement, mesh_lib.replicated(mesh), numbers)

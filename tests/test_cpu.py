@@ -111,7 +111,7 @@ def test_products_of_few_tokens_are_those_of_many(num_outputs):
 def lowered(tiny, platforms):
     """The text of the update, prefill and window that this mesh's platform would run."""
     optimizer = update.make_optimizer(tiny.config.optimizer)
-    step = update.make_step(tiny.architecture, optimizer, tiny.mesh, algorithm=tiny.algorithm, config=tiny.config)
+    step = update.make_step(tiny.architecture, tiny.mesh, algorithm=tiny.algorithm, config=tiny.config)
     state = update.abstract(update.abstract_params(tiny.architecture, tiny.mesh), optimizer, tiny.mesh)
     rows = batch.abstract(batch.shape_of(32, mesh.num_row_shards(tiny.mesh), limits=tiny.limits), tiny.mesh)
     with jax.numpy_dtype_promotion("standard"):

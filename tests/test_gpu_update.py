@@ -56,9 +56,7 @@ def compiled(h100_8, packed):
         limits = batch.Limits(64, config.update.micro_batch_tokens, config.rollout.max_response_tokens)
         rows = batch.abstract(batch.shape_of(TOKENS, count, limits=limits), devices)
         with jax.numpy_dtype_promotion("standard"):
-            step = update.make_step(
-                architecture, optimizer, devices, algorithm=algorithms.choose(config), config=config
-            )
+            step = update.make_step(architecture, devices, algorithm=algorithms.choose(config), config=config)
             return step.lower(state, rows).compile()
 
     return build

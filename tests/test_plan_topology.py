@@ -100,9 +100,7 @@ def test_a_tpu_mesh_gets_its_own_attention(v5e_4):
     state = update.abstract(update.abstract_params(SMALL, mesh), optimizer, mesh)
     rows = batch.abstract(compilation.largest_shape(2, config), mesh)
     with jax.numpy_dtype_promotion("standard"):  # as a user's process runs: optax's adamw promotes an integer
-        lowered = update.make_step(SMALL, optimizer, mesh, algorithm=algorithms.choose(config), config=config).lower(
-            state, rows
-        )
+        lowered = update.make_step(SMALL, mesh, algorithm=algorithms.choose(config), config=config).lower(state, rows)
     assert "splash" in lowered.as_text(debug_info=True)
     assert "tpu_custom_call" in lowered.as_text()
 

@@ -37,9 +37,9 @@ def loss_and_gradients(tiny, trajectories):
 def stepper(tiny):
     """The jitted step and the state it begins with."""
     optimizer = update.make_optimizer(tiny.config.optimizer)
-    return update.make_step(
-        tiny.architecture, optimizer, tiny.mesh, algorithm=tiny.algorithm, config=tiny.config
-    ), update.init(tiny.params, optimizer, tiny.mesh)
+    return update.make_step(tiny.architecture, tiny.mesh, algorithm=tiny.algorithm, config=tiny.config), update.init(
+        tiny.params, optimizer, tiny.mesh
+    )
 
 
 def scores_by_hand(tiny, trajectories, row):
@@ -364,7 +364,7 @@ def test_the_sharded_update_compiles_for_a_tpu_with_the_splash_kernel(v5e):
     state = update.abstract(update.abstract_params(architecture, devices), optimizer, devices)
     rows = batch.abstract(batch.shape_of(256, 4, limits=tiny_programs.limits(config)), devices)
     with jax.numpy_dtype_promotion("standard"):
-        step = update.make_step(architecture, optimizer, devices, algorithm=algorithms.choose(config), config=config)
+        step = update.make_step(architecture, devices, algorithm=algorithms.choose(config), config=config)
         compiled = step.lower(state, rows).compile()
     text = compiled.as_text()
     assert 'custom_call_target="tpu_custom_call"' in text

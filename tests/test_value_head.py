@@ -214,7 +214,7 @@ def test_the_step_fits_the_value_head_to_the_rewards_and_compiles_once(axes):
     tiny = tiny_with_head(**axes, optimizer={"learning_rate": 1e-6, "value_learning_rate": 0.03})
     optimizer = update.make_optimizer(tiny.config.optimizer, has_value_head=True)
     algorithm = tiny.algorithm._replace(loss=actor_critic_loss)
-    step = update.make_step(tiny.architecture, optimizer, tiny.mesh, algorithm=algorithm, config=tiny.config)
+    step = update.make_step(tiny.architecture, tiny.mesh, algorithm=algorithm, config=tiny.config)
     state = update.init(tiny.params, optimizer, tiny.mesh)
     rows = batch.pack(tiny_programs.random_trajectories(8), tiny.mesh, limits=tiny.limits)
     before = distributed.fetch(tiny.params)

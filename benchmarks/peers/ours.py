@@ -28,7 +28,7 @@ def make_update(shape: peer.Shape, dtype: str) -> peer.Job:
     params = random_params(architecture, mesh)
     algorithm = algorithms.choose(config)
     limits = algorithms.limits(config, algorithm)
-    step = update.make_step(architecture, optimizer, mesh, algorithm=algorithm, config=config)
+    step = update.make_step(architecture, mesh, algorithm=algorithm, config=config)
     state = update.init(params, optimizer, mesh)
     rows = trajectories(shape)
 

@@ -64,7 +64,7 @@ def make(architecture: model.Architecture, config: config_lib.Config) -> Bench:
         config,
         architecture,
         devices,
-        update.make_step(architecture, optimizer, devices, algorithm=algorithm, config=config),
+        update.make_step(architecture, devices, algorithm=algorithm, config=config),
         reference.make_scorer(architecture, devices, config=config),
         algorithms.limits(config, algorithm),
         [update.init(params, optimizer, devices)],

@@ -178,7 +178,7 @@ def _lower_learner(
         reference_params = reference.abstract(params, config=config)
         return reference.make_scorer(architecture, mesh, config=config).lower(reference_params, largest)
     optimizer = update.make_optimizer(config.optimizer, has_value_head=architecture.has_value_head)
-    step = update.make_step(architecture, optimizer, mesh, algorithm=algorithms.choose(config), config=config)
+    step = update.make_step(architecture, mesh, algorithm=algorithms.choose(config), config=config)
     return step.lower(update.abstract(params, optimizer, mesh), largest)
 
 
