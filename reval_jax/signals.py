@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import logging
 import math
 import os
 import select
@@ -118,12 +119,23 @@ class Watch:
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
         if signum == signal.SIGINT:
             self.is_interrupted = True
+            self._hush()
             if _is_importing(frame):
                 self._end(exit_codes.INTERRUPTED, INTERRUPTED)
             if not self._is_leaving:
                 raise KeyboardInterrupt
         else:
             self.is_stopping = True
+
+    def _hush(self) -> None:
+        """From now on what libraries' threads, event loops and destructors say of their end is no news."""
+        logging.disable(logging.CRITICAL)
+        threading.excepthook = lambda _: None
+        sys.unraisablehook = self._on_unraisable
+
+    def _on_unraisable(self, unraisable: sys.UnraisableHookArgs) -> None:
+        if unraisable.exc_type is KeyboardInterrupt:  # raised in a destructor or callback, where Python drops it
+            self._end(exit_codes.INTERRUPTED, INTERRUPTED)
 
     def _serve(self) -> None:
         """The thread: notes signals, and ends the process at the deadline."""

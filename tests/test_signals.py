@@ -105,6 +105,44 @@ print("goes on")
     assert done.stderr == f"{signals.INTERRUPTED}\n"
 
 
+def test_sigint_in_a_destructor_is_not_lost():
+    program = watched(f"""
+import os
+class Slow:
+    def __del__(self):
+        os.kill(os.getpid(), {int(signal.SIGINT)})
+        for _ in range(10**6):
+            pass
+slow = Slow()
+del slow
+print("goes on")
+""")
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", f"{signals.INTERRUPTED}\n")
+
+
+def test_after_sigint_threads_and_event_loops_have_no_say():
+    program = watched(f"""
+import logging, os, threading
+interrupted = threading.Event()
+def fails():
+    interrupted.wait()
+    raise RuntimeError("Event loop is closed")
+thread = threading.Thread(target=fails)
+thread.start()
+try:
+    os.kill(os.getpid(), {int(signal.SIGINT)})
+    threading.Event().wait()
+except KeyboardInterrupt:
+    interrupted.set()
+    thread.join()
+    logging.getLogger("asyncio").error("Task exception was never retrieved")
+signals.watch.leave(130)
+""")
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (130, "")
+
+
 @pytest.mark.parametrize("number", signals.STOPS)
 def test_a_stop_that_comes_while_python_itself_ends_does_not_change_the_exit_code(number):
     # What modules hold is deleted after Python has given signals back their defaults.
