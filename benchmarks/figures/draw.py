@@ -123,7 +123,9 @@ def _draw_panel(
             lines[name][2] += found.runs
         _draw_levels(axis, figure, record, panel, tasks, looks)
         if not is_alone:
-            axis.set_title(f"{label} ({len(tasks)} prompt{'s' * (len(tasks) > 1)})")
+            # A task that has a number is one prompt; others are distributions.
+            is_single = tasks != [label]
+            axis.set_title(f"{label} ({len(tasks)} prompt{'s' * (len(tasks) > 1)})" if is_single else label)
         _scale(axis, panel)
     axes[0].set_ylabel(_y_label(panel))
     axes[0 if is_alone else len(columns) // 2].set_xlabel(AXES[panel.x])
