@@ -93,6 +93,12 @@ def test_runs_that_share_programs_are_those_that_do_not(tmp_path):
         tiny_runs.play(file, tmp_path / f"shared_{seed}", shared=shared, run__seed=seed)
         tiny_runs.play(file, tmp_path / f"alone_{seed}", run__seed=seed)
         tiny_runs.assert_same_run(tmp_path / f"shared_{seed}", tmp_path / f"alone_{seed}")
+    # The learning rate is a value, and not ignored.
+    for name, programs_of in (("shared_faster", shared), ("alone_faster", None)):
+        tiny_runs.play(file, tmp_path / name, shared=programs_of, run__seed=0, optimizer__learning_rate=0.03)
+    tiny_runs.assert_same_run(tmp_path / "shared_faster", tmp_path / "alone_faster")
+    with pytest.raises(AssertionError):
+        tiny_runs.assert_same_run(tmp_path / "shared_faster", tmp_path / "shared_0")
     assert len(shared._made) == 1
     tiny_runs.play(file, tmp_path / "other", shared=shared, update__beta=0.25)
     assert len(shared._made) == 2

@@ -37,7 +37,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 QUICK = ("fig03", "fig09")
-CHECK_ROUNDS = 4
+CHECK_ROUNDS, SMOLLM2_CHECK_ROUNDS = 4, 2
 DEFAULTS = {"run": ON_TEST_BED, "draw": FIGURES, "quick": QUICK, "check": [*ON_TEST_BED, "fig09_smollm2"]}
 """Figures of a command that names none."""
 
@@ -68,7 +68,8 @@ def chosen(args: argparse.Namespace) -> list[plan.Figure]:
     """The figures that the command plays or draws."""
     named = [FIGURES[name] for name in args.figures]
     if args.command == "check":
-        return [plan.one_cell(figure, 2 if figure.name not in ON_TEST_BED else CHECK_ROUNDS) for figure in named]
+        rounds = {figure.name: CHECK_ROUNDS if figure.name in ON_TEST_BED else SMOLLM2_CHECK_ROUNDS for figure in named}
+        return [plan.one_cell(figure, rounds[figure.name]) for figure in named]
     if args.command == "quick":
         rates = {
             figure.name: json.loads((RECORDS / f"{figure.name}.json").read_text("utf-8"))["rates"] for figure in named

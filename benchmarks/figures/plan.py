@@ -99,6 +99,11 @@ class Figure(NamedTuple):
     is_exploratory: bool = False  # added after runs had been seen: it confirms nothing
 
 
+def at_rate(variants: Iterable[Variant], rate: float) -> tuple[Variant, ...]:
+    """The variants at one learning rate, for a figure that does not search."""
+    return tuple(each._replace(settings={**each.settings, "optimizer.learning_rate": rate}) for each in variants)
+
+
 def quick(figure: Figure, rates: Mapping[str, float]) -> Figure:
     """The first panel's curves with four seeds, at learning rates that were searched before."""
     variants = tuple(

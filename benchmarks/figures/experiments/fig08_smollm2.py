@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from benchmarks.figures import plan
 from benchmarks.figures.experiments import fig08
 from benchmarks.figures.experiments.fig09_smollm2 import RATE, TASKS
 
@@ -10,10 +11,7 @@ FIGURE = fig08.FIGURE._replace(
     title="β from 2 to 0.002, on SmolLM2-135M",
     question="The same on a real model: does β do anything but set the end?",
     tasks=TASKS,
-    variants=tuple(
-        variant._replace(settings={**variant.settings, "optimizer.learning_rate": RATE})
-        for variant in fig08.FIGURE.variants
-    ),
+    variants=plan.at_rate(fig08.FIGURE.variants, RATE),
     searches=False,
     contrasts=tuple(each._replace(tasks=TASKS) for each in fig08.FIGURE.contrasts),
 )

@@ -8,6 +8,7 @@ hard prompt group mean and 0/1 with ∇V stopped above 0/1 above ±1; stopping �
 
 from __future__ import annotations
 
+from benchmarks.figures import plan
 from benchmarks.figures.experiments import fig09
 
 RATE = 1.2e-4
@@ -17,10 +18,7 @@ FIGURE = fig09.FIGURE._replace(
     is_exploratory=True,
     title="Reward designs at one small learning rate (added later)",
     question="Does the order of the first gradients' cosines show where steps are small?",
-    variants=tuple(
-        variant._replace(settings={**variant.settings, "optimizer.learning_rate": RATE})
-        for variant in fig09.FIGURE.variants
-    ),
+    variants=plan.at_rate(fig09.FIGURE.variants, RATE),
     rounds=60,
     searches=False,
 )

@@ -7,6 +7,7 @@ with one seed: group mean above 0/1 above ±1, and ±1 mended by stopping ∇V.
 
 from __future__ import annotations
 
+from benchmarks.figures import plan
 from benchmarks.figures.experiments import fig09
 from benchmarks.figures.plan import Contrast
 
@@ -23,10 +24,7 @@ FIGURE = fig09.FIGURE._replace(
     title="Reward designs, with and without the gradient of V(s₁), on SmolLM2-135M",
     question="The same on a real model: is it the gradient of V(s₁) that decides?",
     tasks=TASKS,
-    variants=tuple(
-        variant._replace(settings={**variant.settings, "optimizer.learning_rate": RATE})
-        for variant in fig09.FIGURE.variants
-    ),
+    variants=plan.at_rate(fig09.FIGURE.variants, RATE),
     rounds=12,
     searches=False,
     stops_at_95=False,
