@@ -94,8 +94,9 @@ def write(components: Components, sampled: RoundRollout, round: int) -> None:
                     f"the first that of round {deleted[0]}",
                 )
     except OSError as error:
-        log_once(
-            "no rollouts", f"the rollouts of round {round + 1} cannot be written ({error}); the run goes on without"
+        # Every round that is lost is named.
+        components.console.log(
+            f"the rollouts of round {round + 1} cannot be written ({error}); the run goes on without"
         )
 
 

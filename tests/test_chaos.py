@@ -13,7 +13,7 @@ import pytest
 from support import tiny_runs
 
 from benchmarks.chaos import __main__ as chaos
-from benchmarks.chaos import compare, corruptions, damage, lab, outcomes, shim, signals
+from benchmarks.chaos import calls, compare, corruptions, damage, lab, outcomes, shim, signals
 from benchmarks.chaos.outcomes import (
     HANG,
     IDENTICAL,
@@ -139,6 +139,43 @@ def test_wrong_arguments_are_exit_code_2(words, capsys):
         chaos.main(words)
     assert stop.value.code == 2
     assert words[0] in capsys.readouterr().err
+
+
+def test_calls_of_a_kind_differ_in_numbers_and_random_names_alone():
+    made = [
+        ("open", "/rollouts/round_000001.jsonl.tmp"),
+        ("write", "/rollouts/round_000001.jsonl.tmp"),
+        ("open", "/rollouts/round_000012.jsonl.tmp"),
+        ("open", "/checkpoints/1.saving0aef52d6c1b84de0a7/arrays/d/3fc0b1a2d4e5f60718293a"),
+        ("open", "/checkpoints/3.saving77ab52d6c1b84de0a7/arrays/d/a00b1a2d4e5f60718293bc"),
+        ("open", "/metrics.jsonl"),
+        ("open", "/checkpoints/1.saving0aef52d6c1b84de0a7/checksums.tmp"),
+        ("open", "/checkpoints/2.saving0aef52d6c1b84de0a7.orbax-checkpoint-tmp/_METADATA"),
+        ("rename", "/checkpoints/1.deleting"),
+    ]
+    assert list(calls.kinds(made).values()) == [[1, 3], [2], [4, 5, 8], [6], [7], [9]]
+
+
+SAYS_LOST = "the rollouts of round 4 cannot be written ([Errno 5] Input/output error); the run goes on without"
+
+
+@pytest.mark.parametrize(
+    ("output", "exists", "differences", "expected"),
+    [
+        ("", True, [], IDENTICAL),
+        (SAYS_LOST, True, [], IDENTICAL),  # it failed after the file had its name
+        (SAYS_LOST, False, ["rollouts/round_000004.jsonl"], SAID),
+        ("", False, ["rollouts/round_000004.jsonl"], SILENT),
+        (SAYS_LOST, True, ["rollouts/round_000004.jsonl"], SILENT),  # torn
+        (SAYS_LOST, False, ["rollouts/round_000003.jsonl", "rollouts/round_000004.jsonl"], SILENT),
+        (SAYS_LOST, False, ["rollouts/round_000004.jsonl", "metrics.jsonl"], SILENT),
+    ],
+)
+def test_a_rollouts_file_may_lack_where_the_run_has_said_so(tmp_path, output, exists, differences, expected):
+    (tmp_path / "rollouts").mkdir()
+    if exists:
+        (tmp_path / "rollouts" / "round_000004.jsonl.gz").touch()
+    assert calls.judged(tmp_path, differences, output)[0] == expected
 
 
 # --- comparison ---
@@ -284,7 +321,7 @@ def test_a_process_that_does_not_end_is_a_hang_and_leaves_nothing(tmp_path):
 def test_a_hundredth_keeps_every_promise(tmp_path):
     # The gate makes a tenth of every part.
     file = tmp_path / "results.json"
-    words = ["--parts", "kills,calls,corruptions", "--scale", "0.01", "--busy", "--lanes", "1"]
+    words = ["--parts", "kills,calls,failures,corruptions", "--scale", "0.01", "--busy", "--lanes", "1"]
     code = chaos.main([*words, "--json", str(file), "--directory", str(tmp_path / "lab")])
     results = json.loads(file.read_text())
     assert results["broken"] == []
@@ -292,5 +329,6 @@ def test_a_hundredth_keeps_every_promise(tmp_path):
     assert {part: figures["faults"] > 0 for part, figures in results["parts"].items()} == {
         "kills": True,
         "calls": True,
+        "failures": True,
         "corruptions": True,
     }

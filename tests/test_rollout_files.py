@@ -96,7 +96,7 @@ def test_the_oldest_files_are_deleted_beyond_the_bound_and_the_run_is_the_same(f
     assert tiny_runs.metrics_lines(tmp_path / "run") == tiny_runs.metrics_lines(played)
 
 
-def test_files_that_cannot_be_written_are_reported_once_and_the_run_goes_on(file, played, tmp_path, monkeypatch):
+def test_each_file_that_cannot_be_written_is_named_and_the_run_goes_on(file, played, tmp_path, monkeypatch):
     said = []
     monkeypatch.setattr(tiny_runs.console.Console, "log", lambda self, text: said.append(text))
 
@@ -107,7 +107,8 @@ def test_files_that_cannot_be_written_are_reported_once_and_the_run_goes_on(file
     outcome = tiny_runs.play(file, tmp_path / "run", eval__every=0, checkpoint__every=1)
     assert outcome.rounds == 4
     assert [text for text in said if "No space left" in text] == [
-        "the rollouts of round 1 cannot be written ([Errno 28] No space left on device); the run goes on without"
+        f"the rollouts of round {round} cannot be written ([Errno 28] No space left on device); the run goes on without"
+        for round in (1, 2, 3, 4)
     ]
     assert tiny_runs.metrics_lines(tmp_path / "run") == tiny_runs.metrics_lines(played)
 

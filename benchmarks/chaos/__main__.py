@@ -34,6 +34,7 @@ from benchmarks.chaos.outcomes import Attempt
 PARTS: dict[str, Callable[[Lab, float], list[Attempt]]] = {
     "kills": kills.run,
     "calls": calls.run,
+    "failures": calls.run_failures,
     "corruptions": corruptions.run,
     "disk": disk.run,
     "owners": owners.run,

@@ -1,19 +1,31 @@
-"""Kills, torn writes and failures at the k-th call that changes a file of the run directory."""
+"""Kills, torn writes and failures at a call that changes a file of the run directory."""
 
 from __future__ import annotations
 
+import re
 import signal
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.chaos import compare, shim
 from benchmarks.chaos.lab import Lab
 from benchmarks.chaos.outcomes import NOT_RUN, Attempt, compared, fault
 
-FAULTS = {"KILL": 75, "TORN": 25, "EIO": 10, "ENOSPC": 10}
-"""Mode → number of attempts. KILL and TORN are kills; the others fail one call, and the process goes on or ends by itself."""
+KILLS = {"KILL": 75, "TORN": 25}
+"""Mode → number of attempts, spread evenly over the calls."""
+FAILURES = ("EIO", "ENOSPC")
+"""Modes that fail one call, in turn; the process goes on or ends by itself."""
+
+LOST_ROLLOUTS = re.compile(r"the rollouts of round (\d+) cannot be written")
+"""What a run says that goes on without a file of its log."""
 
 OPTIONS = ("--run.rounds", "5", "--checkpoint.every", "1")
 """Of a short run, in which every save also deletes an older checkpoint."""
+
+
+Calls = Sequence[tuple[str, str]]
+"""(name, path) of each."""
 
 
 class Fault(NamedTuple):
@@ -24,42 +36,76 @@ class Fault(NamedTuple):
 
 
 def run(lab: Lab, scale: float) -> list[Attempt]:
-    """The attempts of this part, spread evenly over the calls of a run."""
+    """The attempts of the part `calls`: kills at calls spread evenly over a run."""
+
+    def choose(made: Calls) -> list[Fault]:
+        source, faults = lab.random("calls"), list[Fault]()
+        for mode, full in KILLS.items():
+            number = max(1, round(full * scale))
+            width = len(made) / number
+            faults += [Fault(mode, 1 + int((index + source.random()) * width)) for index in range(number)]
+        return faults
+
+    return attempts(lab, "calls", choose)
+
+
+def run_failures(lab: Lab, scale: float) -> list[Attempt]:
+    """The attempts of the part `failures`: one call of every kind fails."""
+
+    def choose(made: Calls) -> list[Fault]:
+        source, of_kind = lab.random("failures"), kinds(made)
+        lab.log(f"  failures: the calls are of {len(of_kind)} kinds")
+        chosen = sorted(source.sample(sorted(of_kind), max(1, round(len(of_kind) * scale))))
+        return [Fault(FAILURES[index % 2], source.choice(of_kind[kind])) for index, kind in enumerate(chosen)]
+
+    return attempts(lab, "failures", choose)
+
+
+def attempts(lab: Lab, part: str, choose: Callable[[Calls], list[Fault]]) -> list[Attempt]:
+    """The attempts at the faults that are chosen among a run's calls."""
     library = shim.build(lab.directory)
     if library is None:
         missing = "no C compiler (cc, gcc, clang) was found: the part was NOT run"
-        lab.log(f"  calls: {missing}")
-        return [Attempt("calls", "all", NOT_RUN, missing, 0)]
+        lab.log(f"  {part}: {missing}")
+        return [Attempt(part, "all", NOT_RUN, missing, 0)]
     lab.reference(*OPTIONS[:2])
-    counted = count(lab, "counted")
-    source, faults = lab.random("calls"), list[Fault]()
-    for mode, full in FAULTS.items():
-        number = max(1, round(full * scale))
-        width = counted / number
-        faults += [Fault(mode, 1 + int((index + source.random()) * width)) for index in range(number)]
-    lab.log(f"  calls: a run makes {counted} calls that change files")
-    return lab.spread(lambda each: fail(lab, each), faults)
+    made = calls_of_a_run(lab, library, part)
+    lab.log(f"  {part}: a run makes {len(made)} calls that change files")
+    return lab.spread(lambda each: fail(lab, library, part, each), choose(made))
 
 
-def count(lab: Lab, name: str) -> int:
-    """The number of calls of a run without a fault."""
-    run_dir, log = lab.new_run("calls", name), lab.directory / f"calls_{name}.txt"
-    library = shim.build(lab.directory)
-    if library is None:
-        return 0
+def calls_of_a_run(lab: Lab, library: Path, part: str) -> Calls:
+    """Every call of a run without a fault; paths are below the run directory."""
+    run_dir, log = lab.new_run(part, "counted"), lab.directory / f"{part}_counted.txt"
     end = lab.train(run_dir, *OPTIONS, **shim.variables(library, run_dir, log)).wait()
     if end.code != 0:
         raise SystemExit(f"chaos: a run whose calls are counted ended with exit code {end.code}:\n{end.output}")
-    return len(shim.calls(log))
+    return [(call, path.removeprefix(str(run_dir))) for call, path in shim.calls(log)]
 
 
-def fail(lab: Lab, each: Fault) -> Attempt:
+def kinds(made: Calls) -> dict[str, list[int]]:
+    """Kind → numbers of its calls, from 1.
+
+    Calls of a kind have one name, and paths that differ in numbers and random parts; inside a checkpoint, where a library
+    writes and deletes, all paths are one kind.
+    """
+    found: dict[str, list[int]] = {}
+    for number, (name, path) in enumerate(made, start=1):
+        # Digests and random names are hexadecimal; a word as long has other letters.
+        plain = re.sub(r"\d+", "N", re.sub(r"[0-9a-f]{12,}", "H", path))
+        plain = re.sub(
+            r"^(/checkpoints/N\.\w+)(\.orbax-checkpoint-tmp)?/.*(?<!checksums\.tmp)(?<!checksums\.json)$",
+            r"\1/…",
+            plain,
+        )
+        found.setdefault(f"{name} {plain}", []).append(number)
+    return found
+
+
+def fail(lab: Lab, library: Path, part: str, each: Fault) -> Attempt:
     """One fault at one call, then the run is resumed and compared."""
     name = f"{each.mode}_{each.at:04d}"
-    run_dir, log = lab.new_run("calls", name), lab.directory / f"calls_{name}.txt"
-    library = shim.build(lab.directory)
-    if library is None:
-        raise SystemExit("chaos: the C compiler is gone")
+    run_dir, log = lab.new_run(part, name), lab.directory / f"{part}_{name}.txt"
     process = lab.train(run_dir, *OPTIONS, **shim.variables(library, run_dir, log, at=each.at, mode=each.mode))
     end = process.wait()
     made = shim.calls(log)
@@ -67,11 +113,25 @@ def fail(lab: Lab, each: Fault) -> Attempt:
     is_kill = each.mode in ("KILL", "TORN")
     # A failure of what is only a cache or a log is said, and the run goes on.
     codes = (-signal.SIGKILL, 0) if is_kill else (0, 1)
-    found = fault(end, codes=codes, needs_message=False if is_kill else None)
+    found, said = fault(end, codes=codes, needs_message=False if is_kill else None), end.output
     if found is None:
         end = lab.train(run_dir, *OPTIONS).wait()
-        found = fault(end, codes=(0,)) or compared(compare.differences(run_dir, lab.reference(*OPTIONS[:2])))
+        found = fault(end, codes=(0,)) or judged(
+            run_dir, compare.differences(run_dir, lab.reference(*OPTIONS[:2])), said
+        )
         if found[1]:
             found = found[0], f"after a resume: {found[1]}"
     detail = f"{place}: {found[1]}" if found[1] else ""
-    return Attempt("calls", name, found[0], detail, int(len(made) >= each.at), group=each.mode)
+    return Attempt(part, name, found[0], detail, int(len(made) >= each.at), group=each.mode)
+
+
+def judged(run_dir: Path, differences: Collection[str], output: str) -> tuple[str, str]:
+    """(outcome, detail): rollouts files are a log, so one may lack if the run has said that it goes on without it.
+
+    Args:
+      output: of the process that met the fault.
+    """
+    lost = {f"round_{int(round):06d}.jsonl" for round in LOST_ROLLOUTS.findall(output)}
+    missing = {f"rollouts/{name}" for name in lost if not list((run_dir / "rollouts").glob(f"{name}*"))}
+    said = "the run went on without " + ", ".join(sorted(missing)) if missing else ""
+    return compared([each for each in differences if each not in missing], said)
