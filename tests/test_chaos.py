@@ -153,7 +153,15 @@ def test_calls_of_a_kind_differ_in_numbers_and_random_names_alone():
         ("open", "/checkpoints/2.saving0aef52d6c1b84de0a7.orbax-checkpoint-tmp/_METADATA"),
         ("rename", "/checkpoints/1.deleting"),
     ]
-    assert list(calls.kinds(made).values()) == [[1, 3], [2], [4, 5, 8], [6], [7], [9]]
+    inside = "/checkpoints/*.saving*/*"
+    assert calls.kinds(made) == {
+        ("open", "/rollouts/round_*.jsonl.tmp"): 2,
+        ("write", "/rollouts/round_*.jsonl.tmp"): 1,
+        ("open", inside): 3,
+        ("open", "/metrics.jsonl"): 1,
+        ("open", "/checkpoints/*.saving*/checksums.tmp"): 1,
+        ("rename", "/checkpoints/*.deleting"): 1,
+    }
 
 
 SAYS_LOST = "the rollouts of round 4 cannot be written ([Errno 5] Input/output error); the run goes on without"
@@ -287,6 +295,27 @@ def test_the_library_kills_before_a_call_or_fails_it(tmp_path, library, mode, at
         assert f"Errno {5 if mode == 'EIO' else 28}" in ended.stderr
     assert (inside / "d").exists() == (at > 1)
     assert (inside / "d" / "file").exists() == (at == 6)
+
+
+@pytest.mark.parametrize(
+    ("only", "at", "expected"),
+    [
+        (("mkdir", "/*"), 1, "mkdir /d"),
+        (("open", "/*/n*w"), 1, "open /d/new"),
+        (("open", "/*"), 1, "open /d/new"),  # a tree
+        (("open", "/ne*"), 1, None),  # a star is no slash
+        (("unlink", "/d/file"), 1, "unlink /d/file"),
+        (("unlink", "/d/file"), 2, None),
+    ],
+)
+def test_the_library_fails_a_call_of_a_kind(tmp_path, library, only, at, expected):
+    (inside := tmp_path / "inside").mkdir()
+    ended = write(inside, library, tmp_path / "log", at=at, mode="EIO", only=only)
+    struck = shim.struck(tmp_path / "log")
+    assert (struck and " ".join(struck).replace(str(inside), "")) == expected
+    assert ended.returncode == int(expected is not None)
+    made = [name for name, _ in shim.calls(tmp_path / "log")]
+    assert made == (CALLS[: CALLS.index(only[0]) + 1] if expected else CALLS)
 
 
 def test_the_library_tears_a_write_and_fills_a_disk(tmp_path, library):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import re
 import signal
 from collections.abc import Callable, Collection, Sequence
@@ -24,8 +25,8 @@ OPTIONS = ("--run.rounds", "5", "--checkpoint.every", "1")
 """Of a short run, in which every save also deletes an older checkpoint."""
 
 
-Calls = Sequence[tuple[str, str]]
-"""(name, path) of each."""
+Call = tuple[str, str]
+"""Its name, and the path of what it changes."""
 
 
 class Fault(NamedTuple):
@@ -33,12 +34,19 @@ class Fault(NamedTuple):
 
     mode: str
     at: int
+    kind: Call | None = None  # only calls of this kind are numbered
+
+
+INSIDE = re.compile(
+    r"^(/checkpoints/\*\.(?:saving|deleting)\*?)(?:\.orbax-checkpoint-tmp)?/(?!checksums\.(?:tmp|json)$).*"
+)
+"""Of a checkpoint that is being written or deleted, all but the file that this project itself writes there."""
 
 
 def run(lab: Lab, scale: float) -> list[Attempt]:
     """The attempts of the part `calls`: kills at calls spread evenly over a run."""
 
-    def choose(made: Calls) -> list[Fault]:
+    def choose(made: Sequence[Call]) -> list[Fault]:
         source, faults = lab.random("calls"), list[Fault]()
         for mode, full in KILLS.items():
             number = max(1, round(full * scale))
@@ -52,16 +60,16 @@ def run(lab: Lab, scale: float) -> list[Attempt]:
 def run_failures(lab: Lab, scale: float) -> list[Attempt]:
     """The attempts of the part `failures`: one call of every kind fails."""
 
-    def choose(made: Calls) -> list[Fault]:
-        source, of_kind = lab.random("failures"), kinds(made)
-        lab.log(f"  failures: the calls are of {len(of_kind)} kinds")
-        chosen = sorted(source.sample(sorted(of_kind), max(1, round(len(of_kind) * scale))))
-        return [Fault(FAILURES[index % 2], source.choice(of_kind[kind])) for index, kind in enumerate(chosen)]
+    def choose(made: Sequence[Call]) -> list[Fault]:
+        source, counted = lab.random("failures"), kinds(made)
+        lab.log(f"  failures: the calls are of {len(counted)} kinds")
+        chosen = sorted(source.sample(sorted(counted), max(1, round(len(counted) * scale))))
+        return [Fault(FAILURES[index % 2], source.randint(1, counted[kind]), kind) for index, kind in enumerate(chosen)]
 
     return attempts(lab, "failures", choose)
 
 
-def attempts(lab: Lab, part: str, choose: Callable[[Calls], list[Fault]]) -> list[Attempt]:
+def attempts(lab: Lab, part: str, choose: Callable[[Sequence[Call]], list[Fault]]) -> list[Attempt]:
     """The attempts at the faults that are chosen among a run's calls."""
     library = shim.build(lab.directory)
     if library is None:
@@ -74,7 +82,7 @@ def attempts(lab: Lab, part: str, choose: Callable[[Calls], list[Fault]]) -> lis
     return lab.spread(lambda each: fail(lab, library, part, each), choose(made))
 
 
-def calls_of_a_run(lab: Lab, library: Path, part: str) -> Calls:
+def calls_of_a_run(lab: Lab, library: Path, part: str) -> list[Call]:
     """Every call of a run without a fault; paths are below the run directory."""
     run_dir, log = lab.new_run(part, "counted"), lab.directory / f"{part}_counted.txt"
     end = lab.train(run_dir, *OPTIONS, **shim.variables(library, run_dir, log)).wait()
@@ -83,33 +91,27 @@ def calls_of_a_run(lab: Lab, library: Path, part: str) -> Calls:
     return [(call, path.removeprefix(str(run_dir))) for call, path in shim.calls(log)]
 
 
-def kinds(made: Calls) -> dict[str, list[int]]:
-    """Kind → numbers of its calls, from 1.
+def kinds(made: Sequence[Call]) -> collections.Counter[Call]:
+    """Number of calls by kind: a name, and a pattern of fnmatch in which numbers and random parts of a path are `*`.
 
-    Calls of a kind have one name, and paths that differ in numbers and random parts; inside a checkpoint, where a library
-    writes and deletes, all paths are one kind.
+    Inside a checkpoint, where a library writes and deletes, all paths are one kind.
     """
-    found: dict[str, list[int]] = {}
-    for number, (name, path) in enumerate(made, start=1):
-        # Digests and random names are hexadecimal; a word as long has other letters.
-        plain = re.sub(r"\d+", "N", re.sub(r"[0-9a-f]{12,}", "H", path))
-        plain = re.sub(
-            r"^(/checkpoints/N\.\w+)(\.orbax-checkpoint-tmp)?/.*(?<!checksums\.tmp)(?<!checksums\.json)$",
-            r"\1/…",
-            plain,
-        )
-        found.setdefault(f"{name} {plain}", []).append(number)
-    return found
+    return collections.Counter((name, _pattern(path)) for name, path in made)
+
+
+def _pattern(path: str) -> str:
+    # Digests and random names are hexadecimal; a word as long has other letters.
+    return INSIDE.sub(r"\1/*", re.sub(r"[0-9a-f]{12,}|\d+", "*", path))
 
 
 def fail(lab: Lab, library: Path, part: str, each: Fault) -> Attempt:
     """One fault at one call, then the run is resumed and compared."""
-    name = f"{each.mode}_{each.at:04d}"
+    name = f"{each.mode}_{each.at:04d}{_slug(each.kind)}"
     run_dir, log = lab.new_run(part, name), lab.directory / f"{part}_{name}.txt"
-    process = lab.train(run_dir, *OPTIONS, **shim.variables(library, run_dir, log, at=each.at, mode=each.mode))
-    end = process.wait()
-    made = shim.calls(log)
-    place = "after the last call" if len(made) < each.at else " ".join(made[each.at - 1]).replace(str(run_dir), "RUN")
+    variables = shim.variables(library, run_dir, log, at=each.at, mode=each.mode, only=each.kind)
+    end = lab.train(run_dir, *OPTIONS, **variables).wait()
+    struck = shim.struck(log)
+    place = " ".join(struck).replace(str(run_dir), "RUN") if struck else "after the last call"
     is_kill = each.mode in ("KILL", "TORN")
     # A failure of what is only a cache or a log is said, and the run goes on.
     codes = (-signal.SIGKILL, 0) if is_kill else (0, 1)
@@ -122,7 +124,11 @@ def fail(lab: Lab, library: Path, part: str, each: Fault) -> Attempt:
         if found[1]:
             found = found[0], f"after a resume: {found[1]}"
     detail = f"{place}: {found[1]}" if found[1] else ""
-    return Attempt(part, name, found[0], detail, int(len(made) >= each.at), group=each.mode)
+    return Attempt(part, name, found[0], detail, int(struck is not None), group=each.mode)
+
+
+def _slug(kind: Call | None) -> str:
+    return "".join("_" + re.sub(r"\W+", "_", part).strip("_") for part in kind) if kind else ""
 
 
 def judged(run_dir: Path, differences: Collection[str], output: str) -> tuple[str, str]:

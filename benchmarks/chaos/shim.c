@@ -1,14 +1,17 @@
 /* Fails, tears or kills at the k-th call that changes a file below a directory. Loaded by LD_PRELOAD; see shim.py.
 
    SHIM_DIR  only paths below it count
-   SHIM_LOG  file that gets one line per counted call: number, name, path
+   SHIM_LOG  file that gets one line per counted call: number, name, path; the call that is struck gets a second one, number 0
    SHIM_AT   number of the call, from 1
+   SHIM_NAME, SHIM_PATH  only calls of this name whose path below SHIM_DIR is like this pattern of fnmatch(3) are numbered for
+             SHIM_AT; its * stands for no slash, but in a pattern that ends in a slash and a star
    SHIM_DO   KILL; TORN: half of a write is done, then KILL; EIO or ENOSPC: the call fails, once; FULL: after SHIM_AT bytes
              every write and every new file fails with ENOSPC */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <fnmatch.h>
 #include <limits.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -22,7 +25,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-static atomic_long calls, bytes;
+static atomic_long calls, chosen, bytes;
 
 static int is_inside(int dirfd, const char *path, char *full) {
     const char *dir = getenv("SHIM_DIR");
@@ -43,23 +46,34 @@ static int is_inside(int dirfd, const char *path, char *full) {
 
 static void die(void) { syscall(SYS_kill, syscall(SYS_getpid), SIGKILL); for (;;) pause(); }
 
+static int is_chosen(const char *name, const char *full) {
+    const char *only = getenv("SHIM_NAME"), *pattern = getenv("SHIM_PATH");
+    if (!only || !pattern) return 1;
+    size_t size = strlen(pattern);
+    int is_tree = size > 1 && !strcmp(pattern + size - 2, "/*");
+    return !strcmp(name, only) && !fnmatch(pattern, full + strlen(getenv("SHIM_DIR")), is_tree ? 0 : FNM_PATHNAME);
+}
+
+static void note(const char *log, long number, const char *name, const char *full) {
+    char line[PATH_MAX + 64];
+    int length = snprintf(line, sizeof line, "%ld %s %s\n", number, name, full);
+    int fd = syscall(SYS_openat, AT_FDCWD, log, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0644);
+    if (fd >= 0) { syscall(SYS_write, fd, line, (size_t)length); syscall(SYS_close, fd); }
+}
+
 /* What to do at this call: 0 nothing, 1 a torn write, else the errno. Does not return if the process is to die. */
 static int reached(const char *name, const char *full, long size) {
     const char *at = getenv("SHIM_AT"), *what = getenv("SHIM_DO"), *log = getenv("SHIM_LOG");
     long number = atomic_fetch_add(&calls, 1) + 1;
-    if (log) {
-        char line[PATH_MAX + 64];
-        int length = snprintf(line, sizeof line, "%ld %s %s\n", number, name, full);
-        int fd = syscall(SYS_openat, AT_FDCWD, log, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0644);
-        if (fd >= 0) { syscall(SYS_write, fd, line, (size_t)length); syscall(SYS_close, fd); }
-    }
+    if (log) note(log, number, name, full);
     if (!at || !what) return 0;
     if (!strcmp(what, "FULL")) {
         if (strcmp(name, "unlink") && strcmp(name, "rmdir") && strcmp(name, "rename") && strcmp(name, "fsync"))
             if (atomic_fetch_add(&bytes, size) + size > atol(at)) return ENOSPC;
         return 0;
     }
-    if (number != atol(at)) return 0;
+    if (!is_chosen(name, full) || atomic_fetch_add(&chosen, 1) + 1 != atol(at)) return 0;
+    if (log) note(log, 0, name, full);
     if (!strcmp(what, "KILL")) die();
     if (!strcmp(what, "TORN")) { if (size <= 0) die(); return 1; }
     return !strcmp(what, "EIO") ? EIO : ENOSPC;
