@@ -38,7 +38,7 @@ help:
 	@echo "make bench              measure and plot the learning curves in docs/"
 	@echo "make bench-performance  time the LM head, update and sampler, and plot docs/performance.svg"
 	@echo "make stress             grade 10,000 adversarial answers and 1,000 that hang; SCALE=0.1 for a tenth"
-	@echo "make chaos              kill, corrupt, signal and fill the disk of tiny runs, resume and compare them; SCALE=0.1 for a tenth"
+	@echo "make chaos              kill, corrupt, signal, fail calls and fill the disk of tiny runs, resume and compare; SCALE=0.1 for a tenth"
 	@echo "make evidence           play the missing runs of every figure of docs/evidence.md, hours on two cores; EVIDENCE_ARGS=fig03"
 	@echo "make evidence-quick     play figures 3 and 9 with four seeds, an estimated 10 minutes on two cores, into runs/quick"
 	@echo "make figures            draw the figures of docs/evidence.md again from their records"

@@ -1,6 +1,6 @@
 """Attacks real runs of `reval train` and checks that every promise of docs/reliability.md is kept.
 
-    python -m benchmarks.chaos                                  # `make chaos`; less than an hour on two idle cores
+    python -m benchmarks.chaos          # `make chaos`; some three hours on two cores (docs/reliability.json)
     python -m benchmarks.chaos --scale 0.1 --parts kills,calls --json FILE
 
 Exit code 1 if a promise is broken. The parts are in `PARTS`, the possible outcomes in benchmarks/chaos/outcomes.py. A full disk

@@ -24,23 +24,21 @@ LOST_ROLLOUTS = re.compile(r"the rollouts of round (\d+) cannot be written")
 OPTIONS = ("--run.rounds", "5", "--checkpoint.every", "1")
 """Of a short run, in which every save also deletes an older checkpoint."""
 
+INSIDE = re.compile(
+    r"^(/checkpoints/\*\.(?:saving|deleting)\*?)(?:\.orbax-checkpoint-tmp)?/(?!checksums\.(?:tmp|json)$).*"
+)
+"""Of a checkpoint that is being written or deleted, all but the file that this project itself writes there."""
 
 Call = tuple[str, str]
 """Its name, and the path of what it changes."""
 
 
 class Fault(NamedTuple):
-    """A mode, and the number of the call."""
+    """What happens at which call."""
 
     mode: str
-    at: int
+    at: int  # number of the call, from 1
     kind: Call | None = None  # only calls of this kind are numbered
-
-
-INSIDE = re.compile(
-    r"^(/checkpoints/\*\.(?:saving|deleting)\*?)(?:\.orbax-checkpoint-tmp)?/(?!checksums\.(?:tmp|json)$).*"
-)
-"""Of a checkpoint that is being written or deleted, all but the file that this project itself writes there."""
 
 
 def run(lab: Lab, scale: float) -> list[Attempt]:
@@ -115,11 +113,11 @@ def fail(lab: Lab, library: Path, part: str, each: Fault) -> Attempt:
     is_kill = each.mode in ("KILL", "TORN")
     # A failure of what is only a cache or a log is said, and the run goes on.
     codes = (-signal.SIGKILL, 0) if is_kill else (0, 1)
-    found, said = fault(end, codes=codes, needs_message=False if is_kill else None), end.output
+    found, output = fault(end, codes=codes, needs_message=False if is_kill else None), end.output
     if found is None:
         end = lab.train(run_dir, *OPTIONS).wait()
         found = fault(end, codes=(0,)) or judged(
-            run_dir, compare.differences(run_dir, lab.reference(*OPTIONS[:2])), said
+            run_dir, compare.differences(run_dir, lab.reference(*OPTIONS[:2])), output
         )
         if found[1]:
             found = found[0], f"after a resume: {found[1]}"
