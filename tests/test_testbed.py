@@ -182,6 +182,13 @@ def test_what_a_record_or_another_machines_journal_has_is_not_played_again(tmp_p
     assert len(played) == 1
 
 
+def test_long_runs_are_played_seed_by_seed_and_shared_one_by_one(tmp_path, played):
+    figure = FIGURE._replace(tasks=("smollm2_hard",), searches=False)
+    grid.work([figure], journal.Journal(tmp_path, None), seeds=(1, 2), about={}, log=str)
+    assert [(updates, seed) for _, updates, seed, _ in played] == [(2, 1), (4, 1), (2, 2), (4, 2)]
+    assert len(list((tmp_path / "claims").iterdir())) == 4
+
+
 def test_a_run_counts_only_for_cells_that_ask_for_no_more_rounds(tmp_path, played):
     known = journal.Journal(tmp_path, None)
     short = journal.Cell("easy_1", FIGURE.variants[0], 1, 1e-4, 6, False)

@@ -75,12 +75,16 @@ def cells(figure: plan.Figure, journal: Journal, seeds: Sequence[int]) -> list[C
 
 
 def pending(figures: Iterable[plan.Figure], journal: Journal, seeds: Sequence[int]) -> list[Cell]:
-    """What is still to be played, in the order of the figures, a figure's searches first; cells that figures share once."""
+    """What is still to be played, cells that figures share once.
+
+    In the order of the figures, a figure's searches first; of long runs all variants with one seed, then with the next, so that
+    what is played of an unfinished figure can be compared.
+    """
     missing: dict[str, Cell] = {}
     for figure in figures:
         for method in plan.searched(figure):
             missing |= {cell.key: cell for cell in search(figure, method, journal).missing}
-        for cell in cells(figure, journal, seeds):
+        for cell in sorted(cells(figure, journal, seeds), key=lambda cell: cell.seed if cell.is_long else 0):
             if journal.find(cell, figure.metrics) is None:
                 longest = max(cell.rounds, missing[cell.key].rounds if cell.key in missing else 0)
                 missing[cell.key] = cell._replace(rounds=longest)

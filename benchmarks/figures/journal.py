@@ -46,9 +46,15 @@ class Cell(NamedTuple):
         return _key(self._replace(variant=self.variant._replace(settings=tuple(self.variant.settings.items()))))  # type: ignore[arg-type]
 
     @property
+    def is_long(self) -> bool:
+        """Whether it takes minutes, beside which a compilation is little."""
+        return runs.TASKS[self.task].bed == runs.SMOLLM2
+
+    @property
     def chunk(self) -> str:
-        """A hash that cells with one compiled program share."""
-        about = (sorted(map(str, self.variant.settings.items())), self.rate, runs.TASKS[self.task])
+        """A hash that cells share which one process plays: those with one compiled program, or a long run alone."""
+        seed = self.seed if self.is_long else None
+        about = (sorted(map(str, self.variant.settings.items())), self.rate, runs.TASKS[self.task], seed)
         return hashlib.sha256(repr(about).encode()).hexdigest()[:16]
 
 
