@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from benchmarks.figures import methods, objectives, outcomes, page, plan, rewards
 from benchmarks.figures.experiments import FIGURES
+from benchmarks.figures.journal import RECORDS
 from reval_jax import algorithms, batch, config_checks, policy, replay
 from reval_jax import config as config_lib
 
@@ -84,6 +88,18 @@ def test_the_same_seeds_are_neither_tuned_on_nor_fewer_than_eight():
     for figure in FIGURES.values():
         assert not set(figure.seeds) & set(plan.TUNING_SEEDS)
         assert len(figure.seeds) == 8
+
+
+@pytest.mark.parametrize("figure", FIGURES.values(), ids=FIGURES)
+def test_a_committed_record_has_no_runs_but_its_figures_own_and_each_once(figure):
+    path = RECORDS / f"{figure.name}.json"
+    if not path.exists():
+        pytest.skip("not played yet")
+    record = json.loads(path.read_text(encoding="utf-8"))
+    played = [(run["task"], run["variant"], run["seed"]) for run in record["runs"]]
+    names = [variant.name for variant in figure.variants]
+    assert set(played) <= set(itertools.product(figure.tasks, names, figure.seeds))
+    assert len(set(played)) == len(played)
 
 
 def test_costs_count_tasks_variants_and_seeds_and_what_is_shared_once():

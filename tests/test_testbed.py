@@ -182,6 +182,16 @@ def test_what_a_record_or_another_machines_journal_has_is_not_played_again(tmp_p
     assert len(played) == 1
 
 
+def test_a_run_that_figures_share_has_in_each_the_name_of_its_own_variant(tmp_path, played):
+    known = journal.Journal(tmp_path / "work", None)
+    grid.work([FIGURE], known, seeds=(1,), about={}, log=str)
+    (tmp_path / "fig.json").write_text(dump(grid.record(FIGURE, known, (1,))))
+    renamed = [variant._replace(name=f"{variant.name} updates") for variant in FIGURE.variants]
+    other = FIGURE._replace(name="other", variants=tuple(renamed))
+    record = grid.record(other, journal.Journal(tmp_path / "none", tmp_path), (1,))
+    assert {run["variant"] for run in record["runs"]} == {"two updates", "four updates", "two, faster updates"}
+
+
 def test_long_runs_are_played_seed_by_seed_and_shared_one_by_one(tmp_path, played):
     figure = FIGURE._replace(tasks=("smollm2_hard",), searches=False)
     grid.work([figure], journal.Journal(tmp_path, None), seeds=(1, 2), about={}, log=str)
