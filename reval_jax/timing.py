@@ -19,8 +19,8 @@ import numpy as np
 from reval_jax import chips
 
 LEAST_SECONDS = 0.01  # of a timed call: far above the dispatch of a call, about 1e-4 s
-NUM_ROWS = 2048  # of the left matrix of `matmul`
-FIRST_SIZE, LARGEST_SIZE = 2048, 32768  # rows and columns of its right matrix
+NUM_ROWS = 2048  # of the left matrix of `matmul`; on a CPU half of it, which takes an eighth of the time
+FIRST_SIZE, LARGEST_SIZE = 2048, 32768  # rows and columns of its right matrix; on a CPU half of them
 FIRST_ELEMENTS, MOST_ELEMENTS = 2**26, 2**30  # of the float32 array of `memory`
 FREE_SHARE = 1 / 8  # of a device's free memory that a timed operation may take
 
@@ -103,8 +103,11 @@ def matmul(dtype: str) -> Timed:
     Rounding a product to `dtype` for the next one is a pass over it, 2% of the largest product's time on an H100.
     """
     precision = jax.lax.Precision.HIGHEST if dtype == "float32" else jax.lax.Precision.DEFAULT
+    num_rows, first, largest = (
+        size // 2 if jax.default_backend() == "cpu" else size for size in (NUM_ROWS, FIRST_SIZE, LARGEST_SIZE)
+    )
     rng = np.random.default_rng(0)
-    rows, block = (rng.standard_normal((num, FIRST_SIZE), np.float32) for num in (NUM_ROWS, FIRST_SIZE))
+    rows, block = (rng.standard_normal((num, first), np.float32) for num in (num_rows, first))
     operands: dict[int, tuple[jax.Array, jax.Array]] = {}
 
     def multiply(_: Any, pair: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -115,17 +118,17 @@ def matmul(dtype: str) -> Timed:
     def of_size(size: int, count: int) -> Timed:
         if size not in operands:
             operands.clear()
-            copies = size // FIRST_SIZE
+            copies = size // first
             # So scaled, products neither overflow nor vanish, however many there are.
-            scaled = block / (copies * math.sqrt(FIRST_SIZE))
+            scaled = block / (copies * math.sqrt(first))
             operands[size] = (
                 jnp.tile(jnp.asarray(rows, dtype), (1, copies)),
                 jnp.tile(jnp.asarray(scaled, dtype), (copies, copies)),
             )
         repeated = jax.jit(lambda left, right: jax.lax.fori_loop(0, count, multiply, (left, right))[0])
-        return Timed(functools.partial(repeated, *operands[size]), 2.0 * NUM_ROWS * size**2 * count)
+        return Timed(functools.partial(repeated, *operands[size]), 2.0 * num_rows * size**2 * count)
 
-    return lasting(of_size, _sizes(FIRST_SIZE, LARGEST_SIZE, lambda size: 4 * size**2 + 16 * NUM_ROWS * size))
+    return lasting(of_size, _sizes(first, largest, lambda size: 4 * size**2 + 16 * num_rows * size))
 
 
 def memory() -> Timed:

@@ -234,10 +234,10 @@ def test_a_fingerprint_is_the_same_on_every_mesh(files):
 @pytest.mark.slow
 @pytest.mark.skipif(not BENCHMARKS.is_dir(), reason="../shared/data/benchmarks is not beside the repository")
 def test_the_real_model_is_evaluated_on_every_shared_benchmark(smollm2, tmp_path):
-    """Two problems each, cut at 32 tokens: tests that the evaluation runs and its record is complete, not the score."""
+    """One problem each, cut at 16 tokens: tests that the evaluation runs and its record is complete, not the score."""
     files = sorted(BENCHMARKS.glob("*.jsonl"))
     words = ["--model.path", smollm2, "--model.compute_dtype", "float32", "--task.max_prompt_tokens", 2048]
-    words += ["--rollout.max_response_tokens", 32, "--rollout.decode_slots", 4, "--eval.max_prompts", 2]
+    words += ["--rollout.max_response_tokens", 16, "--rollout.decode_slots", 2, "--eval.max_prompts", 1]
     words += ["--eval.samples_per_prompt", 2, "--json", tmp_path / "e.json", "--eval.benchmarks", *files]
     # In a subprocess with one device: the eight devices of this process would hold eight copies of the model.
     subprocess.run(
@@ -252,6 +252,6 @@ def test_the_real_model_is_evaluated_on_every_shared_benchmark(smollm2, tmp_path
     for file, result in zip(files, written["results"], strict=True):
         rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
         assert result["num_rows"] == len(rows)
-        assert [len(problem["rewards"]) for problem in result["problems"]] == [2, 2]
+        assert [len(problem["rewards"]) for problem in result["problems"]] == [2]
         assert all(problem["gold"] == rows[problem["row"]]["answer"] for problem in result["problems"])
-        assert sum(result["verdicts"].values()) == 4
+        assert sum(result["verdicts"].values()) == 2

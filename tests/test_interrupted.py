@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def test_a_run_that_is_stopped_twice_is_ended_evaluated_and_drawn(tmp_path):
     pytest.importorskip("matplotlib")
     file = tiny_runs.write_files(tmp_path)
-    settings = yaml.safe_load(file.read_text()) | {"run": {"rounds": 40}}
+    settings = yaml.safe_load(file.read_text()) | {"run": {"rounds": 20}}
     file.write_text(yaml.safe_dump(settings))
     options = {"--config": file, "--runs": tmp_path / "runs", "--docs": tmp_path / "docs", "--delay": 0}
     done = subprocess.run(
@@ -38,7 +38,7 @@ def test_a_run_that_is_stopped_twice_is_ended_evaluated_and_drawn(tmp_path):
     record = json.loads(text)
     assert [stop["signal"] for stop in record["interruptions"]] == ["SIGTERM", "SIGKILL"]
     assert [stop["exit"] for stop in record["interruptions"]] == [75, -9]
-    assert len(record["curves"]["actor/loss"]) == 40
+    assert len(record["curves"]["actor/loss"]) == 20
     assert len(record["ends"]) == 2
     assert [stop["rounds"] >= minimum for stop, minimum in zip(record["interruptions"], (1, 8), strict=True)] == [
         True

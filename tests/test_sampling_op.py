@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import hypothesis
 import jax
 import jax.numpy as jnp
@@ -16,15 +18,18 @@ from reval_jax import keys, sampler
 from reval_jax.sampler import sampling_op, steps
 
 
-def sample_tokens(logits, n, sampling, seed=0):
+@functools.partial(jax.jit, static_argnames="case")
+def _sample(row_keys, logits, params, case):
+    # The logits are no constant of the program: each test would compile one of its own.
+    rows = jnp.broadcast_to(logits, (len(row_keys), len(logits)))
+    return sampling_op.sample_token(row_keys, rows, params, case=case)
+
+
+def sample_tokens(logits, n, sampling, seed=0, case=sampling_op.ANY_CASE):
     """n tokens sampled from the same row of logits, with their log-probabilities."""
     row_keys = jax.random.split(keys.named_key(seed, "draws"), n)
     params = steps.sampling_params(sampling.temperature, sampling.top_k, sampling.top_p)
-    return jax.jit(
-        lambda k: sampling_op.sample_token(
-            k, jnp.broadcast_to(jnp.asarray(logits, jnp.float32), (n, len(logits))), params
-        )
-    )(row_keys)
+    return _sample(row_keys, jnp.asarray(logits, jnp.float32), params, case)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
@@ -33,7 +38,8 @@ def test_frequencies_follow_the_softmax(temperature, size):
     logits = np.array([2.0, 1.0, 0.0, -1.0, 0.5, 1.0])
     if size > 6:  # several groups, the last one not full
         logits = np.random.default_rng(0).normal(0, 2, size)
-    sampled = sample_tokens(logits, 40_000, sampler.Sampling(temperature))
+    case = sampling_op.Case(truncates=False)  # of a sampler without truncation
+    sampled = sample_tokens(logits, 40_000, sampler.Sampling(temperature), case=case)
     expected = tiny_programs.log_softmax(logits / temperature)
     order = np.argsort(expected)[::-1]
     # Rare tokens share a bin, so that each bin expects enough.

@@ -109,8 +109,8 @@ def test_other_slots_change_logits_by_rounding_and_only_draws_within_it(smollm2,
 
     num_keys, rates = 40, {}
     for draw in (two_level, gumbel_max, inverse_cdf):
-        both = jax.jit(lambda key, draw=draw: jnp.sum(draw(key, together) != draw(key, apart)))
-        differing = sum(int(both(keys.named_key(0, "divergence", index))) for index in range(num_keys))
+        both = jax.jit(lambda key, one, other, draw=draw: jnp.sum(draw(key, one) != draw(key, other)))
+        differing = sum(int(both(keys.named_key(0, "divergence", index), together, apart)) for index in range(num_keys))
         rates[draw.__name__] = differing / (num_keys * len(tokens))
     with capsys.disabled():
         print(f"\nlogits differ by up to {error:.1e}; draws that differ, of {num_keys * len(tokens)}: {rates}")

@@ -37,7 +37,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 QUICK = ("fig03", "fig09")
-CHECK_ROUNDS, SMOLLM2_CHECK_ROUNDS = 4, 2
+CHECK_ROUNDS, SMOLLM2_CHECK_ROUNDS = 4, 1
 DEFAULTS = {"run": ON_TEST_BED, "draw": FIGURES, "quick": QUICK, "check": [*ON_TEST_BED, "fig09_smollm2"]}
 """Figures of a command that names none."""
 
