@@ -31,7 +31,7 @@ PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 help:
 	@echo "make demo               watch SmolLM2-135M learn to answer by ReVal (TASK=easy, medium or hard)"
-	@echo "make test               run every test; about 10 minutes on two cores"
+	@echo "make test               run every test; some 25 minutes on two cores"
 	@echo "make test-fast          run the tests that take less than about 5 seconds each; about 3 minutes on two cores"
 	@echo "make lint               check style, security rules and types"
 	@echo "make format             rewrite the sources in the style that make lint checks"
