@@ -19,8 +19,9 @@ import numpy as np
 from reval_jax import chips
 
 LEAST_SECONDS = 0.01  # of a timed call: far above the dispatch of a call, about 1e-4 s
-NUM_ROWS = 2048  # of the left matrix of `matmul`; on a CPU half of it, which takes an eighth of the time
-FIRST_SIZE, LARGEST_SIZE = 2048, 32768  # rows and columns of its right matrix; on a CPU half of them
+NUM_ROWS = 2048  # of the left matrix of `matmul`
+FIRST_SIZE, LARGEST_SIZE = 2048, 32768  # rows and columns of its right matrix
+CPU_SIZE = 1024  # of both matrices on a CPU, which reaches its rate there
 FIRST_ELEMENTS, MOST_ELEMENTS = 2**26, 2**30  # of the float32 array of `memory`
 FREE_SHARE = 1 / 8  # of a device's free memory that a timed operation may take
 
@@ -103,9 +104,8 @@ def matmul(dtype: str) -> Timed:
     Rounding a product to `dtype` for the next one is a pass over it, 2% of the largest product's time on an H100.
     """
     precision = jax.lax.Precision.HIGHEST if dtype == "float32" else jax.lax.Precision.DEFAULT
-    num_rows, first, largest = (
-        size // 2 if jax.default_backend() == "cpu" else size for size in (NUM_ROWS, FIRST_SIZE, LARGEST_SIZE)
-    )
+    is_cpu = jax.default_backend() == "cpu"
+    num_rows, first, largest = (CPU_SIZE,) * 3 if is_cpu else (NUM_ROWS, FIRST_SIZE, LARGEST_SIZE)
     rng = np.random.default_rng(0)
     rows, block = (rng.standard_normal((num, first), np.float32) for num in (num_rows, first))
     operands: dict[int, tuple[jax.Array, jax.Array]] = {}

@@ -206,7 +206,7 @@ SMALLER = {
     "batch_size: 64": "batch_size: 16",
     '"test": rows[:64]': '"test": rows[:16]',
 }
-"""Of the tutorial's settings: in a few seconds the same path."""
+"""The tutorial's text → what the test runs instead: every command, on less data."""
 
 
 @pytest.mark.slow

@@ -156,7 +156,7 @@ def test_wrong_input_and_a_missing_gpu_are_one_line_and_exit_2(options, says, tm
 @pytest.mark.slow
 def test_a_few_parts_run_in_small_and_write_results_and_plot(tmp_path):
     pytest.importorskip("matplotlib")
-    names = ("numerics", "decode")
+    names = ("numerics", "decode", "scores")
     file = tmp_path / "results.json"
     done = subprocess.run(
         [

@@ -54,11 +54,12 @@ def test_a_slow_machine_times_the_first_size():
 def test_the_timed_programs_do_all_of_their_work(monkeypatch):
     """Each of a call's operations depends on the one before it; the numbers are random and stay finite."""
     monkeypatch.setattr(timing, "lasting", lambda operations, sizes: operations(sizes[-1], 3))
-    monkeypatch.setattr(timing, "NUM_ROWS", 2 * 32)  # on a CPU half of each
-    monkeypatch.setattr(timing, "FIRST_SIZE", 2 * 64)
-    monkeypatch.setattr(timing, "LARGEST_SIZE", 2 * 256)
+    monkeypatch.setattr(timing, "NUM_ROWS", 32)
+    monkeypatch.setattr(timing, "FIRST_SIZE", 64)
+    monkeypatch.setattr(timing, "LARGEST_SIZE", 256)
     monkeypatch.setattr(timing, "MOST_ELEMENTS", 1024)
     monkeypatch.setattr(timing, "FIRST_ELEMENTS", 1024)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # whose sizes are several
     product = timing.matmul("float32")
     result = np.asarray(product.call(), np.float64)
     rng = np.random.default_rng(0)

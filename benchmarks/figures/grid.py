@@ -199,6 +199,6 @@ def _is_start_read(figure: plan.Figure, task: str) -> bool:
 
 
 def _named(run: Run, variant: str, cell: Cell) -> Run:
-    """A run under the names that a figure gives it, whatever names it has by the record of another that shares it."""
+    """A run under this figure's names; where it comes from another figure's record, it has that figure's."""
     names = {"task": cell.task, "variant": variant, "seed": cell.seed}
     return names | run | names  # twice, so that they come first

@@ -47,12 +47,12 @@ class Cell(NamedTuple):
 
     @property
     def is_long(self) -> bool:
-        """Whether it takes minutes, beside which a compilation is little."""
+        """Whether the run takes minutes, so that compiling its program once more costs little."""
         return runs.TASKS[self.task].bed == runs.SMOLLM2
 
     @property
     def chunk(self) -> str:
-        """A hash that cells share which one process plays: those with one compiled program, or a long run alone."""
+        """A hash of the cells that one process plays together: all with one compiled program, but each long run alone."""
         seed = self.seed if self.is_long else None
         about = (sorted(map(str, self.variant.settings.items())), self.rate, runs.TASKS[self.task], seed)
         return hashlib.sha256(repr(about).encode()).hexdigest()[:16]
