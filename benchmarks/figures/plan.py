@@ -14,7 +14,6 @@ Expected = Literal["greater", "less", "equal"]
 
 LEARNING_RATES = (3e-5, 6e-5, 1.2e-4, 2.4e-4, 4.8e-4)
 """Searched for every method alike; extended where the best is at an edge."""
-SMOLLM2_RATES = (5e-7, 1e-6, 2e-6, 4e-6, 8e-6)
 
 TUNING_SEEDS = (100, 101)
 """Of the search, on the figure's `tuning` task; neither is reported."""
@@ -22,7 +21,7 @@ TUNING_SEEDS = (100, 101)
 SEARCH_ROUNDS = 40
 """Of every run of the search, whatever the figure's own number is, so that figures share the search of a common method."""
 
-START_SECONDS = {"tuning": 1.5, "smollm2_hard": 20.0, "smollm2_medium": 20.0}
+START_SECONDS = {"tuning": 1.5, "smollm2_hard": 20.0}
 """Of a run that finds its programs compiled: two cores. Tasks that are not named are as `tuning`, here and below."""
 ROUND_SECONDS = {
     "tuning": 0.05,
@@ -30,9 +29,8 @@ ROUND_SECONDS = {
     "many_groups": 0.06,
     "long": 0.12,
     "smollm2_hard": 3.0,
-    "smollm2_medium": 3.0,
 }
-UPDATE_SECONDS = {"tuning": 0.025, "long": 0.05, "smollm2_hard": 4.0, "smollm2_medium": 4.0}
+UPDATE_SECONDS = {"tuning": 0.025, "long": 0.05, "smollm2_hard": 4.0}
 """Of a round's sampling and verdicts, and of an update, by task. Estimates, for `cost`."""
 
 

@@ -11,7 +11,7 @@ from reval_jax import console as console_lib
 from reval_jax import durable, types
 from reval_jax.tools import demo
 
-TASKS = {"smollm2_hard": "hard", "smollm2_medium": "medium"}
+TASKS = {"smollm2_hard": "hard"}
 """Task → the file configs/one_shot_*.yaml."""
 
 STARTS = Path("runs/testbed")
