@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 
 import numpy as np
@@ -69,6 +70,16 @@ def replaced(record, variant, **fields):
     """The record with these fields in every run of a variant on hard_1."""
     runs = [run | fields if (run["variant"], run["task"]) == (variant, "hard_1") else run for run in record["runs"]]
     return record | {"runs": runs}
+
+
+def test_runs_of_no_variant_are_refused_and_not_left_out(tmp_path):
+    record = made_up_record(fig09.FIGURE)
+    record["runs"][0]["variant"] = "0/1 of old"
+    (tmp_path / "fig09.json").write_text(json.dumps(record))
+    with pytest.raises(
+        ValueError, match=r"fig09.json has runs of 0/1 of old, which are no variants .*figures run fig09"
+    ):
+        page.records(tmp_path)
 
 
 @pytest.mark.parametrize(

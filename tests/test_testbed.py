@@ -194,9 +194,20 @@ def test_a_run_that_figures_share_has_in_each_the_name_of_its_own_variant(tmp_pa
 
 def test_long_runs_are_played_seed_by_seed_and_shared_one_by_one(tmp_path, played):
     figure = FIGURE._replace(tasks=("smollm2_hard",), searches=False)
-    grid.work([figure], journal.Journal(tmp_path, None), seeds=(1, 2), about={}, log=str)
+    lines = []
+    grid.work([figure], journal.Journal(tmp_path, None), seeds=(1, 2), about={}, log=lines.append)
     assert [(updates, seed) for _, updates, seed, _ in played] == [(2, 1), (4, 1), (2, 2), (4, 2)]
     assert len(list((tmp_path / "claims").iterdir())) == 4
+    assert [line.split("; ")[1].split(",")[0] for line in lines] == [
+        *("3 runs left", "2 runs left", "1 run left", "no run left")
+    ]
+
+
+def test_what_is_left_of_a_search_says_that_more_runs_follow(tmp_path, played):
+    known = journal.Journal(tmp_path, None)
+    text = grid.left([FIGURE], known, (1,))
+    assert text.startswith("20 runs left, at most some ")
+    assert text.endswith("then those at the rates that their searches choose")
 
 
 def test_a_run_counts_only_for_cells_that_ask_for_no_more_rounds(tmp_path, played):

@@ -43,14 +43,16 @@ DEFAULTS = {"run": ON_TEST_BED, "draw": FIGURES, "quick": QUICK, "check": [*ON_T
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns 0, or 75 if a signal stopped the runs."""
+    """Returns 0, 75 if a signal stopped the runs, or 2 if a record cannot be drawn."""
     args = parse(argv)
     figures = chosen(args)
     if args.command != "draw":
         if any(runs.TASKS[task].bed == runs.SMOLLM2 for figure in figures for task in tasks_of(figure)):
             smollm2.make()
+        journal = Journal(args.work, None if args.anew else RECORDS)
+        if not args.is_worker:
+            say(grid.left(figures, journal, args.seeds))
         if args.jobs == 1:
-            journal = Journal(args.work, None if args.anew else RECORDS)
             try:
                 grid.work(figures, journal, seeds=args.seeds, about=about(), part=args.part, log=say)
             except runs.InterruptedRunError:
@@ -60,7 +62,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.is_worker:
             return 0
         write(figures, args)
-    picture(figures, args.records)
+    try:
+        picture(figures, args.records)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -91,6 +92,20 @@ def pending(figures: Iterable[plan.Figure], journal: Journal, seeds: Sequence[in
     return list(missing.values())
 
 
+def left(figures: Sequence[plan.Figure], journal: Journal, seeds: Sequence[int]) -> str:
+    """How many runs are still to be played, and for how long at most, in words."""
+    missing = pending(figures, journal, seeds)
+    if not missing:
+        return "no run left"
+    seconds = sum(plan.seconds_of(cell.task, cell.variant, cell.rounds) for cell in missing)
+    is_searching = any(
+        search(figure, method, journal).missing for figure in figures for method in plan.searched(figure)
+    )
+    runs_left = "1 run left" if len(missing) == 1 else f"{len(missing)} runs left"
+    after = ", then those at the rates that their searches choose" if is_searching else ""
+    return f"{runs_left}, at most some {math.ceil(seconds / 60)} minutes of two cores{after}"
+
+
 def work(
     figures: Sequence[plan.Figure],
     journal: Journal,
@@ -112,6 +127,11 @@ def work(
     """
     compiled = programs.Programs()
     metrics = tuple(sorted({*METRICS, *(name for figure in figures for name in figure.metrics)}))
+
+    def tell(text: str) -> None:
+        journal.refresh()
+        log(f"{text}; {left(figures, journal, seeds)}")
+
     while True:
         journal.refresh()
         chunks: dict[str, list[Cell]] = {}
@@ -121,7 +141,7 @@ def work(
         if not chunks:
             return
         if not any(
-            _play(chunk, of_chunk, journal, compiled, metrics, about, log) for chunk, of_chunk in chunks.items()
+            _play(chunk, of_chunk, journal, compiled, metrics, about, tell) for chunk, of_chunk in chunks.items()
         ):
             time.sleep(1.0)  # other processes play all that is left
 

@@ -46,9 +46,21 @@ def main() -> None:
 
 
 def records(directory: Path) -> dict[str, dict[str, Any]]:
-    """Figure's name → its record, of those that exist."""
+    """Figure's name → its record, of those that exist.
+
+    Raises:
+      ValueError: a record has runs of a variant that its figure does not have, and that no table would show.
+    """
     files = {name: directory / f"{name}.json" for name in FIGURES}
-    return {name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items() if file.exists()}
+    found = {name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items() if file.exists()}
+    for name, record in found.items():
+        known = {variant.name for variant in FIGURES[name].variants}
+        if unknown := sorted({run["variant"] for run in record["runs"]} - known):
+            raise ValueError(
+                f"{files[name]} has runs of {', '.join(unknown)}, which are no variants of {name} "
+                f"({', '.join(sorted(known))}): `python -m benchmarks.figures run {name}` writes it again."
+            )
+    return found
 
 
 def with_tables(text: str, named: Mapping[str, str]) -> str:

@@ -160,9 +160,9 @@ def cost(figure: Figure) -> Cost:
     """Runs and seconds of a figure's own cells and of its search."""
     per_task = [(task, variant) for task in figure.tasks for variant in figure.variants]
     searches = [(figure.tuning, variant) for variant in searched(figure).values()]
-    seconds = sum(len(figure.seeds) * _seconds(task, variant, figure.rounds) for task, variant in per_task)
+    seconds = sum(len(figure.seeds) * seconds_of(task, variant, figure.rounds) for task, variant in per_task)
     tries = len(figure.learning_rates) * len(TUNING_SEEDS)
-    seconds += sum(tries * _seconds(task, variant, SEARCH_ROUNDS) for task, variant in searches)
+    seconds += sum(tries * seconds_of(task, variant, SEARCH_ROUNDS) for task, variant in searches)
     return Cost(len(per_task) * len(figure.seeds), len(searches) * tries, seconds)
 
 
@@ -177,14 +177,15 @@ def total(figures: Iterable[Figure]) -> Cost:
             for task in figure.tasks:
                 for seed in figure.seeds:
                     cell = (task, settings, rate, seed, figure.rounds, figure.stops_at_95)
-                    cells[cell] = _seconds(task, variant, figure.rounds)
+                    cells[cell] = seconds_of(task, variant, figure.rounds)
         for method, variant in searched(figure).items():
             for index in range(len(figure.learning_rates) * len(TUNING_SEEDS)):
-                tries[(method, figure.tuning, index)] = _seconds(figure.tuning, variant, SEARCH_ROUNDS)
+                tries[(method, figure.tuning, index)] = seconds_of(figure.tuning, variant, SEARCH_ROUNDS)
     return Cost(len(cells), len(tries), sum(cells.values()) + sum(tries.values()))
 
 
-def _seconds(task: str, variant: Variant, rounds: int) -> float:
+def seconds_of(task: str, variant: Variant, rounds: int) -> float:
+    """An estimate of a run's time on two cores, as if it did not end early."""
     settings = variant.settings
     # The defaults of configs/algorithms: two updates, and one pass.
     updates = settings.get("update.max_updates_per_round") or settings.get("update.updates_per_round", 2)

@@ -17,7 +17,7 @@ FACTOR = 4
 
 
 def _faster(variant: Variant) -> Variant:
-    return methods.variant(f"{variant.name}, rate × {FACTOR}", variant.settings)
+    return methods.variant(f"{variant.name}, rate × {FACTOR}", dict(variant.settings))
 
 
 GRPO_FASTER, REVAL_FASTER = _faster(methods.GRPO), _faster(methods.REVAL_1)
