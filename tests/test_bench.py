@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from support import hf_checkpoints
 
-from benchmarks import log_probabilities
+from benchmarks import log_probabilities, small_steps
 from reval_jax import cli, model, timing, weights, work
 from reval_jax.tools import bench
 
@@ -177,3 +177,15 @@ def test_log_probabilities_of_sampler_and_learner_are_compared_token_by_token(tm
     assert len(gaps["response"]) <= len(gaps["token"])
     assert gaps["token"].max() < 1e-4
     assert log_probabilities.measure(loaded, "float32", "int8")["token"].max() > gaps["token"].max()
+
+
+def test_small_steps_are_seen_whole_only_from_weights_anywhere_between_bfloat16_numbers():
+    levels = np.float32(np.random.default_rng(0).integers(-8, 8, 40_000) + 8.5) / 2**9  # of 9 significant bits at most
+    starts = small_steps.starts(levels)
+    # 1e-6 is at most a hundredth of the distance between two bfloat16 numbers of this size.
+    assert small_steps.seen(starts["stored in bfloat16"], 1e-6, 1) == 0
+    assert small_steps.seen(starts["float32, anywhere between"], 1e-6, 1) == pytest.approx(1, abs=0.5)
+    assert small_steps.seen(starts["float32, anywhere between"], 1e-6, 512) == pytest.approx(1, abs=0.1)
+    np.testing.assert_array_equal(
+        small_steps.rounded(np.float32([1, 1 + 2**-8, 1 + 3 * 2**-8])), np.float32([1, 1, 1 + 2**-6])
+    )
