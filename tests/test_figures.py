@@ -15,7 +15,7 @@ from benchmarks.figures.journal import RECORDS
 from reval_jax import algorithms, batch, config_checks, policy, replay
 from reval_jax import config as config_lib
 
-SIZES = {"many": (64, 1), "many_groups": (8, 8), "long": (8, 8)}
+SIZES = {"many": (64, 1), "many_groups": (8, 8), "long_8": (8, 8)}
 """Prompts and responses of a round of the test bed's tasks; one prompt with 64 responses otherwise."""
 
 

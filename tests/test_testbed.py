@@ -78,6 +78,17 @@ def test_a_committed_bed_is_what_its_plan_says_and_begins_at_its_rates(kind):
             assert found == pytest.approx(rate, abs=1e-3)
 
 
+def test_the_sums_of_the_long_task_and_their_rate_are_those_of_its_model(tmp_path):
+    committed = bed.bed("long")
+    pretrained, made = weights.load(str(committed.model)), bed.Bed(tmp_path)
+    found = bed._write_long(made, bed.PLANS["long"], pretrained.params)["success_rates"]["long_8"]["mean"]
+    assert found == pytest.approx(bed.start("long", "long_8"), abs=1e-3)
+    assert made.data("long_8").read_text() == committed.data("long_8").read_text()
+    for line in made.data("long_8").read_text().splitlines():
+        numbers = json.loads(line)["question"].rstrip("=").split("+")
+        assert sum(map(int, numbers)) == int(json.loads(line)["answer"])
+
+
 @pytest.mark.slow
 def test_a_bed_can_be_taught_on_this_machine(tmp_path):
     """Rounding differs by machine, and so does what is learned: there are prompts of every level all the same."""

@@ -27,10 +27,10 @@ ROUND_SECONDS = {
     "tuning": 0.05,
     "many": 0.06,
     "many_groups": 0.06,
-    "long": 0.12,
+    "long_8": 0.12,
     "smollm2_hard": 3.0,
 }
-UPDATE_SECONDS = {"tuning": 0.025, "long": 0.05, "smollm2_hard": 4.0}
+UPDATE_SECONDS = {"tuning": 0.025, "long_8": 0.05, "smollm2_hard": 4.0}
 """Of a round's sampling and verdicts, and of an update, by task. Estimates, for `cost`."""
 
 

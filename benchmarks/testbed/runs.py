@@ -38,11 +38,11 @@ TASKS: Mapping[str, Task] = {
     **{name: Task("short", 1) for name in (*SINGLE, "tuning")},
     "many": Task("short", RESPONSES, has_held_out=True),
     "many_groups": Task("short", RESPONSES // 8, has_held_out=True),
-    "long": Task("long", RESPONSES // 8, has_held_out=True),
+    "long_8": Task("long", bed.SUMS),
     **{name: Task(SMOLLM2, 1) for name in smollm2.TASKS},
 }
 """Tasks by name: one prompt × 64 responses; `many` has 64 prompts × 1 response of a distribution, `many_groups` 8 prompts × 8
-the same, and `long` 8 sums in steps × 8. Those of SmolLM2 are one prompt × 64."""
+the same, and `long_8` the same 8 sums in steps × 8 in every round. Those of SmolLM2 are one prompt × 64."""
 
 
 def start(task: str) -> float:

@@ -10,7 +10,8 @@ from benchmarks.figures.plan import Figure, Panel
 
 TASKS = ("many_groups",)
 # First the arm at the rate itself, with whose settings the rate is searched.
-VARIANTS = (fig11.GENTLE[0], *fig11.SIX)
+SIX = fig11.arms(4)
+VARIANTS = (fig11.GENTLE[0], *SIX)
 
 FIGURE = Figure(
     name="fig11_many",
@@ -19,11 +20,11 @@ FIGURE = Figure(
     tasks=TASKS,
     variants=VARIANTS,
     rounds=60,
-    contrasts=fig11.contrasts(fig11.SIX, TASKS),
+    contrasts=fig11.contrasts(SIX, TASKS),
     panels=(
-        Panel("ReVal's rate × 4", tuple(each.name for each in fig11.SIX), x="rounds"),
+        Panel("ReVal's rate × 4", tuple(each.name for each in SIX), x="rounds"),
         Panel("rate", (VARIANTS[0].name, VARIANTS[1].name), x="rounds"),
-        Panel("gradient norm", tuple(each.name for each in fig11.SIX), "actor/grad_norm", "rounds"),
+        Panel("gradient norm", tuple(each.name for each in SIX), "actor/grad_norm", "rounds"),
     ),
     metrics=("actor/grad_norm", "actor/kl_ref", "reval/log_ratio", "reval/residual_abs"),
     stops_at_95=False,
