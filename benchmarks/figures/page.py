@@ -136,6 +136,9 @@ def compared(contrast: plan.Contrast) -> str:
     if isinstance(second, plan.Plateau):
         return f"{contrast.first} − p*({second.beta:g})"
     sign = "/" if contrast.outcome in RATIOS else "−"
+    if contrast.other_tasks:  # of one variant on two levels
+        (one,), (other,) = curves.groups(contrast.tasks), curves.groups(contrast.other_tasks)
+        return f"{contrast.first}: {one} {sign} {other}"
     return f"{contrast.first} {sign} {second}" if isinstance(second, str) else f"{contrast.first} − {second:g}"
 
 

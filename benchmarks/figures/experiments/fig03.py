@@ -36,8 +36,8 @@ def _control(name: str) -> Contrast:
         K8,
         "log_t95",
         TASKS,
-        confirms="It needs more than 1.2 times the rounds of ReVal with eight updates: the gain is not what both have.",
-        refutes="It is within 1.2 times of ReVal with eight updates: the gain is what both have.",
+        confirms="This control needs more than 1.2 times ReVal's rounds: it does not explain the gain.",
+        refutes="It is within 1.2 times of ReVal's rounds: it has the same gain.",
         margin=math.log(1.2),
         for_reval=True,
     )

@@ -53,7 +53,7 @@ FIGURE = Figure(
             "GRPO",
             "catch_up",
             TASKS,
-            confirms="ReVal is where GRPO ends 1.23 times sooner (the paper's 580 to 470 rounds).",
+            confirms="In training ReVal is where GRPO ends 1.23 times sooner (the paper, on benchmarks).",
             refutes="It needs more than 1/1.23 of the rounds.",
             expects="less",
             margin=math.log(580 / 470),

@@ -24,7 +24,7 @@ def _resets(beta: float, every: int, *, optimizer: bool = False) -> Variant:
     settings: dict[str, Any] = {"update.beta": beta, "update.reference_reset_every": every}
     if optimizer:
         settings["update.reset_optimizer"] = True
-    name = f"β {beta:g}, " + (f"every {every}" if every else "never") + (", with Adam's moments" if optimizer else "")
+    name = f"β {beta:g}, " + (f"every {every}" if every else "never") + (", Adam's moments too" if optimizer else "")
     method = methods.REVAL_2.name + ("" if beta == methods.BETA else f", β {beta:g}")
     return methods.variant(name, methods.reval(2) | settings, method=method)
 
