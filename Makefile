@@ -32,7 +32,7 @@ PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 help:
 	@echo "make demo               watch SmolLM2-135M learn to answer by ReVal (TASK=easy, medium or hard)"
 	@echo "make test               run every test; some 25 minutes on two cores"
-	@echo "make test-fast          run the tests that take less than about 5 seconds each; about 3 minutes on two cores"
+	@echo "make test-fast          run the tests that take less than about 5 seconds each; about 5 minutes on two cores"
 	@echo "make lint               check style, security rules and types"
 	@echo "make format             rewrite the sources in the style that make lint checks"
 	@echo "make bench              measure and plot the learning curves in docs/"
@@ -40,7 +40,7 @@ help:
 	@echo "make stress             grade 10,000 adversarial answers and 1,000 that hang; SCALE=0.1 for a tenth"
 	@echo "make chaos              kill, corrupt, signal, fail calls and fill the disk of tiny runs, resume and compare; SCALE=0.1 for a tenth"
 	@echo "make evidence           play the missing runs of every figure of docs/evidence.md, hours on two cores; EVIDENCE_ARGS=fig03"
-	@echo "make evidence-quick     play figures 3 and 9 with four seeds, an estimated 10 minutes on two cores, into runs/quick"
+	@echo "make evidence-quick     play figures 3 and 9 with four seeds, three minutes on two cores, into runs/quick"
 	@echo "make figures            draw the figures of docs/evidence.md again from their records"
 	@echo "make docs               build the documentation as a site in site/; a broken link or reference fails the build"
 	@echo "make dist               build wheel and sdist into dist/, install the wheel into a new environment, and test it"
