@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 
@@ -11,7 +12,7 @@ import pytest
 from support import tiny_runs
 
 from benchmarks.figures import grid, journal, plan
-from benchmarks.figures.__main__ import dump, parse
+from benchmarks.figures.__main__ import dump, parse, write
 from benchmarks.figures.experiments import FIGURES
 from benchmarks.testbed import bed, questions, runs, supervised
 from reval_jax import programs, weights
@@ -219,6 +220,13 @@ def test_what_is_left_of_a_search_says_that_more_runs_follow(tmp_path, played):
     text = grid.left([FIGURE], known, (1,))
     assert text.startswith("20 runs left, at most some ")
     assert text.endswith("then those at the rates that their searches choose")
+
+
+def test_fewer_seeds_leave_what_is_recorded_of_the_others(tmp_path, played):
+    grid.work([FIGURE], journal.Journal(tmp_path, None), seeds=(1, 2), about={}, log=str)
+    write([FIGURE], argparse.Namespace(work=tmp_path, records=tmp_path, anew=True, seeds=range(1, 2)))
+    record = json.loads((tmp_path / "fig.json").read_text())
+    assert {run["seed"] for run in record["runs"]} == {1, 2}
 
 
 def test_a_run_counts_only_for_cells_that_ask_for_no_more_rounds(tmp_path, played):

@@ -162,11 +162,11 @@ def start_workers(args: argparse.Namespace) -> int:
 
 
 def write(figures: Sequence[plan.Figure], args: argparse.Namespace) -> None:
-    """The records of these figures from the journal."""
+    """The records of these figures from the journal, with seeds that an earlier command played as well."""
     journal = Journal(args.work, None if args.anew else RECORDS)
     args.records.mkdir(parents=True, exist_ok=True)
     for figure in figures:
-        record = grid.record(figure, journal, args.seeds)
+        record = grid.record(figure, journal, figure.seeds)
         durable.write(args.records / f"{figure.name}.json", dump(record).encode())
         say(f"{figure.name}: {len(record['runs'])} runs, {len(record['search'])} of the search")
 
