@@ -12,7 +12,7 @@ import pytest
 from support import tiny_runs
 
 from benchmarks.figures import grid, journal, plan
-from benchmarks.figures.__main__ import dump, parse, write
+from benchmarks.figures.__main__ import dump, main, parse, write
 from benchmarks.figures.experiments import FIGURES
 from benchmarks.testbed import bed, questions, runs, supervised
 from reval_jax import programs, weights
@@ -220,6 +220,20 @@ def test_what_is_left_of_a_search_says_that_more_runs_follow(tmp_path, played):
     text = grid.left([FIGURE], known, (1,))
     assert text.startswith("20 runs left, at most some ")
     assert text.endswith("then those at the rates that their searches choose")
+    parts = [grid.left([FIGURE], known, (1,), (index, 2)) for index in (0, 1)]
+    assert sum(int(part.split()[0]) for part in parts) == 20
+
+
+@pytest.mark.parametrize("stop", [runs.InterruptedRunError, KeyboardInterrupt])
+def test_a_signal_ends_the_command_without_a_traceback_and_says_how_to_go_on(tmp_path, monkeypatch, capsys, stop):
+    def play(*args, **kwargs):
+        raise stop
+
+    monkeypatch.setattr(runs, "play", play)
+    words = ["run", "fig10", "--anew", "--jobs", "1", "--work", str(tmp_path), "--records", str(tmp_path)]
+    assert main(words) == 75
+    assert "the same command goes on" in capsys.readouterr().out
+    assert not (tmp_path / "fig10.json").exists()
 
 
 def test_fewer_seeds_leave_what_is_recorded_of_the_others(tmp_path, played):

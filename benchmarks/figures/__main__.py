@@ -27,7 +27,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from benchmarks.figures import grid, plan
+from benchmarks.figures import grid, page, plan
 from benchmarks.figures.experiments import FIGURES, ON_TEST_BED
 from benchmarks.figures.journal import RECORDS, WORK, Journal, Run
 from benchmarks.testbed import runs, smollm2
@@ -40,6 +40,7 @@ QUICK = ("fig03", "fig09")
 CHECK_ROUNDS, SMOLLM2_CHECK_ROUNDS = 4, 1
 DEFAULTS = {"run": ON_TEST_BED, "draw": FIGURES, "quick": QUICK, "check": [*ON_TEST_BED, "fig09_smollm2"]}
 """Figures of a command that names none."""
+INTERRUPTED = 75  # exit code, as that of `reval train`
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,22 +52,29 @@ def main(argv: Sequence[str] | None = None) -> int:
             smollm2.make()
         journal = Journal(args.work, None if args.anew else RECORDS)
         if not args.is_worker:
-            say(grid.left(figures, journal, args.seeds))
-        if args.jobs == 1:
-            try:
-                grid.work(figures, journal, seeds=args.seeds, about=about(), part=args.part, log=say)
-            except runs.InterruptedRunError:
-                return 75
-        elif code := start_workers(args):
+            say(grid.left(figures, journal, args.seeds, args.part))
+        code = play(figures, journal, args) if args.jobs == 1 else start_workers(args)
+        if code and not args.is_worker:
+            say(
+                "stopped by a signal: the same command goes on" if code == INTERRUPTED else "a worker failed, see above"
+            )
+        if code or args.is_worker:
             return code
-        if args.is_worker:
-            return 0
         write(figures, args)
     try:
         picture(figures, args.records)
-    except ValueError as error:
+    except page.RecordError as error:
         print(error, file=sys.stderr)
         return 2
+    return 0
+
+
+def play(figures: Sequence[plan.Figure], journal: Journal, args: argparse.Namespace) -> int:
+    """Plays in this process what no other plays; 0, or INTERRUPTED."""
+    try:
+        grid.work(figures, journal, seeds=args.seeds, about=about(), part=args.part, log=say)
+    except (runs.InterruptedRunError, KeyboardInterrupt):  # after Ctrl-C the run begins from its last save
+        return INTERRUPTED
     return 0
 
 
@@ -173,13 +181,14 @@ def write(figures: Sequence[plan.Figure], args: argparse.Namespace) -> None:
 
 def picture(figures: Sequence[plan.Figure], records: Path) -> None:
     """The pictures of these figures from their records, and the tables of the pages."""
-    from benchmarks.figures import draw, page  # workers, which do without matplotlib, draw nothing
+    from benchmarks.figures import draw  # workers, which do without matplotlib, draw nothing
 
+    found = page.records(records)
     for figure in figures:
-        path = records / f"{figure.name}.json"
-        if path.exists() and (record := json.loads(path.read_text(encoding="utf-8")))["runs"]:
-            draw.draw(figure, record, path.with_suffix(".svg"))
-            say(f"{path.with_suffix('.svg')}: {figure.title}")
+        if figure.name in found and found[figure.name]["runs"]:
+            path = records / f"{figure.name}.svg"
+            draw.draw(figure, found[figure.name], path)
+            say(f"{path}: {figure.title}")
     if records == RECORDS:
         page.main()
 

@@ -75,8 +75,10 @@ def cells(figure: plan.Figure, journal: Journal, seeds: Sequence[int]) -> list[C
     return found
 
 
-def pending(figures: Iterable[plan.Figure], journal: Journal, seeds: Sequence[int]) -> list[Cell]:
-    """What is still to be played, cells that figures share once.
+def pending(
+    figures: Iterable[plan.Figure], journal: Journal, seeds: Sequence[int], part: tuple[int, int] = (0, 1)
+) -> list[Cell]:
+    """What a part of the machines has still to play, cells that figures share once.
 
     In the order of the figures, a figure's searches first; of long runs all variants with one seed, then with the next, so that
     what is played of an unfinished figure can be compared.
@@ -89,12 +91,12 @@ def pending(figures: Iterable[plan.Figure], journal: Journal, seeds: Sequence[in
             if journal.find(cell, figure.metrics) is None:
                 longest = max(cell.rounds, missing[cell.key].rounds if cell.key in missing else 0)
                 missing[cell.key] = cell._replace(rounds=longest)
-    return list(missing.values())
+    return [cell for cell in missing.values() if int(cell.chunk, 16) % part[1] == part[0]]
 
 
-def left(figures: Sequence[plan.Figure], journal: Journal, seeds: Sequence[int]) -> str:
-    """How many runs are still to be played, and for how long at most, in words."""
-    missing = pending(figures, journal, seeds)
+def left(figures: Sequence[plan.Figure], journal: Journal, seeds: Sequence[int], part: tuple[int, int] = (0, 1)) -> str:
+    """How many runs this part of the machines has still to play, and for how long at most, in words."""
+    missing = pending(figures, journal, seeds, part)
     if not missing:
         return "no run left"
     seconds = sum(plan.seconds_of(cell.task, cell.variant, cell.rounds) for cell in missing)
@@ -103,7 +105,7 @@ def left(figures: Sequence[plan.Figure], journal: Journal, seeds: Sequence[int])
     )
     runs_left = "1 run left" if len(missing) == 1 else f"{len(missing)} runs left"
     after = ", then those at the rates that their searches choose" if is_searching else ""
-    return f"{runs_left}, at most some {math.ceil(seconds / 60)} minutes of two cores{after}"
+    return f"{runs_left}, at most some {math.ceil(seconds / 60)} min of two cores{after}"
 
 
 def work(
@@ -130,14 +132,13 @@ def work(
 
     def tell(text: str) -> None:
         journal.refresh()
-        log(f"{text}; {left(figures, journal, seeds)}")
+        log(f"{text}; {left(figures, journal, seeds, part)}")
 
     while True:
         journal.refresh()
         chunks: dict[str, list[Cell]] = {}
-        for cell in pending(figures, journal, seeds):
-            if int(cell.chunk, 16) % part[1] == part[0]:
-                chunks.setdefault(cell.chunk, []).append(cell)
+        for cell in pending(figures, journal, seeds, part):
+            chunks.setdefault(cell.chunk, []).append(cell)
         if not chunks:
             return
         if not any(

@@ -36,6 +36,10 @@ RATIOS = ("log_t95", "log_updates", "catch_up")
 """Outcomes that are logarithms, and shown as ratios."""
 
 
+class RecordError(ValueError):
+    """A record does not fit its figure; the message says what to do."""
+
+
 def main() -> None:
     """Rewrites every table of both pages from the plans and from the records that exist."""
     for page in ("evidence.md", "evidence_protocol.md"):
@@ -49,14 +53,14 @@ def records(directory: Path) -> dict[str, dict[str, Any]]:
     """Figure's name → its record, of those that exist.
 
     Raises:
-      ValueError: a record has runs of a variant that its figure does not have, and that no table would show.
+      RecordError: a record has runs of a variant that its figure does not have, and that no table would show.
     """
     files = {name: directory / f"{name}.json" for name in FIGURES}
     found = {name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items() if file.exists()}
     for name, record in found.items():
         known = {variant.name for variant in FIGURES[name].variants}
         if unknown := sorted({run["variant"] for run in record["runs"]} - known):
-            raise ValueError(
+            raise RecordError(
                 f"{files[name]} has runs of {', '.join(unknown)}, which are no variants of {name} "
                 f"({', '.join(sorted(known))}): `python -m benchmarks.figures run {name}` writes it again."
             )
@@ -137,7 +141,7 @@ def compared(contrast: plan.Contrast) -> str:
         return f"{contrast.first} − p*({second.beta:g})"
     sign = "/" if contrast.outcome in RATIOS else "−"
     if contrast.other_tasks:  # of one variant on two levels
-        (one,), (other,) = curves.groups(contrast.tasks), curves.groups(contrast.other_tasks)
+        one, other = (", ".join(curves.groups(tasks)) for tasks in (contrast.tasks, contrast.other_tasks))
         return f"{contrast.first}: {one} {sign} {other}"
     return f"{contrast.first} {sign} {second}" if isinstance(second, str) else f"{contrast.first} − {second:g}"
 
