@@ -97,9 +97,26 @@ class Figure(NamedTuple):
     is_exploratory: bool = False  # added after runs had been seen: it confirms nothing
 
 
+def above(
+    first: Variant,
+    second: Variant,
+    outcome: Outcome,
+    tasks: tuple[str, ...],
+    confirms: str,
+    *,
+    refutes: str = "It is below.",
+    for_reval: bool = False,
+) -> Contrast:
+    """The claim that one variant is above another, without a margin."""
+    return Contrast(first.name, second.name, outcome, tasks, confirms, refutes, for_reval=for_reval)
+
+
 def at_rate(variants: Iterable[Variant], rate: float) -> tuple[Variant, ...]:
-    """The variants at one learning rate, for a figure that does not search."""
-    return tuple(each._replace(settings={**each.settings, "optimizer.learning_rate": rate}) for each in variants)
+    """The variants at one learning rate times the factor of each, for a figure that does not search."""
+    return tuple(
+        each._replace(settings={**each.settings, "optimizer.learning_rate": rate * each.rate_factor})
+        for each in variants
+    )
 
 
 def quick(figure: Figure, rates: Mapping[str, float]) -> Figure:

@@ -12,7 +12,7 @@ then the mechanism is wrong.
 
 from __future__ import annotations
 
-from benchmarks.figures import methods
+from benchmarks.figures import methods, plan
 from benchmarks.figures.plan import Contrast, Figure, Panel, Variant
 
 TASKS = ("hard_1", "medium_1", "easy_1")
@@ -32,7 +32,7 @@ BINARY_STOPPED, SIGNED_STOPPED, MEAN_STOPPED = (
 
 
 def _above(first: Variant, second: Variant, tasks: tuple[str, ...], confirms: str) -> Contrast:
-    return Contrast(first.name, second.name, "area", tasks, confirms=confirms, refutes="It is below.")
+    return plan.above(first, second, "area", tasks, confirms)
 
 
 FIGURE = Figure(

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from benchmarks.figures import plan
 from benchmarks.figures.experiments import fig09
-from benchmarks.figures.plan import Contrast
+from benchmarks.figures.plan import Contrast, Variant
 
 TASKS = ("smollm2_hard",)
 RATE = 2e-6
 
 
-def _above(first: str, second: str, confirms: str) -> Contrast:
-    return Contrast(first, second, "final", TASKS, confirms=confirms, refutes="It is below.")
+def _above(first: Variant, second: Variant, confirms: str) -> Contrast:
+    return plan.above(first, second, "final", TASKS, confirms)
 
 
 FIGURE = fig09.FIGURE._replace(
@@ -29,10 +29,10 @@ FIGURE = fig09.FIGURE._replace(
     searches=False,
     stops_at_95=False,
     contrasts=(
-        _above("group mean", "0/1", "Group-mean reward is above 0/1."),
-        _above("0/1", "±1", "0/1 reward is above ±1."),
-        _above("±1, ∇V stopped", "±1", "Stopping ∇V mends ±1."),
-        _above("0/1, ∇V stopped", "0/1", "Stopping ∇V mends 0/1."),
+        _above(fig09.MEAN, fig09.BINARY, "Group-mean reward is above 0/1."),
+        _above(fig09.BINARY, fig09.SIGNED, "0/1 reward is above ±1."),
+        _above(fig09.SIGNED_STOPPED, fig09.SIGNED, "Stopping ∇V mends ±1."),
+        _above(fig09.BINARY_STOPPED, fig09.BINARY, "Stopping ∇V mends 0/1."),
         Contrast(
             "group mean, ∇V stopped",
             "group mean",
