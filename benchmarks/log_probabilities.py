@@ -1,6 +1,6 @@
 """Measures how far the sampler's log-probabilities are from the learner's on the real SmolLM2-135M, by dtype and cache.
 
-    python -m benchmarks.log_probabilities         # needs the demo's model (`make demo` downloads it); minutes on two cores
+    python -m benchmarks.log_probabilities         # downloads the demo's model unless it is there; minutes on two cores
 
 Both compute the same policy, the sampler token by token with a cache, the learner in whole rows. Prints quantiles of
 |sampler - learner| in nats, for single tokens and for sums over a response, which the loss uses.
@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from benchmarks.testbed import smollm2
 from reval_jax import algorithms, batch, keys, mesh, policy, sampler, trajectories, types, weights
 from reval_jax import config as config_lib
 from reval_jax.tools import demo
@@ -31,6 +32,7 @@ QUANTILES = (0.5, 0.9, 0.99, 1.0)
 
 def main() -> None:
     """Prints a table."""
+    smollm2.make()
     loaded = weights.load(str(Path(demo.MODEL)))
     print(f"{'dtype':<10}{'cache':<9}{'of':<11}" + "".join(f"{f'{q:.0%}':>10}" for q in QUANTILES))
     for dtype, cache in CASES:

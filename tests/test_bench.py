@@ -180,12 +180,17 @@ def test_log_probabilities_of_sampler_and_learner_are_compared_token_by_token(tm
 
 
 def test_small_steps_are_seen_whole_only_from_weights_anywhere_between_bfloat16_numbers():
-    levels = np.float32(np.random.default_rng(0).integers(-8, 8, 40_000) + 8.5) / 2**9  # of 9 significant bits at most
-    starts = small_steps.starts(levels)
+    stored = np.float32(np.random.default_rng(0).integers(-8, 8, 40_000) + 8.5) / 2**9  # of at most 5 significant bits
+    starts = small_steps.starts(stored)
+    np.testing.assert_array_equal(starts["stored in bfloat16"], stored)
     # 1e-6 is at most a hundredth of the distance between two bfloat16 numbers of this size.
-    assert small_steps.seen(starts["stored in bfloat16"], 1e-6, 1) == 0
+    assert small_steps.seen(stored, 1e-6, 1) == 0
     assert small_steps.seen(starts["float32, anywhere between"], 1e-6, 1) == pytest.approx(1, abs=0.5)
     assert small_steps.seen(starts["float32, anywhere between"], 1e-6, 512) == pytest.approx(1, abs=0.1)
+    # Exactly between 1 and 1 + 2**-7 half of the directions go on to the latter: a mean movement of 2**-8.
+    between = np.full(40_000, 1 + 2**-8, np.float32)
+    assert (small_steps.ties(stored), small_steps.ties(between)) == (0, 1)
+    assert small_steps.seen(between, 1e-6, 1) == pytest.approx(2**-8 / 1e-6, rel=0.05)
     np.testing.assert_array_equal(
         small_steps.rounded(np.float32([1, 1 + 2**-8, 1 + 3 * 2**-8])), np.float32([1, 1, 1 + 2**-6])
     )
